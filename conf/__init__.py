@@ -1,0 +1,1 @@
+"""Hydra configuration groups; every default value lives here."""

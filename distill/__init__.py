@@ -1,0 +1,1 @@
+"""What both stages share: grids, classes, nuScenes data, the teacher store, losses, metrics, augmentation."""

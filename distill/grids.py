@@ -1,0 +1,61 @@
+"""Voxel grids: where a (200, 200, 16) array lies in the world.
+
+Two grids of the same shape circulate in this field (Occ3D-nuScenes and SurroundOcc); a shape check cannot tell
+them apart, so everything that carries voxels carries a `VoxelGrid`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class VoxelGrid:
+    """An axis-aligned voxel grid in the `frame` of one keyframe.
+
+    Arrays on it are indexed [x, y, z]; voxel (i, j, k) has its centre at `lower + (index + 0.5) * voxel_size`.
+
+    Attributes:
+        name: short name used in configs and stores.
+        frame: "ego" (x forward, y left, z up, LiDAR-time ego pose) or "lidar" (the LIDAR_TOP sensor frame).
+        lower: the minimum corner, metres.
+        voxel_size: edge length of a voxel, metres.
+        shape: number of voxels along x, y, z.
+    """
+
+    name: str
+    frame: Literal["ego", "lidar"]
+    lower: tuple[float, float, float]
+    voxel_size: float
+    shape: tuple[int, int, int]
+
+    @property
+    def upper(self) -> tuple[float, float, float]:
+        """The maximum corner, metres."""
+        x, y, z = (low + self.voxel_size * count for low, count in zip(self.lower, self.shape, strict=True))
+        return (x, y, z)
+
+    def centres(self) -> np.ndarray:
+        """Voxel centres in metres, float64 (X, Y, Z, 3)."""
+        axes = [
+            low + (np.arange(count) + 0.5) * self.voxel_size for low, count in zip(self.lower, self.shape, strict=True)
+        ]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready description, the inverse of `from_dict`."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, description: dict[str, Any]) -> VoxelGrid:
+        """Rebuild a grid from `to_dict`."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in description.items()})
+
+
+# Occ3D-nuScenes: the ego frame of the keyframe (systems.md 0.1).
+OCC3D = VoxelGrid("occ3d", "ego", (-40.0, -40.0, -1.0), 0.4, (200, 200, 16))
+# SurroundOcc / GaussianFormer: the LIDAR_TOP frame (systems.md 0.5).
+SURROUNDOCC = VoxelGrid("surroundocc", "lidar", (-50.0, -50.0, -5.0), 0.5, (200, 200, 16))

@@ -1,0 +1,1 @@
+"""The student stage: networks, the stream of frames and teacher stores, training, evaluation."""
