@@ -1,0 +1,32 @@
+# make demo: the whole pipeline on the demo world.  make test: lint, types and all tests.
+# Each sets up .venv when it is missing or older than pyproject.toml.
+PYTHON ?= python3
+BIN := .venv/bin
+SHELL := /bin/bash
+
+.PHONY: demo test lint compare clean
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: .venv/.ready
+	$(BIN)/occ-dump
+	$(BIN)/occ-train-student experiment=demo
+	$(BIN)/occ-eval checkpoint=runs/demo/demo-kd_voxel_bev-seed0/best.pt
+
+compare: .venv/.ready
+	$(BIN)/occ-dump
+	$(BIN)/python benchmarks/kd_gain.py experiment=demo
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv runs stores data build *.egg-info

@@ -1,0 +1,50 @@
+"""Distillation against its control at equal budget and seed, in one table.
+
+    python benchmarks/kd_gain.py [occ-train-student overrides]
+
+trains `kd=none` and `kd=voxel_bev` (or what `--kd` names) with the same overrides and seed, scores both best
+checkpoints on the validation split and prints what distillation gained, also as a share of the gap to the teacher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+
+
+def main() -> None:
+    """Train, score and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kd", default="none,voxel_bev", help="kd options to compare; the first is the control")
+    parser.add_argument("overrides", nargs="*", help="overrides of occ-train-student, the same for all")
+    arguments = parser.parse_args()
+    metrics = {kd: train_and_score(kd, arguments.overrides) for kd in arguments.kd.split(",")}
+    control, *others = metrics
+    teacher = metrics[control].get("teacher", {}).get("miou", float("nan"))
+    base = metrics[control]["student"]["miou"]
+    print(f"\n{'kd':<12}{'val mIoU':>10}{'geo IoU':>10}{'gain':>8}{'of gap':>9}   (teacher mIoU {teacher:.2f})")
+    for kd in (control, *others):
+        student = metrics[kd]["student"]
+        gain = student["miou"] - base
+        share = "" if kd == control else f"{gain / (teacher - base):.0%}"
+        print(f"{kd:<12}{student['miou']:>10.2f}{student['geometric_iou']:>10.2f}{gain:>+8.2f}{share:>9}")
+
+
+def train_and_score(kd: str, overrides: list[str]) -> dict:
+    """Run occ-train-student and occ-eval as a user would; returns metrics.json."""
+    given = [*overrides, f"kd={kd}"]
+    with initialize_config_module("conf", version_base="1.3"):
+        output = Path(compose("train", overrides=given).output)
+    programs = Path(sys.executable).parent
+    subprocess.run([programs / "occ-train-student", *given], check=True)
+    subprocess.run([programs / "occ-eval", f"checkpoint={output / 'best.pt'}"], check=True)
+    return json.loads((output / "eval-val" / "metrics.json").read_text())
+
+
+if __name__ == "__main__":
+    main()

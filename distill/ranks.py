@@ -1,0 +1,62 @@
+"""Which of the processes started by torchrun this one is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from distill.errors import InputError
+
+
+def rank() -> int:
+    """This process's number, 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes torchrun started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_enough(samples: int, what: str) -> None:
+    """Raise InputError when some rank would have nothing to do.
+
+    Raises:
+        InputError: there are more ranks than samples.
+    """
+    if samples < world_size():
+        raise InputError(
+            f"{world_size()} ranks for {samples} {what}: start torchrun with --nproc-per-node {max(samples, 1)} or less"
+        )
+
+
+def device(name: str) -> torch.device:
+    """The device of this rank: `name` is "auto", "cpu" or "cuda".
+
+    Raises:
+        InputError: "cuda" without a GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device=cuda, but torch sees no GPU: use device=cpu or device=auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+@contextmanager
+def process_group(on: torch.device) -> Iterator[None]:
+    """Join the ranks for collective operations: NCCL on GPUs, gloo on CPUs; nothing for a single process."""
+    if world_size() == 1:
+        yield
+        return
+    if on.type == "cuda":
+        torch.cuda.set_device(on)
+    dist.init_process_group("nccl" if on.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,126 @@
+"""occ-eval: score a checkpoint on labelled keyframes, beside its teacher, with tables and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from distill import ranks
+from distill.checkpoint import Checkpoint, load_checkpoint
+from distill.classes import ClassSet
+from distill.command import command
+from distill.metrics import OccupancyScore
+from distill.nuscenes.dataroot import open_dataroot
+from distill.nuscenes.frames import FrameDataset, collate, to_device
+from distill.nuscenes.index import Keyframe
+from distill.store import TeacherStore
+from student.report import Report
+from student.stream import find_store
+
+
+@command("eval")
+def main(config: DictConfig) -> None:
+    """Score the configured checkpoint; see conf/eval.yaml."""
+    device = ranks.device(config.device)
+    with ranks.process_group(device):
+        checkpoint = load_checkpoint(config.checkpoint, config.weights)
+        settings = settings_of(checkpoint, config)
+        keyframes = open_dataroot(settings.data).keyframes(config.split)[: config.max_samples]
+        ranks.check_enough(len(keyframes), "keyframes")
+        classes = instantiate(settings.classes)
+        stores = existing_stores(settings, classes)
+        output = Path(config.output or checkpoint.path.parent / f"eval-{config.split}")
+        report = Report(output, classes, checkpoint, settings, config.split)
+        evaluate(config, checkpoint, settings, keyframes, stores, report, device)
+
+
+def evaluate(
+    config: DictConfig,
+    checkpoint: Checkpoint,
+    settings: DictConfig,
+    keyframes: list[Keyframe],
+    stores: list[TeacherStore],
+    report: Report,
+    device: torch.device,
+) -> None:
+    """Run the network over this rank's keyframes, count, draw, and write the report from the first rank."""
+    network = checkpoint.network().to(device)
+    mine = keyframes[ranks.rank() :: ranks.world_size()]
+    inputs = {**settings.student.inputs, "depth_stride": None}
+    frames = FrameDataset(mine, labels=True, augmentation=None, seed=0, **inputs)
+    loader = DataLoader(frames, batch_size=config.batch_size, num_workers=config.workers, collate_fn=collate)
+    pictured = set(spread(mine, config.panels))
+    scores = {"student": OccupancyScore(report.classes), "teacher": OccupancyScore(report.classes)}
+    progress = tqdm(total=len(mine), desc="evaluate", unit="keyframe", disable=ranks.rank() != 0)
+    by_token = {frame.token: frame for frame in mine}
+    for batch in loader:
+        for sample in predictions(network, batch, stores, device):
+            if sample["labelled"]:
+                for who in scores.keys() & sample.keys():
+                    scores[who].update(sample[who], sample["semantics"], sample["mask_camera"])
+            if sample["token"] in pictured:
+                report.add_panel(by_token[sample["token"]], sample)
+            progress.update()
+    progress.close()
+    for score in scores.values():
+        score.all_reduce()
+    if ranks.rank() == 0:
+        report.finish(scores, len(keyframes))
+
+
+@torch.inference_mode()
+def predictions(
+    network: torch.nn.Module, batch: dict[str, Any], stores: list[TeacherStore], device: torch.device
+) -> list[dict[str, Any]]:
+    """Per sample of the batch: token, labels, and the classes by student and, where a store has it, teacher."""
+    student_BXYZ = network(to_device(batch, device)).voxel_logits_BXYZC.argmax(-1).to(torch.uint8).cpu().numpy()
+    samples = []
+    for index, token in enumerate(batch["token"]):
+        sample = {
+            "token": token,
+            "student": student_BXYZ[index],
+            "labelled": bool(batch["labelled"][index]),
+            "semantics": batch["semantics"][index].numpy(),
+            "mask_camera": batch["mask_camera"][index].numpy(),
+        }
+        store = find_store(stores, token)
+        if store is not None:
+            sample["teacher"] = store.semantics(token)
+        samples.append(sample)
+    return samples
+
+
+def settings_of(checkpoint: Checkpoint, config: DictConfig) -> DictConfig:
+    """The checkpoint's own configuration with the data and store values given to occ-eval in place."""
+    given = {
+        group: {key: value for key, value in OmegaConf.to_container(config[group]).items() if value is not None}
+        for group in ("data", "store")
+    }
+    merged = OmegaConf.merge(OmegaConf.create(checkpoint.config), given)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def existing_stores(settings: DictConfig, classes: ClassSet) -> list[TeacherStore]:
+    """The teacher stores to compare with; a path that does not exist is said and left out."""
+    stores = []
+    for path in settings.store.paths:
+        if not Path(path).exists():
+            print(f"no teacher store at {path}: the student is scored alone")
+            continue
+        store = TeacherStore(Path(path))
+        store.check(instantiate(settings.grid), classes)
+        stores.append(store)
+    return stores
+
+
+def spread(keyframes: list[Keyframe], count: int) -> list[str]:
+    """Tokens of `count` keyframes, evenly spaced."""
+    step = max(1, len(keyframes) // max(1, count))
+    return [frame.token for frame in keyframes[step // 2 :: step]][:count]

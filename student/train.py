@@ -1,0 +1,164 @@
+"""occ-train-student: train a network on keyframes, labels and teacher stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.utils.data import DataLoader
+
+from distill import ranks
+from distill.checkpoint import code_version, load_training_state
+from distill.command import command
+from distill.errors import InputError
+from distill.metrics import OccupancyScore
+from distill.nuscenes.dataroot import open_dataroot
+from distill.nuscenes.frames import FrameDataset, collate
+from distill.nuscenes.index import NuScenesIndex
+from student.sampler import ResumableSampler
+from student.scoring import score_network
+from student.stream import TeacherStream, open_stores
+from student.training import Trainer
+
+# what may differ between a run and its continuation, because no number depends on it
+FREE_TO_CHANGE = ("trainer.workers", "trainer.checkpoint_every", "device")
+
+
+@command("train")
+def main(config: DictConfig) -> None:
+    """Train, or go on with, the configured run; see conf/train.yaml."""
+    device = ranks.device(config.device)
+    with ranks.process_group(device):
+        index = open_dataroot(config.data)
+        output = Path(config.output)
+        make_folder(output)
+        # every rank starts from the same weights; DDP broadcasts the first rank's anyway
+        torch.manual_seed(config.seed)
+        network = instantiate(config.student.network)
+        loader = training_loader(config, index)
+        scorer = validation(config, index, device)
+        losses = [instantiate(node) for node in (config.trainer.loss, config.kd.loss) if node is not None]
+        facts = {
+            "config": OmegaConf.to_container(config, resolve=True),
+            "code": code_version(),
+            "stores": [store.identity.to_dict() for store in loader.dataset.stores],
+        }
+        trainer = Trainer(config.trainer, network, losses, loader, scorer, output, facts, device)
+        last = output / "last.pt"
+        if last.exists():
+            resume(trainer, last)
+        torch.manual_seed(config.seed + 1 + ranks.rank()) if trainer.step == 0 else None
+        trainer.fit()
+        if ranks.rank() == 0:
+            best = max(trainer.history, key=lambda entry: entry["val_miou"])
+            print(
+                f"{output}: best val mIoU {best['val_miou']:.2f} in epoch {best['epoch']} of {config.trainer.epochs} "
+                f"(EMA weights); score it with: occ-eval checkpoint={output / 'best.pt'}"
+            )
+
+
+def make_folder(output: Path) -> None:
+    """Make the run's folder.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / ".writable").touch()
+        (output / ".writable").unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{output}: cannot write here ({error.strerror}): choose another output=") from error
+
+
+def training_loader(config: DictConfig, index: NuScenesIndex) -> DataLoader:
+    """Batches of the training split joined with the teacher stores that `kd` asks for.
+
+    Raises:
+        InputError: batch size and ranks do not fit, or a store does not fit the student.
+    """
+    keyframes = index.keyframes("train")[: config.trainer.max_samples]
+    ranks.check_enough(len(keyframes), "training keyframes")
+    if config.trainer.batch_size % ranks.world_size():
+        raise InputError(
+            f"trainer.batch_size={config.trainer.batch_size} (over all ranks) is no multiple of "
+            f"{ranks.world_size()} ranks: choose one"
+        )
+    if len(keyframes) < config.trainer.batch_size:
+        raise InputError(
+            f"{len(keyframes)} training keyframes do not fill one batch: "
+            f"set trainer.batch_size to {len(keyframes)} or less"
+        )
+    frames = FrameDataset(
+        keyframes,
+        labels=True,
+        augmentation=instantiate(config.trainer.augmentation),
+        seed=config.seed,
+        **config.student.inputs,
+    )
+    stores = [] if config.kd.loss is None else open_stores(config)
+    sampler = ResumableSampler(
+        len(keyframes), config.trainer.batch_size, config.seed, ranks.rank(), ranks.world_size()
+    )
+    return DataLoader(
+        TeacherStream(frames, stores, config.store.missing),
+        batch_sampler=sampler,
+        num_workers=config.trainer.workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def validation(config: DictConfig, index: NuScenesIndex, device: torch.device) -> Any:
+    """A function that scores a network on the validation split, without teacher and augmentation."""
+    keyframes = index.keyframes("val")[: config.trainer.max_val_samples]
+    ranks.check_enough(len(keyframes), "validation keyframes")
+    inputs = {**config.student.inputs, "depth_stride": None}
+    mine = keyframes[ranks.rank() :: ranks.world_size()]
+    frames = FrameDataset(mine, labels=True, augmentation=None, seed=config.seed, **inputs)
+    classes = instantiate(config.classes)
+
+    def score(network: nn.Module) -> OccupancyScore:
+        loader = DataLoader(frames, batch_size=1, num_workers=min(1, config.trainer.workers), collate_fn=collate)
+        return score_network(network, loader, classes, device)
+
+    return score
+
+
+def resume(trainer: Trainer, last: Path) -> None:
+    """Go on from `last.pt`.
+
+    Raises:
+        InputError: it belongs to a run with another configuration or number of ranks.
+    """
+    state = load_training_state(last)
+    before, now = _flat(state["config"]), _flat(trainer.facts["config"])
+    before["torchrun ranks"], now["torchrun ranks"] = state["world_size"], ranks.world_size()
+    changed = [
+        f"{key}={before.get(key)} became {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in FREE_TO_CHANGE
+    ]
+    if changed:
+        raise InputError(
+            f"{last} belongs to a run with another configuration ({'; '.join(changed[:3])}): "
+            "choose another output=, or remove that folder"
+        )
+    trainer.load_state_dict(state)
+    if ranks.rank() == 0:
+        print(f"going on from {last}: step {trainer.step} of {trainer.total_steps}", flush=True)
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested dict under dotted names."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        key: value
+        for name, child in node.items()
+        for key, value in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
+    }

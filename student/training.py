@@ -1,0 +1,221 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from distill import ranks
+from distill.checkpoint import save_training_state
+from distill.errors import InputError
+from distill.metrics import OccupancyScore
+from distill.nuscenes.frames import to_device
+from student.sampler import ResumableSampler
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+Losses = list[Callable[[Any, dict[str, Any]], dict[str, torch.Tensor]]]
+
+
+class Trainer:
+    """Trains a network, validates it each epoch and keeps `last.pt` and `best.pt`.
+
+    Args:
+        config: the `trainer` node of the configuration.
+        network: maps a batch to an `Occupancy`.
+        losses: each maps (prediction, batch) to named terms, already weighted; their sum is minimised.
+        loader: training batches, drawn by a `ResumableSampler`.
+        validate: scores a network on the validation frames of all ranks.
+        output: folder of checkpoints and logs.
+        facts: what every checkpoint carries besides the training state: configuration, code, stores.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        network: nn.Module,
+        losses: Losses,
+        loader: DataLoader,
+        validate: Callable[[nn.Module], OccupancyScore],
+        output: Path,
+        facts: dict[str, Any],
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.network = network.to(device)
+        self.losses = losses
+        self.loader = loader
+        self.sampler: ResumableSampler = loader.batch_sampler  # type: ignore[assignment]
+        self.validate = validate
+        self.output = output
+        self.facts = facts
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.total_steps = config.epochs * self.sampler.steps_per_epoch
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate_factor)
+        self.dtype = PRECISIONS[config.precision]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        # timm's EMA averages buffers (batch-norm statistics) along with the parameters
+        self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True)
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.sums: dict[str, float] = defaultdict(float)
+        parallel = ranks.world_size() > 1
+        self.parallel = DistributedDataParallel(self.network) if parallel else self.network
+        self.board = SummaryWriter(str(output / "tensorboard")) if ranks.rank() == 0 else None
+
+    def _learning_rate_factor(self, step: int) -> float:
+        """Linear warm-up, then a half cosine to zero."""
+        warmup = self.config.warmup_steps
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, self.total_steps - warmup))))
+
+    def fit(self) -> None:
+        """Train from wherever this trainer stands to the last epoch."""
+        for epoch in range(len(self.history), self.config.epochs):
+            self._train_epoch(epoch)
+            score = self.validate(self.ema.module)
+            self._close_epoch(epoch, score)
+        if self.board is not None:
+            self.board.close()
+
+    def _train_epoch(self, epoch: int) -> None:
+        self.network.train()
+        first = self.step - epoch * self.sampler.steps_per_epoch
+        self.sampler.start_at(epoch, first)
+        self.loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+        progress = tqdm(
+            total=self.sampler.steps_per_epoch,
+            initial=first,
+            desc=f"epoch {epoch + 1}/{self.config.epochs}",
+            unit="step",
+            disable=ranks.rank() != 0,
+        )
+        began = waited_from = time.perf_counter()
+        waited = 0.0
+        for batch in self.loader:
+            waited += time.perf_counter() - waited_from
+            terms = self._train_step(to_device(batch, self.device))
+            progress.update()
+            share = waited / (time.perf_counter() - began)
+            progress.set_postfix_str(f"loss {terms['loss']:.3f}, {share:.0%} waiting for data")
+            if self.step % self.config.checkpoint_every == 0:
+                self.save("last.pt")
+            waited_from = time.perf_counter()
+        progress.close()
+
+    def _train_step(self, batch: dict[str, Any]) -> dict[str, float]:
+        """One optimiser step; returns the loss terms of this rank."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            prediction = self.parallel(batch)
+        terms = {name: value for loss in self.losses for name, value in loss(prediction, batch).items()}
+        loss = torch.stack(list(terms.values())).sum()
+        # one copy from the device for all values
+        values = dict(zip([*terms, "loss"], torch.stack([*terms.values(), loss]).tolist(), strict=True))
+        if not math.isfinite(values["loss"]):
+            raise InputError(
+                f"the loss is {values['loss']} at step {self.step} (tokens {', '.join(batch['token'])}): "
+                "lower trainer.learning_rate, or look at these samples; last.pt is intact"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        self.step += 1
+        self.ema.update(self.network, step=self.step)
+        self._record(values, batch)
+        return values
+
+    def _record(self, values: dict[str, float], batch: dict[str, Any]) -> None:
+        for name, value in values.items():
+            self.sums[name] += value
+            if self.board is not None:
+                self.board.add_scalar(f"train/{name}", value, self.step)
+        self.sums["steps"] += 1
+        if "taught" in batch:
+            self.sums["frames_without_teacher"] += int((~batch["taught"]).sum())
+
+    def _close_epoch(self, epoch: int, score: OccupancyScore) -> None:
+        """Log the epoch and keep its checkpoints."""
+        result = score.result()
+        steps = self.sums.pop("steps")
+        untaught = self.sums.pop("frames_without_teacher", 0)
+        entry = {"epoch": epoch + 1, "step": self.step, "frames_without_teacher": int(untaught)}
+        entry |= {f"train_{name}": value / steps for name, value in self.sums.items()}
+        entry |= {"val_miou": result.miou, "val_geometric_iou": result.geometric_iou}
+        self.sums.clear()
+        best = all(not result.miou <= earlier["val_miou"] for earlier in self.history)
+        self.history.append(entry)
+        if self.board is not None:
+            self.board.add_scalar("val/miou", result.miou, self.step)
+            self.board.add_scalar("val/geometric_iou", result.geometric_iou, self.step)
+            lines = "".join(json.dumps(line) + "\n" for line in self.history)
+            (self.output / "metrics.jsonl").write_text(lines)
+            print(f"epoch {epoch + 1}: val mIoU {result.miou:.2f}, IoU {result.geometric_iou:.2f} (EMA)", flush=True)
+        if best:
+            self.save("best.pt")
+        self.save("last.pt")
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint from the first rank; all ranks must call it."""
+        random = {"torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        gathered: list[Any] = [random]
+        if ranks.world_size() > 1:
+            gathered = [None] * ranks.world_size()
+            dist.all_gather_object(gathered, random)
+        if ranks.rank() == 0:
+            save_training_state(self.output / name, self.state_dict() | {"random": gathered})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the random state; tensors and plain values alone."""
+        return self.facts | {
+            "network": self.network.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "epoch": len(self.history),
+            "world_size": ranks.world_size(),
+            "scores": self.history[-1] if self.history else {},
+            "history": self.history,
+            "sums": dict(self.sums),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Stand where the run stood when `state` was saved."""
+        self.network.load_state_dict(state["network"])
+        self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self.history = state["history"]
+        self.sums = defaultdict(float, state["sums"])
+        random = state["random"][ranks.rank()]
+        torch.set_rng_state(random["torch"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], self.device)

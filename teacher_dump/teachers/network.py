@@ -1,0 +1,41 @@
+"""A network trained by `occ-train-student` as a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+
+from distill.checkpoint import load_checkpoint
+
+
+class NetworkTeacher:
+    """Rebuilds a network from its checkpoint (strictly) and predicts with it; see `teacher_dump.teachers.Teacher`.
+
+    Args:
+        name: how the store names this teacher.
+        checkpoint: `.pt` or `.safetensors` file, or `pkg://package/file`.
+        weights: "ema" or "raw".
+
+    Raises:
+        InputError: the file is missing, is no checkpoint, or does not fit its own description.
+    """
+
+    def __init__(self, name: str, checkpoint: str, weights: str) -> None:
+        loaded = load_checkpoint(checkpoint, weights)
+        self.name = name
+        self.network = loaded.network()
+        self.grid = instantiate(loaded.config["grid"])
+        self.inputs: dict[str, Any] = {**loaded.config["student"]["inputs"], "depth_stride": None}
+        self.checkpoint_sha256 = loaded.sha256
+
+    def to(self, device: torch.device) -> NetworkTeacher:
+        """Move the network to a device and return itself."""
+        self.network.to(device)
+        return self
+
+    @torch.inference_mode()
+    def predict(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Log-probabilities, float32 (B, X, Y, Z, C)."""
+        return self.network(batch).voxel_logits_BXYZC.float().log_softmax(-1)
