@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -25,24 +26,34 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
     """
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
-        program = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=config_name)(task)
+        # inside Hydra as well, which would otherwise announce the error with a line of its own
+        program = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=config_name)(_guarded(task))
 
         def main() -> None:
-            # Hydra would otherwise swallow the exception and print several lines of its own.
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-            try:
-                program()
-            except KeyboardInterrupt:
-                _leave("interrupted; run the same command again to go on where it stopped", INTERRUPTED)
-            except Exception as error:
-                message = user_mistake(error)
-                if message is None:
-                    raise
-                _leave(message, USER_ERROR)
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of the configuration itself reach us as they are
+            _guarded(program)()
 
         return main
 
     return decorate
+
+
+def _guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """`function`, leaving the process with one line when the user made a mistake."""
+
+    @functools.wraps(function)
+    def guarded(*arguments: DictConfig) -> None:
+        try:
+            function(*arguments)
+        except KeyboardInterrupt:
+            _leave("interrupted; run the same command again to go on where it stopped", INTERRUPTED)
+        except Exception as error:
+            message = user_mistake(error)
+            if message is None:
+                raise
+            _leave(message, USER_ERROR)
+
+    return guarded
 
 
 def user_mistake(error: BaseException | None) -> str | None:

@@ -68,10 +68,9 @@ def evaluate(
                 report.add_panel(by_token[sample["token"]], sample)
             progress.update()
     progress.close()
-    for score in scores.values():
-        score.all_reduce()
+    totals = {who: score.over_ranks(device) for who, score in scores.items()}
     if ranks.rank() == 0:
-        report.finish(scores, len(keyframes))
+        report.finish(totals, len(keyframes))
 
 
 @torch.inference_mode()

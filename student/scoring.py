@@ -22,5 +22,4 @@ def score_network(network: nn.Module, loader: DataLoader, classes: ClassSet, dev
             if labelled:
                 labels, mask = batch["semantics"][index], batch["mask_camera"][index]
                 score.update(semantics_BXYZ[index], labels.numpy(), mask.numpy())
-    score.all_reduce()
-    return score
+    return score.over_ranks(device)

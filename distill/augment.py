@@ -1,0 +1,163 @@
+"""One augmentation for everything a frame carries: images, calibration, points, labels, masks and teachers.
+
+A `Transform` has two halves. Image half: every camera image is scaled, shifted, mirrored and recoloured; its
+intrinsics follow, and nothing in the 3D world changes. World half: the ego frame is mirrored along x and/or y; all that
+lives in it follows, and no pixel changes. Both mirror the Occ3D range symmetrically, so voxels map onto voxels.
+
+Distilling is only valid when teacher and student see the same world, so a signal `Transform.apply` has not been told
+how to move is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distill.errors import InputError
+
+# Mirroring the world leaves these as they are: identity, and all that is seen from a camera.
+_CAMERA_SIDE = frozenset({"token", "scene", "labelled", "images", "intrinsics", "depth"})
+# Arrays indexed [x, y, ...] in the ego frame.
+_GRIDS = frozenset({"semantics", "mask_camera", "mask_lidar", "teacher_voxel", "teacher_bev"})
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """How one camera image becomes a network input: u' = scale * u - offset, then mirrored, then recoloured.
+
+    Pixel coordinates are continuous: column j spans [j, j + 1). Area outside the source image is black.
+
+    Attributes:
+        scale: pixels of the result per pixel of the source.
+        offset: (x, y) of the crop's upper left corner in the scaled image, pixels.
+        flip: mirror the result left to right.
+        brightness, contrast, saturation: enhancement factors, 1 = unchanged.
+    """
+
+    scale: float
+    offset: tuple[float, float]
+    flip: bool
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+
+    @classmethod
+    def fit(cls, source_size: tuple[int, int], image_size: tuple[int, int]) -> ImageTransform:
+        """No randomness: the source fills the width, its upper rows are cut off (FlashOcc, systems.md 6.1).
+
+        Args:
+            source_size: (height, width) of the file.
+            image_size: (height, width) of the network input.
+        """
+        (source_height, source_width), (height, width) = source_size, image_size
+        scale = width / source_width
+        return cls(scale, (0.0, scale * source_height - height), flip=False)
+
+    def matrix(self, width: int) -> np.ndarray:
+        """Source pixels to pixels of the result of this width, homogeneous, float64 (3, 3)."""
+        (x, y), s = self.offset, self.scale
+        crop = np.array([[s, 0.0, -x], [0.0, s, -y], [0.0, 0.0, 1.0]])
+        mirror = np.array([[-1.0, 0.0, width], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        return mirror @ crop if self.flip else crop
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What happens to one frame.
+
+    Attributes:
+        images: one per camera, applied where the images are decoded (`distill.nuscenes.images`).
+        flip_x: mirror the ego frame front to back (x -> -x).
+        flip_y: mirror the ego frame left to right (y -> -y).
+    """
+
+    images: tuple[ImageTransform, ...]
+    flip_x: bool
+    flip_y: bool
+
+    @classmethod
+    def fit(cls, source_sizes: Sequence[tuple[int, int]], image_size: tuple[int, int]) -> Transform:
+        """No randomness: `ImageTransform.fit` for every camera, the world as it is."""
+        return cls(tuple(ImageTransform.fit(size, image_size) for size in source_sizes), flip_x=False, flip_y=False)
+
+    def apply(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Move a loaded sample (numpy arrays, images already decoded through `images`) into the mirrored world.
+
+        Returns:
+            A new dict; grids are views of the old ones.
+
+        Raises:
+            TypeError: the sample carries a signal with no rule here; it would silently stay behind.
+        """
+        return {key: self._move(key, value) for key, value in sample.items()}
+
+    def _move(self, key: str, value: Any) -> Any:
+        if key in _CAMERA_SIDE:
+            return value
+        if key in _GRIDS:
+            return value[:: -1 if self.flip_x else 1, :: -1 if self.flip_y else 1]
+        mirror = np.array([-1 if self.flip_x else 1, -1 if self.flip_y else 1, 1, 1], dtype=np.float32)
+        if key == "points":
+            return value * mirror
+        if key == "cam2ego":
+            return mirror[:, None] * value
+        raise TypeError(f"augmentation does not know how to move {key!r}: give it a rule in distill/augment.py")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The distribution `Transform`s are drawn from.
+
+    Attributes:
+        resize: (low, high) of the image scale, relative to the one that fits the width. FlashOcc's
+            0.44 + U(-0.06, 0.11) at 1600 -> 704 pixels is (0.864, 1.25). The crop keeps the lowest rows; where it lies
+            horizontally is uniform.
+        image_flip: probability of mirroring an image, drawn per camera.
+        colour: brightness, contrast and saturation factors are uniform in [1 - colour, 1 + colour], per camera.
+        bev_flip: probability of mirroring the world, drawn for x and y separately.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    resize: tuple[float, float]
+    image_flip: float
+    colour: float
+    bev_flip: float
+
+    def __post_init__(self) -> None:
+        if len(self.resize) != 2 or not 0 < self.resize[0] <= self.resize[1]:
+            raise InputError(f"augmentation resize={list(self.resize)} must be [low, high] with 0 < low <= high")
+        for name in ("image_flip", "bev_flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"augmentation {name}={getattr(self, name)} must be a probability in [0, 1]")
+        if not 0 <= self.colour < 1:
+            raise InputError(f"augmentation colour={self.colour} must be in [0, 1)")
+
+    def draw(
+        self, rng: np.random.Generator, source_sizes: Sequence[tuple[int, int]], image_size: tuple[int, int]
+    ) -> Transform:
+        """One random transform for a frame.
+
+        Args:
+            rng: the only source of randomness.
+            source_sizes: (height, width) of every camera's file.
+            image_size: (height, width) of the network input.
+        """
+        flip_x, flip_y = rng.random(2) < self.bev_flip
+        images = tuple(self._draw_image(rng, size, image_size) for size in source_sizes)
+        return Transform(images, flip_x=bool(flip_x), flip_y=bool(flip_y))
+
+    def _draw_image(
+        self, rng: np.random.Generator, source_size: tuple[int, int], image_size: tuple[int, int]
+    ) -> ImageTransform:
+        (source_height, source_width), (height, width) = source_size, image_size
+        scale = width / source_width * rng.uniform(*self.resize)
+        spare = scale * source_width - width  # negative: the image is narrower than the input and floats in it
+        offset = (rng.uniform(min(spare, 0.0), max(spare, 0.0)), scale * source_height - height)
+        flip = bool(rng.random() < self.image_flip)
+        brightness, contrast, saturation = rng.uniform(1 - self.colour, 1 + self.colour, size=3)
+        return ImageTransform(scale, offset, flip, float(brightness), float(contrast), float(saturation))

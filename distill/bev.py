@@ -1,0 +1,39 @@
+"""How a voxel distribution becomes a BEV distribution: one rule, the same for teachers and students.
+
+Letters: X Y Z voxel axes, C classes; `...` is any number of leading axes (batch, or B X Y).
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Recorded in every store, so that a store made by another rule is recognised.
+BEV_RULE = "noisy_or"
+
+# Keeps exp() of a log-probability, and a sum of 16 of them, normal numbers in float32.
+_LOWEST = -80.0
+
+
+def bev_log_probs(voxel_log_probs_XYZC: torch.Tensor, free: int) -> torch.Tensor:
+    """The noisy-or of each column (systems.md 8.5, BEV KL, choice (b)), renormalised over classes.
+
+    P(k) = 1 - prod_z(1 - p_k(z)) for an occupied class k: it is somewhere in the column;
+    P(free) = prod_z p_free(z): the whole column is empty.
+    Values and gradients are finite for every p in [0, 1].
+
+    Args:
+        voxel_log_probs_XYZC: natural log-probabilities (..., Z, C), any float dtype; -inf is allowed.
+        free: id of the free class.
+
+    Returns:
+        Natural log-probabilities (..., C), float32 (float64 for float64 input).
+    """
+    wide = torch.promote_types(voxel_log_probs_XYZC.dtype, torch.float32)
+    largest = -torch.finfo(wide).eps
+    log_probs_XYZC = voxel_log_probs_XYZC.to(wide).clamp(_LOWEST, largest)
+    # log1p and expm1 keep small probabilities exact, where 1 - (1 - p) would be 0
+    log_absent_XYC = torch.log1p(-log_probs_XYZC.exp()).sum(-2)
+    log_present_XYC = (-torch.expm1(log_absent_XYC)).log()
+    log_free_XY = log_probs_XYZC[..., free].sum(-1)
+    is_free_C = torch.arange(log_present_XYC.shape[-1], device=log_present_XYC.device) == free
+    return torch.where(is_free_C, log_free_XY.unsqueeze(-1), log_present_XYC).log_softmax(-1)

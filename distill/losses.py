@@ -1,0 +1,286 @@
+"""Supervised and distillation losses.
+
+Letters: B batch, X Y Z voxel axes, C classes, V valid voxels of the whole batch, P present classes,
+N cameras, D depth bins, H W image cells, M image cells with a LiDAR return.
+
+Only valid voxels are gathered, decoded and normalised: about 14 % of the grid (systems.md 0.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from distill.bev import bev_log_probs
+from distill.classes import ClassSet
+from distill.errors import InputError
+from distill.prediction import Occupancy
+
+# The smallest probability a teacher's BEV may state: the smallest float16 above 0.
+_SMALLEST_PROB = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """Losses against the labels; the training loss is the sum of the terms.
+
+    Frames without labels (`labelled` False) contribute nothing. `mask` chooses the voxels of labelled frames:
+
+    * camera: seen by the cameras (`mask_camera`), the setting of Occ3D mIoU;
+    * lidar: observed by the accumulated LiDAR (`mask_lidar`);
+    * all: every voxel; unobserved ones are labelled free.
+
+    The choice moves mIoU and RayIoU in opposite directions (systems.md 5.3), so report it.
+
+    Attributes:
+        ce_weight: weight of the class-balanced cross-entropy, term "ce".
+        lovasz_weight: weight of the Lovász-softmax, term "lovasz".
+        depth_weight: weight of the LiDAR depth loss, term "depth"; only for networks that predict depth.
+        mask: "camera", "lidar" or "all".
+        classes: names, ids and weights of the classes.
+
+    Raises:
+        InputError: an unknown mask or a negative weight.
+    """
+
+    ce_weight: float
+    lovasz_weight: float
+    depth_weight: float
+    mask: str
+    classes: ClassSet
+
+    def __post_init__(self) -> None:
+        _check_choice("trainer.loss.mask", self.mask, ("camera", "lidar", "all"))
+        _check_not_negative("trainer.loss", self.ce_weight, self.lovasz_weight, self.depth_weight)
+
+    def __call__(self, prediction: Occupancy, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Weighted scalar terms by name; a term of weight 0 is left out.
+
+        Args:
+            prediction: the network's output.
+            batch: `semantics` uint8, `mask_camera`, `mask_lidar` bool (B, X, Y, Z), `labelled` bool (B,), and for
+                networks that predict depth `depth` float32 (B, N, H, W) metres, 0 = no return.
+        """
+        mask_BXYZ = region(self.mask, batch) & _per_frame(batch["labelled"])
+        index_V = mask_BXYZ.flatten().nonzero().squeeze(1)
+        log_probs_VC = _rows(prediction.voxel_logits_BXYZC, index_V, axes=1).log_softmax(-1)
+        labels_V = batch["semantics"].flatten()[index_V].long()
+        terms = {}
+        if self.ce_weight:
+            weights_C = torch.as_tensor(self.classes.weights, device=log_probs_VC.device)
+            terms["ce"] = self.ce_weight * cross_entropy(log_probs_VC, labels_V, weights_C)
+        if self.lovasz_weight:
+            terms["lovasz"] = self.lovasz_weight * lovasz_softmax(log_probs_VC.exp(), labels_V)
+        depth_BNDHW = prediction.depth_logits_BNDHW
+        if self.depth_weight and depth_BNDHW is not None:
+            _check_depth(depth_BNDHW, batch)
+            terms["depth"] = self.depth_weight * depth_cross_entropy(
+                depth_BNDHW, batch["depth"], *prediction.depth_range
+            )
+        return terms
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """KL(teacher || student) on voxels and on BEV columns (systems.md 8.5); the loss is the sum of the terms.
+
+    `mask` chooses the voxels; a BEV column counts when any of its voxels does:
+
+    * camera: labelled frames `mask_camera`, frames without labels every voxel;
+    * lidar: labelled frames `mask_lidar`, frames without labels every voxel;
+    * occupied: those of camera that the label or the teacher's argmax calls occupied;
+    * all: every voxel.
+
+    Frames without a teacher (`taught` False) contribute nothing.
+
+    Attributes:
+        voxel_weight: weight of term "kd_voxel".
+        bev_weight: weight of term "kd_bev".
+        temperature: softens both distributions; the loss is multiplied by its square.
+        mask: "camera", "lidar", "occupied" or "all".
+        classes: the class set of teacher and student.
+
+    Raises:
+        InputError: an unknown mask, a negative weight, or a temperature that is not above 0.
+    """
+
+    voxel_weight: float
+    bev_weight: float
+    temperature: float
+    mask: str
+    classes: ClassSet
+
+    def __post_init__(self) -> None:
+        _check_choice("kd.loss.mask", self.mask, ("camera", "lidar", "occupied", "all"))
+        _check_not_negative("kd.loss", self.voxel_weight, self.bev_weight)
+        if not self.temperature > 0:
+            raise InputError(f"kd.loss.temperature={self.temperature}: give a number above 0")
+
+    def __call__(self, prediction: Occupancy, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Weighted scalar terms by name; a term of weight 0 is left out.
+
+        Args:
+            prediction: the student's output.
+            batch: as for `Supervision`, and `teacher_voxel` uint8 codes (B, X, Y, Z, C), `teacher_table` float32
+                (B, 256) the log-probability each code stands for, `teacher_bev` probabilities (B, X, Y, C),
+                `taught` bool (B,).
+        """
+        logits_BXYZC = prediction.voxel_logits_BXYZC
+        mask_BXYZ = self.valid(batch)
+        terms = {}
+        if self.voxel_weight:
+            index_V = mask_BXYZ.flatten().nonzero().squeeze(1)
+            student_VC = _rows(logits_BXYZC, index_V, axes=1)
+            terms["kd_voxel"] = self.voxel_weight * distillation_kl(
+                student_VC, teacher_log_probs(batch, index_V), self.temperature
+            )
+        if self.bev_weight:
+            index_V = mask_BXYZ.any(-1).flatten().nonzero().squeeze(1)
+            student_VZC = _rows(logits_BXYZC, index_V, axes=2).log_softmax(-1)
+            teacher_VC = _rows(batch["teacher_bev"], index_V, axes=1).clamp_min(_SMALLEST_PROB).log()
+            terms["kd_bev"] = self.bev_weight * distillation_kl(
+                bev_log_probs(student_VZC, self.classes.free), teacher_VC, self.temperature
+            )
+        return terms
+
+    def valid(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The valid voxels, bool (B, X, Y, Z)."""
+        policy = "camera" if self.mask == "occupied" else self.mask
+        mask_BXYZ = (region(policy, batch) | ~_per_frame(batch["labelled"])) & _per_frame(batch["taught"])
+        if self.mask == "occupied":
+            index_V = mask_BXYZ.flatten().nonzero().squeeze(1)
+            occupied_V = batch["semantics"].flatten()[index_V] != self.classes.free
+            occupied_V |= teacher_log_probs(batch, index_V).argmax(-1) != self.classes.free
+            mask_BXYZ = torch.zeros_like(mask_BXYZ).flatten().index_copy(0, index_V, occupied_V).view_as(mask_BXYZ)
+        return mask_BXYZ
+
+
+def cross_entropy(log_probs_VC: torch.Tensor, labels_V: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
+    """Class-balanced cross-entropy: sum_v w_y(v) (-ln p_y(v)) / sum_v w_y(v); 0 without voxels."""
+    weights_V = weights_C.to(log_probs_VC.dtype)[labels_V]
+    nll_V = -log_probs_VC.gather(1, labels_V.unsqueeze(1)).squeeze(1)
+    return (weights_V * nll_V).sum() / weights_V.sum().clamp_min(torch.finfo(weights_V.dtype).tiny)
+
+
+def lovasz_softmax(probs_VC: torch.Tensor, labels_V: torch.Tensor) -> torch.Tensor:
+    """Lovász-softmax, mean over the classes present in the labels (Berman et al. 2018; systems.md 3.3).
+
+    Args:
+        probs_VC: probabilities.
+        labels_V: int64 class ids.
+
+    Returns:
+        A scalar in [0, 1]; 0 without voxels.
+    """
+    present_P = labels_V.bincount(minlength=probs_VC.shape[1]).nonzero().squeeze(1)
+    foreground_PV = labels_V == present_P.unsqueeze(1)
+    errors_PV = (foreground_PV.to(probs_VC.dtype) - probs_VC.index_select(1, present_P).T).abs()
+    with torch.no_grad():
+        order_PV = errors_PV.argsort(dim=1, descending=True)
+        gradient_PV = _jaccard_gradient(foreground_PV.gather(1, order_PV).to(probs_VC.dtype))
+        gradient_PV = torch.empty_like(gradient_PV).scatter_(1, order_PV, gradient_PV)
+    return (errors_PV * gradient_PV).sum() / max(len(present_P), 1)
+
+
+def _jaccard_gradient(foreground_PV: torch.Tensor) -> torch.Tensor:
+    """What each voxel, in the order of falling error, adds to the Jaccard loss of its class."""
+    total_P1 = foreground_PV.sum(1, keepdim=True)
+    missed_PV = foreground_PV.cumsum(1)
+    union_PV = total_P1 + (1 - foreground_PV).cumsum(1)
+    jaccard_PV = 1 - (total_P1 - missed_PV) / union_PV
+    return jaccard_PV.diff(dim=1, prepend=torch.zeros_like(total_P1))
+
+
+def depth_cross_entropy(
+    logits_BNDHW: torch.Tensor, depth_BNHW: torch.Tensor, lower: float, upper: float
+) -> torch.Tensor:
+    """Cross-entropy between the depth bins of a lift network and the LiDAR, mean over the cells with a return.
+
+    BEVDepth (Li et al. 2023) supervises the same bins with a binary cross-entropy each; as the bins are one softmax,
+    the categorical form of CaDDN (Reading et al. 2021, without the focal factor) is the proper score.
+
+    Args:
+        logits_BNDHW: scores of D equal bins over [lower, upper).
+        depth_BNHW: metres; 0 = no return. Returns outside the range are left out.
+        lower: start of the first bin, metres.
+        upper: end of the last bin, metres.
+
+    Returns:
+        A scalar; 0 without a return.
+    """
+    hit_BNHW = (depth_BNHW > 0) & (depth_BNHW >= lower) & (depth_BNHW < upper)
+    bins = logits_BNDHW.shape[2]
+    # rounding may put a depth just below `upper` into bin D
+    target_M = ((depth_BNHW[hit_BNHW] - lower) * (bins / (upper - lower))).long().clamp_max(bins - 1)
+    logits_MD = _wide(logits_BNDHW.movedim(2, -1)[hit_BNHW])
+    return F.cross_entropy(logits_MD, target_M, reduction="sum") / max(len(target_M), 1)
+
+
+def distillation_kl(student_VC: torch.Tensor, teacher_VC: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 / |V| sum_v sum_k p_t(k) (ln p_t(k) - ln p_s(k)) with p = softmax(. / T) (systems.md 8.5).
+
+    Args:
+        student_VC: logits or log-probabilities.
+        teacher_VC: finite logits or log-probabilities; gets no gradient.
+        temperature: T, applied to both.
+
+    Returns:
+        A scalar; 0 without rows.
+    """
+    student_VC = (student_VC / temperature).log_softmax(-1)
+    teacher_VC = (teacher_VC.detach() / temperature).log_softmax(-1)
+    total = F.kl_div(student_VC, teacher_VC, reduction="sum", log_target=True)
+    return temperature**2 * total / max(len(student_VC), 1)
+
+
+def teacher_log_probs(batch: dict[str, Any], index_V: torch.Tensor) -> torch.Tensor:
+    """Decode the teacher at flat voxel positions (of B X Y Z): log-probabilities (V, C)."""
+    codes_BXYZC, table_B256 = batch["teacher_voxel"], batch["teacher_table"]
+    codes_VC = codes_BXYZC.flatten(0, -2).index_select(0, index_V).long()
+    # stores may differ from frame to frame, and with them the tables
+    frame_V = index_V // codes_BXYZC[0, ..., 0].numel()
+    return table_B256.flatten()[codes_VC + 256 * frame_V.unsqueeze(1)]
+
+
+def region(policy: str, batch: dict[str, Any]) -> torch.Tensor:
+    """Mask of the policy "camera", "lidar" or "all", bool (B, X, Y, Z)."""
+    if policy == "all":
+        return torch.ones_like(batch["mask_camera"])
+    return batch[f"mask_{policy}"]
+
+
+def _per_frame(flag_B: torch.Tensor) -> torch.Tensor:
+    return flag_B[:, None, None, None]
+
+
+def _rows(values: torch.Tensor, index_V: torch.Tensor, axes: int) -> torch.Tensor:
+    """Flatten all but the last `axes` axes and take rows, in float32 at least."""
+    return _wide(values.flatten(0, -1 - axes).index_select(0, index_V))
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _check_depth(logits_BNDHW: torch.Tensor, batch: dict[str, Any]) -> None:
+    """Raise InputError unless the LiDAR depth map lies on the cells of the network's depth bins."""
+    cells = tuple(logits_BNDHW[:, :, 0].shape)
+    found = tuple(batch["depth"].shape) if "depth" in batch else "none"
+    if cells != found:
+        raise InputError(
+            f"the network predicts depth on cells {cells}, the batch has {found}: "
+            "set student.inputs.depth_stride to the network's stride, or trainer.loss.depth_weight=0"
+        )
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{key}={value}: choose one of {', '.join(choices)}")
+
+
+def _check_not_negative(key: str, *weights: float) -> None:
+    if min(weights) < 0:
+        raise InputError(f"{key}: a weight is negative ({min(weights)}); give 0 to leave a term out")

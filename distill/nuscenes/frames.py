@@ -1,0 +1,124 @@
+"""Keyframes as training samples: images, calibration and, on request, LiDAR, depth and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from distill.augment import Augmentation, Transform
+from distill.errors import InputError
+from distill.nuscenes.images import read_images
+from distill.nuscenes.index import Keyframe
+from distill.nuscenes.labels import no_labels, read_labels
+from distill.nuscenes.points import depth_maps, read_points
+
+
+class FrameDataset(Dataset[dict[str, Any]]):
+    """One sample per keyframe.
+
+    A sample is a dict of numpy arrays (H, W = `image_size`; X, Y, Z = the OCC3D grid):
+        token, scene: str
+        images: uint8 (6, 3, H, W) RGB
+        intrinsics: float32 (6, 3, 3) of these images; cam2ego: float32 (6, 4, 4), each camera at its own time
+        points: float32 (P, 4) x, y, z, intensity in the keyframe's ego frame [lidar]
+        depth: float32 (6, H / depth_stride, W / depth_stride) metres, 0 = none [depth_stride]
+        semantics: uint8 (X, Y, Z); mask_camera, mask_lidar: bool (X, Y, Z); labelled: bool. Without a label file:
+            all free, all unobserved, False [labels]
+
+    Args:
+        keyframes: what to load.
+        image_size: (H, W) of the network input.
+        depth_stride: pixels per cell of the depth maps, None for no depth.
+        lidar: whether samples carry points.
+        labels: whether samples carry labels.
+        augmentation: None for none.
+        seed: with the epoch and the index it determines the augmentation.
+
+    Raises:
+        InputError: H or W is not a multiple of depth_stride.
+    """
+
+    def __init__(
+        self,
+        keyframes: Sequence[Keyframe],
+        image_size: tuple[int, int],
+        depth_stride: int | None,
+        lidar: bool,
+        labels: bool,
+        augmentation: Augmentation | None,
+        seed: int,
+    ):
+        if depth_stride is not None and any(side % depth_stride for side in image_size):
+            raise InputError(f"image_size={list(image_size)} must be multiples of the depth stride {depth_stride}")
+        self.keyframes = keyframes
+        self.image_size = (image_size[0], image_size[1])
+        self.depth_stride = depth_stride
+        self.lidar = lidar
+        self.labels = labels
+        self.augmentation = augmentation
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
+
+    def __len__(self) -> int:
+        return len(self.keyframes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample, transform = self.load(index)
+        return transform.apply(sample)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the augmentations of this epoch; they do not depend on what was loaded before."""
+        self._epoch.fill_(epoch)
+
+    def load(self, index: int) -> tuple[dict[str, Any], Transform]:
+        """A sample in the world as recorded (its images already transformed), and the transform still to `apply`.
+
+        Whoever adds signals of their own, such as a teacher, adds them in between.
+        """
+        keyframe = self.keyframes[index]
+        transform = self._transform(keyframe, index)
+        images, intrinsics = read_images(keyframe, transform.images, self.image_size)
+        cam2ego = keyframe.cam2ego()
+        sample: dict[str, Any] = {
+            "token": keyframe.token,
+            "scene": keyframe.scene,
+            "images": images,
+            "intrinsics": intrinsics,
+            "cam2ego": cam2ego.astype(np.float32),
+        }
+        if self.lidar or self.depth_stride is not None:
+            points = read_points(keyframe)
+            if self.lidar:
+                sample["points"] = points
+            if self.depth_stride is not None:
+                sample["depth"] = depth_maps(points, intrinsics, cam2ego, self.image_size, self.depth_stride)
+        if self.labels:
+            labels = read_labels(keyframe.labels_path)
+            sample |= labels or no_labels()
+            sample["labelled"] = labels is not None
+        return sample, transform
+
+    def _transform(self, keyframe: Keyframe, index: int) -> Transform:
+        sizes = [(camera.height, camera.width) for camera in keyframe.cameras]
+        if self.augmentation is None:
+            return Transform.fit(sizes, self.image_size)
+        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        return self.augmentation.draw(rng, sizes, self.image_size)
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch: arrays stacked to tensors with a leading batch axis; text and points become lists."""
+    return {key: _collated(key, [sample[key] for sample in samples]) for key in samples[0]}
+
+
+def _collated(key: str, values: list[Any]) -> Tensor | list[Any]:
+    if isinstance(values[0], str):
+        return values
+    if key == "points":  # scans differ in length
+        return [torch.from_numpy(points) for points in values]
+    return torch.from_numpy(np.stack(values))

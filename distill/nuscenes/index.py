@@ -1,0 +1,418 @@
+"""The keyframes of a nuScenes dataroot, and a compact index of them that is read from the devkit's tables only once.
+
+The index is one numpy record array, one record per keyframe, mapped from disk: it opens at once whatever its size, and
+loader workers and ranks share its pages. `Keyframe` objects are made on access.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from distill.errors import InputError
+
+if TYPE_CHECKING:
+    from nuscenes import NuScenes
+
+CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
+LIDAR = "LIDAR_TOP"
+
+# Part of the cache key: raise it whenever the meaning or layout of the records changes.
+_FORMAT = 1
+
+# The devkit's split lists are about these versions; scene-0061 of v1.0-mini is not "the train split".
+_VERSION_SPLITS = {
+    "v1.0-trainval": ("train", "val", "train_detect", "train_track"),
+    "v1.0-test": ("test",),
+    "v1.0-mini": ("mini_train", "mini_val"),
+}
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera image of a keyframe, as calibrated.
+
+    Attributes:
+        channel: one of `CAMERAS`.
+        path: the image file.
+        width, height: its size in pixels.
+        intrinsics: camera frame to pixels, float64 (3, 3).
+        cam2ego: camera frame to the ego frame at the camera's time, float64 (4, 4).
+        ego2global: ego frame at the camera's time to the map, float64 (4, 4).
+    """
+
+    channel: str
+    path: Path
+    width: int
+    height: int
+    intrinsics: np.ndarray
+    cam2ego: np.ndarray
+    ego2global: np.ndarray
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """One annotated nuScenes sample; its ego frame is the ego pose at LiDAR time (Occ3D's frame, systems.md 0.1).
+
+    Attributes:
+        token: sample token, the identity of the keyframe everywhere.
+        scene: scene name, for example "scene-0061".
+        timestamp: microseconds.
+        previous, next: tokens of the neighbours in time within the scene, "" at its ends.
+        cameras: in `CAMERAS` order.
+        lidar_path: the LIDAR_TOP scan.
+        lidar2ego: LIDAR_TOP to ego frame, float64 (4, 4).
+        ego2global: ego frame to the map, float64 (4, 4).
+        labels_path: where the Occ3D labels belong; the file may not exist.
+    """
+
+    token: str
+    scene: str
+    timestamp: int
+    previous: str
+    next: str
+    cameras: tuple[Camera, ...]
+    lidar_path: Path
+    lidar2ego: np.ndarray
+    ego2global: np.ndarray
+    labels_path: Path
+
+    def cam2ego(self) -> np.ndarray:
+        """Camera frames, each at its own time, to this keyframe's ego frame: float64 (6, 4, 4).
+
+        The ego motion between camera and LiDAR time is included.
+        """
+        global2ego = np.linalg.inv(self.ego2global)
+        return np.stack([global2ego @ camera.ego2global @ camera.cam2ego for camera in self.cameras])
+
+
+class Keyframes(Sequence[Keyframe]):
+    """Some keyframes of an index, in its order; `Keyframe` objects are made on access."""
+
+    def __init__(self, root: Path, records: np.ndarray, rows: np.ndarray):
+        self.root = root
+        self._records = records  # of the whole index: the neighbours of a keyframe need not be in the selection
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, item: int) -> Keyframe: ...
+    @overload
+    def __getitem__(self, item: slice) -> Keyframes: ...
+    def __getitem__(self, item: int | slice) -> Keyframe | Keyframes:
+        if isinstance(item, slice):
+            return Keyframes(self.root, self._records, self._rows[item])
+        return self._keyframe(int(self._rows[item]))
+
+    @property
+    def tokens(self) -> list[str]:
+        """Sample tokens, in order."""
+        return [token.decode() for token in self._records["token"][self._rows]]
+
+    def _keyframe(self, row: int) -> Keyframe:
+        record = self._records[row]
+        token, scene = record["token"].decode(), record["scene"].decode()
+        return Keyframe(
+            token=token,
+            scene=scene,
+            timestamp=int(record["timestamp"]),
+            previous=self._neighbour(row, -1),
+            next=self._neighbour(row, +1),
+            cameras=tuple(
+                Camera(
+                    channel=channel,
+                    path=self.root / camera["path"].decode(),
+                    width=int(camera["width"]),
+                    height=int(camera["height"]),
+                    intrinsics=np.array(camera["intrinsics"]),
+                    cam2ego=np.array(camera["cam2ego"]),
+                    ego2global=np.array(camera["ego2global"]),
+                )
+                for channel, camera in zip(CAMERAS, record["cameras"], strict=True)
+            ),
+            lidar_path=self.root / record["lidar_path"].decode(),
+            lidar2ego=np.array(record["lidar2ego"]),
+            ego2global=np.array(record["ego2global"]),
+            labels_path=self.root / "gts" / scene / token / "labels.npz",
+        )
+
+    def _neighbour(self, row: int, step: int) -> str:
+        other = row + step
+        if not 0 <= other < len(self._records) or self._records["scene"][other] != self._records["scene"][row]:
+            return ""
+        return self._records["token"][other].decode()
+
+
+class NuScenesIndex:
+    """All keyframes of one version of a dataroot, ordered by scene name and, within a scene, by time."""
+
+    def __init__(self, root: Path, version: str, records: np.ndarray):
+        self.root = root
+        self.version = version
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def tokens(self) -> list[str]:
+        """The sample tokens of all keyframes, in order."""
+        return self.keyframes("all").tokens
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that have keyframes here, without "all"."""
+        return sorted({name for names in np.unique(self._records["splits"]) for name in names.decode().split()})
+
+    def keyframes(self, split: str) -> Keyframes:
+        """The keyframes of a split that are present here; "all" is every keyframe.
+
+        Args:
+            split: a name from `<version>/splits.json` if the dataroot has one, otherwise a nuscenes-devkit split of
+                this version (train, val, train_detect, train_track; mini_train, mini_val; test), or "all".
+
+        Raises:
+            InputError: there is no such split, or none of its scenes is here.
+        """
+        if split == "all":
+            return self._select(np.ones(len(self), dtype=bool))
+        if split not in self.splits:
+            raise InputError(
+                f"split {split!r} has no scenes in {self.root / self.version}: "
+                f"use one of {', '.join([*self.splits, 'all'])}"
+            )
+        # Few distinct values: decide per value, not per keyframe.
+        with_split = [names for names in np.unique(self._records["splits"]) if split in names.decode().split()]
+        return self._select(np.isin(self._records["splits"], with_split))
+
+    def keyframe(self, token: str) -> Keyframe:
+        """The keyframe with this sample token.
+
+        Raises:
+            InputError: there is none.
+        """
+        found = self._select(self._records["token"] == token.encode())
+        if not len(found):
+            raise InputError(f"no keyframe {token!r} in {self.root / self.version}: the token must be a sample token")
+        return found[0]
+
+    def _select(self, mask: np.ndarray) -> Keyframes:
+        return Keyframes(self.root, self._records, np.flatnonzero(mask))
+
+
+def load_index(root: Path, version: str, cache_dir: Path) -> NuScenesIndex:
+    """Open a nuScenes dataroot; the first time, its tables are read with the devkit and the result is cached.
+
+    The cache file is named by a hash of the dataroot's path, the version and the name, size and modification time of
+    every table, so a changed dataroot is read anew.
+
+    Args:
+        root: dataroot holding `<version>/*.json`, samples/ and, for labels, gts/.
+        version: "v1.0-trainval", "v1.0-test", "v1.0-mini", or another one with a splits.json among its tables.
+        cache_dir: folder for the index, made if absent.
+
+    Raises:
+        InputError: a missing dataroot or version, a broken table, or a keyframe without all six cameras and LIDAR_TOP.
+    """
+    root, cache_dir = Path(root), Path(cache_dir)
+    cached = cache_dir / f"{version}-{_fingerprint(root, version)}.npy"
+    if not cached.exists():
+        _make_cache(cached, root, version)
+    try:
+        records = np.load(cached, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{cached}: not an index of keyframes any more ({error}): delete this file") from error
+    return NuScenesIndex(root, version, records)
+
+
+def open_devkit(root: Path, version: str) -> NuScenes:
+    """The devkit's `NuScenes`, with its complaints about the dataroot turned into one line.
+
+    Raises:
+        InputError: a missing dataroot or version, a missing or broken table.
+    """
+    _check_version(root, version)
+    from nuscenes import NuScenes  # takes seconds: only the first reading of a dataroot pays
+
+    with _faults_named(root / version):
+        return NuScenes(version=version, dataroot=str(root), verbose=False)
+
+
+def read_tables(nusc: NuScenes) -> np.ndarray:
+    """The record array of an index, from the devkit's tables.
+
+    Raises:
+        InputError: a keyframe without all six cameras and LIDAR_TOP, a broken table or splits.json.
+    """
+    tables = Path(nusc.dataroot) / nusc.version
+    splits = _splits_of_scenes(tables)
+    with _faults_named(tables):
+        scenes = {scene["token"]: scene["name"] for scene in nusc.scene}
+        samples = sorted(nusc.sample, key=lambda sample: (scenes[sample["scene_token"]], sample["timestamp"]))
+        records = np.zeros(len(samples), dtype=_record_dtype(nusc, splits))
+        for record, sample in zip(records, samples, strict=True):
+            scene = scenes[sample["scene_token"]]
+            record["token"], record["scene"], record["timestamp"] = sample["token"], scene, sample["timestamp"]
+            record["splits"] = " ".join(splits.get(scene, []))
+            _fill_sensors(record, nusc, sample)
+    return records
+
+
+def _fill_sensors(record: np.void, nusc: NuScenes, sample: dict[str, Any]) -> None:
+    missing = [channel for channel in (*CAMERAS, LIDAR) if channel not in sample["data"]]
+    if missing:
+        raise InputError(
+            f"keyframe {sample['token']} has no {', '.join(missing)} in {nusc.table_root}/sample_data.json: "
+            "download the nuScenes metadata again"
+        )
+    lidar = nusc.get("sample_data", sample["data"][LIDAR])
+    record["lidar_path"] = lidar["filename"]
+    record["lidar2ego"] = _pose(nusc, "calibrated_sensor", lidar)
+    record["ego2global"] = _pose(nusc, "ego_pose", lidar)
+    for camera, channel in zip(record["cameras"], CAMERAS, strict=True):
+        image = nusc.get("sample_data", sample["data"][channel])
+        calibration = nusc.get("calibrated_sensor", image["calibrated_sensor_token"])
+        camera["path"], camera["width"], camera["height"] = image["filename"], image["width"], image["height"]
+        camera["intrinsics"] = calibration["camera_intrinsic"]
+        camera["cam2ego"] = _pose(nusc, "calibrated_sensor", image)
+        camera["ego2global"] = _pose(nusc, "ego_pose", image)
+
+
+@contextmanager
+def _faults_named(tables: Path) -> Iterator[None]:
+    """Turn what goes wrong while tables are read into one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} is missing: download the nuScenes metadata again") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{_broken_table(tables)}: not valid JSON: download the nuScenes metadata again") from error
+    except KeyError as error:
+        raise InputError(f"{tables}: the tables do not fit together, {error} is not in them: replace them") from error
+    except AssertionError as error:
+        raise InputError(f"{tables}: the nuScenes devkit refuses this dataroot: {error}") from error
+
+
+def _pose(nusc: NuScenes, table: str, sample_data: dict[str, Any]) -> np.ndarray:
+    """Sensor to ego ("calibrated_sensor") or ego to global ("ego_pose"), float64 (4, 4)."""
+    from nuscenes.utils.geometry_utils import transform_matrix
+    from pyquaternion import Quaternion
+
+    pose = nusc.get(table, sample_data[f"{table}_token"])
+    return transform_matrix(pose["translation"], Quaternion(pose["rotation"]))
+
+
+def _splits_of_scenes(tables: Path) -> dict[str, list[str]]:
+    """Scene name -> names of the splits it belongs to."""
+    custom = tables / "splits.json"
+    if custom.exists():
+        splits = _read_splits(custom)
+    else:
+        from nuscenes.utils.splits import create_splits_scenes
+
+        splits = {name: create_splits_scenes()[name] for name in _VERSION_SPLITS.get(tables.name, ())}
+    of_scene: dict[str, list[str]] = {}
+    for name, scenes in splits.items():
+        for scene in scenes:
+            of_scene.setdefault(scene, []).append(name)
+    return of_scene
+
+
+def _read_splits(path: Path) -> dict[str, list[str]]:
+    try:
+        splits = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    well_formed = isinstance(splits, dict) and all(
+        name.split() == [name] and isinstance(scenes, list) and all(isinstance(scene, str) for scene in scenes)
+        for name, scenes in splits.items()
+    )
+    if not well_formed:
+        raise InputError(f'{path}: must map one-word split names to lists of scene names: {{"train": ["scene-0001"]}}')
+    return splits
+
+
+def _record_dtype(nusc: NuScenes, splits: dict[str, list[str]]) -> np.dtype:
+    def text(values: list[str]) -> str:
+        return f"S{max(map(len, values), default=1)}"
+
+    path = text([data["filename"] for data in nusc.sample_data])
+    matrix = ("<f8", (4, 4))
+    camera = [
+        ("path", path),
+        ("width", "<i4"),
+        ("height", "<i4"),
+        ("intrinsics", "<f8", (3, 3)),
+        ("cam2ego", *matrix),
+        ("ego2global", *matrix),
+    ]
+    return np.dtype(
+        [
+            ("token", text([sample["token"] for sample in nusc.sample])),
+            ("scene", text([scene["name"] for scene in nusc.scene])),
+            ("splits", text([" ".join(names) for names in splits.values()])),
+            ("timestamp", "<i8"),
+            ("lidar_path", path),
+            ("lidar2ego", *matrix),
+            ("ego2global", *matrix),
+            ("cameras", camera, (len(CAMERAS),)),
+        ]
+    )
+
+
+def _check_version(root: Path, version: str) -> None:
+    if not root.is_dir():
+        raise InputError(f"no nuScenes dataroot at {root}: no such folder")
+    if not (root / version / "sample.json").is_file():
+        versions = sorted(table.parent.name for table in root.glob("*/sample.json"))
+        raise InputError(
+            f"no nuScenes version {version!r} in {root} (a folder with sample.json): "
+            f"it has {', '.join(versions) or 'no version at all'}"
+        )
+
+
+def _fingerprint(root: Path, version: str) -> str:
+    _check_version(root, version)
+    tables = sorted((root / version).glob("*.json"))
+    state = [(table.name, table.stat().st_size, table.stat().st_mtime_ns) for table in tables]
+    description = json.dumps([_FORMAT, str(root.resolve()), version, state])
+    return hashlib.sha256(description.encode()).hexdigest()[:16]
+
+
+def _broken_table(tables: Path) -> Path:
+    for table in sorted(tables.glob("*.json")):
+        try:
+            json.loads(table.read_bytes())
+        except json.JSONDecodeError:
+            return table
+    raise AssertionError(f"the devkit met invalid JSON in {tables}, but every table parses")
+
+
+def _make_cache(cached: Path, root: Path, version: str) -> None:
+    """Read the tables into `cached`, in one process per machine, so that the file is complete or absent."""
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with open(cached.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # ranks started together: one reads gigabytes of tables, the others wait
+            if cached.exists():
+                return
+            print(f"reading the nuScenes tables of {root / version}, once (minutes for v1.0-trainval)", file=sys.stderr)
+            records = read_tables(open_devkit(root, version))
+            with open(cached.with_suffix(".tmp"), "wb") as file:
+                np.save(file, records)
+                os.fsync(file.fileno())
+            os.replace(file.name, cached)
+    except OSError as error:
+        raise InputError(f"cannot write the index of keyframes to {cached.parent}: {error}") from error

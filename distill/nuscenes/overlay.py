@@ -1,0 +1,113 @@
+"""A picture that tells whether calibration, poses and loader agree: LiDAR points and boxes drawn on the six images.
+
+    python -m distill.nuscenes.overlay DATAROOT VERSION TOKEN OUT.png
+
+Points must lie on the poles, kerbs and cars they came from, boxes around their objects. Everything is projected
+through the very arrays the network is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from distill.errors import InputError
+from distill.nuscenes.frames import FrameDataset
+from distill.nuscenes.index import CAMERAS, Keyframe, NuScenesIndex, open_devkit, read_tables
+from distill.nuscenes.points import project
+
+if TYPE_CHECKING:
+    from nuscenes import NuScenes
+
+IMAGE_SIZE = (450, 800)
+COLUMNS = 3
+FARTHEST = 60.0  # metres; the colours go from red (near) to blue here
+NEAREST_EDGE = 0.1  # metres in front of the camera where box edges are cut
+_BOX_EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+
+
+def draw_overlay(keyframe: Keyframe, boxes: np.ndarray) -> Image.Image:
+    """The six images of a keyframe with its LiDAR points, coloured by depth, and boxes.
+
+    Args:
+        keyframe: whose images and LiDAR.
+        boxes: corners in the keyframe's ego frame, metres (B, 8, 3); corners 0-3 are one face, 4-7 the opposite one.
+    """
+    frames = FrameDataset(
+        [keyframe], IMAGE_SIZE, depth_stride=None, lidar=True, labels=False, augmentation=None, seed=0
+    )
+    sample = frames[0]
+    pixels, depth = project(sample["points"], sample["intrinsics"], sample["cam2ego"])
+    height, width = IMAGE_SIZE
+    sheet = Image.new("RGB", (COLUMNS * width, len(CAMERAS) // COLUMNS * height))
+    for i, channel in enumerate(CAMERAS):
+        image = Image.fromarray(sample["images"][i].transpose(1, 2, 0))
+        draw = ImageDraw.Draw(image)
+        _draw_points(draw, pixels[i], depth[i])
+        _draw_boxes(draw, boxes, sample["intrinsics"][i], sample["cam2ego"][i])
+        draw.text((8, 8), channel, fill="white", stroke_width=2, stroke_fill="black")
+        sheet.paste(image, (i % COLUMNS * width, i // COLUMNS * height))
+    return sheet
+
+
+def boxes_of(nusc: NuScenes, keyframe: Keyframe) -> np.ndarray:
+    """Corners of the annotated boxes in the keyframe's ego frame, float64 (B, 8, 3)."""
+    annotations = nusc.get("sample", keyframe.token)["anns"]
+    corners = np.array([nusc.get_box(token).corners().T for token in annotations]).reshape(-1, 8, 3)
+    global2ego = np.linalg.inv(keyframe.ego2global)
+    return corners @ global2ego[:3, :3].T + global2ego[:3, 3]
+
+
+def _draw_points(draw: ImageDraw.ImageDraw, pixels: np.ndarray, depth: np.ndarray) -> None:
+    height, width = IMAGE_SIZE
+    seen = (depth > 0) & (pixels >= 0).all(-1) & (pixels < (width, height)).all(-1)
+    order = np.argsort(-depth[seen])  # nearest last, on top
+    for (u, v), metres in zip(pixels[seen][order].tolist(), depth[seen][order].tolist(), strict=True):
+        hue = int(240 * min(metres / FARTHEST, 1.0))
+        draw.rectangle((u - 1, v - 1, u, v), fill=f"hsv({hue}, 100%, 100%)")
+
+
+def _draw_boxes(draw: ImageDraw.ImageDraw, boxes: np.ndarray, intrinsics: np.ndarray, cam2ego: np.ndarray) -> None:
+    ego2cam = np.linalg.inv(cam2ego)
+    corners = boxes @ ego2cam[:3, :3].T + ego2cam[:3, 3]
+    for box in corners:
+        for a, b in _BOX_EDGES:
+            edge = _cut_behind(box[a], box[b])
+            if edge is not None:
+                image = edge @ intrinsics.T
+                draw.line([tuple(point) for point in (image[:, :2] / image[:, 2:]).tolist()], fill="white", width=1)
+
+
+def _cut_behind(start: np.ndarray, end: np.ndarray) -> np.ndarray | None:
+    """The part of an edge (camera frame) in front of the camera, (2, 3), or None."""
+    if max(start[2], end[2]) <= NEAREST_EDGE:
+        return None
+    behind, front = (start, end) if start[2] < end[2] else (end, start)
+    if behind[2] < NEAREST_EDGE:
+        behind = behind + (front - behind) * (NEAREST_EDGE - behind[2]) / (front[2] - behind[2])
+    return np.stack([behind, front])
+
+
+def main() -> None:
+    """Draw one keyframe from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m distill.nuscenes.overlay", description=__doc__)
+    parser.add_argument("root", type=Path, help="nuScenes dataroot")
+    parser.add_argument("version", help="for example v1.0-mini")
+    parser.add_argument("token", help="sample token of the keyframe")
+    parser.add_argument("out", type=Path, help="picture to write, .png or .jpg")
+    args = parser.parse_args()
+    try:
+        nusc = open_devkit(args.root, args.version)  # the boxes are not in the cached index
+        keyframe = NuScenesIndex(args.root, args.version, read_tables(nusc)).keyframe(args.token)
+        draw_overlay(keyframe, boxes_of(nusc, keyframe)).save(args.out)
+    except InputError as error:
+        sys.exit(f"overlay: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

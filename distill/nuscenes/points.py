@@ -1,0 +1,94 @@
+"""LiDAR points of a keyframe, and what the cameras would measure of them: depth maps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distill.errors import InputError
+from distill.nuscenes.index import Keyframe
+
+# Footprint of the recording car (Renault Zoe; origin on the ground below the rear axle) in the ego frame, metres.
+# A third of all LIDAR_TOP returns are its own roof and bonnet.
+_CAR_X = (-0.8, 3.4)
+_CAR_Y = (-1.0, 1.0)
+
+
+def read_points(keyframe: Keyframe) -> np.ndarray:
+    """The LIDAR_TOP scan without the recording car itself.
+
+    Returns:
+        float32 (P, 4): x, y, z in metres in the keyframe's ego frame, intensity in [0, 1].
+
+    Raises:
+        InputError: the file is missing, empty, or not rows of five finite float32.
+    """
+    path = keyframe.lidar_path
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: LiDAR scan of keyframe {keyframe.token} is missing") from error
+    scan = np.frombuffer(content[: len(content) // 20 * 20], dtype="<f4").reshape(-1, 5)  # x, y, z, intensity, ring
+    if not content or len(content) % 20 or not np.isfinite(scan).all():
+        raise InputError(
+            f"{path}: LiDAR scan of keyframe {keyframe.token} is damaged, not rows of five finite float32 "
+            f"({len(content)} bytes)"
+        )
+    points = np.empty((len(scan), 4), dtype=np.float32)
+    points[:, :3] = scan[:, :3] @ keyframe.lidar2ego[:3, :3].T + keyframe.lidar2ego[:3, 3]
+    points[:, 3] = scan[:, 3] / 255
+    return points[~_on_car(points)]
+
+
+def depth_maps(
+    points: np.ndarray, intrinsics: np.ndarray, cam2ego: np.ndarray, image_size: tuple[int, int], stride: int
+) -> np.ndarray:
+    """The nearest return in every feature cell of every camera.
+
+    Cell (i, j) holds the pixels floor(v / stride) = i, floor(u / stride) = j; depth is z in the camera frame.
+
+    Args:
+        points: (P, 3+) ego frame, metres.
+        intrinsics: (N, 3, 3) of the images as fed to the network.
+        cam2ego: (N, 4, 4), with the ego motion between camera and LiDAR time.
+        image_size: (H, W), multiples of `stride`.
+        stride: pixels per cell.
+
+    Returns:
+        float32 (N, H / stride, W / stride) metres, 0 = no return.
+    """
+    pixels, depth = project(points, intrinsics, cam2ego)
+    height, width = image_size
+    inside = (depth > 0) & (pixels >= 0).all(-1) & (pixels[..., 0] < width) & (pixels[..., 1] < height)
+    camera, _ = np.nonzero(inside)
+    column, row = (pixels[inside] // stride).astype(np.int64).T
+    shape = (len(intrinsics), height // stride, width // stride)
+    nearest = np.full(np.prod(shape), np.inf, dtype=np.float32)
+    np.minimum.at(nearest, np.ravel_multi_index((camera, row, column), shape), depth[inside])
+    nearest[np.isinf(nearest)] = 0
+    return nearest.reshape(shape)
+
+
+def project(points: np.ndarray, intrinsics: np.ndarray, cam2ego: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points of the ego frame in the images.
+
+    Args:
+        points: (P, 3+) metres.
+        intrinsics: (N, 3, 3).
+        cam2ego: (N, 4, 4).
+
+    Returns:
+        Pixels (u, v) as float32 (N, P, 2), meaningless where depth <= 0, and depth along the optical axis in metres,
+        float32 (N, P).
+    """
+    ego2cam = np.linalg.inv(cam2ego.astype(np.float64))
+    ego2image = (intrinsics @ ego2cam[:, :3]).astype(np.float32)
+    homogeneous = np.einsum("nij,pj->nip", ego2image[:, :, :3], points[:, :3], optimize=True) + ego2image[:, :, 3:]
+    depth = homogeneous[:, 2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pixels = homogeneous[:, :2] / depth[:, None]
+    return pixels.transpose(0, 2, 1), depth
+
+
+def _on_car(points: np.ndarray) -> np.ndarray:
+    x, y = points[:, 0], points[:, 1]
+    return (x > _CAR_X[0]) & (x < _CAR_X[1]) & (y > _CAR_Y[0]) & (y < _CAR_Y[1])

@@ -1,0 +1,94 @@
+"""Lift: image features to BEV through a predicted depth distribution (Lift-Splat, Philion & Fidler 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distill.grids import VoxelGrid
+from distill.network.layers import conv_norm_act
+from kernels.bev_pool import bev_pool
+
+
+class LiftSplat(nn.Module):
+    """Lifts every image cell along its ray and sums what falls into a BEV cell.
+
+    The sum is not normalised: a weak depth probability must leave a weak mark (prototype.md 9.2.7).
+
+    Args:
+        in_channels: channels of the image features.
+        channels: channels of the BEV features.
+        depth_range: (lower, upper) of the depth bins, metres along the optical axis.
+        depth_bins: number of equal bins; nothing to do with the height of the grid.
+        bev_stride: voxel columns along the edge of one BEV cell.
+        grid: the voxels; points outside it, in z too, are dropped.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        depth_range: tuple[float, float],
+        depth_bins: int,
+        bev_stride: int,
+        grid: VoxelGrid,
+    ) -> None:
+        super().__init__()
+        self.depth_range = (float(depth_range[0]), float(depth_range[1]))
+        self.split = (depth_bins, channels)
+        self.bev_shape = (grid.shape[0] // bev_stride, grid.shape[1] // bev_stride)
+        self.conv = conv_norm_act(in_channels, in_channels, 3)
+        self.depth_and_context = nn.Conv2d(in_channels, sum(self.split), 1)
+        lower, upper = self.depth_range
+        centres_D = lower + (torch.arange(depth_bins) + 0.5) * (upper - lower) / depth_bins
+        self.register_buffer("centres_D", centres_D, persistent=False)
+        self.register_buffer("lower_3", torch.tensor(grid.lower, dtype=torch.float32), persistent=False)
+        cell_3 = torch.tensor([bev_stride, bev_stride, grid.shape[2]]) * grid.voxel_size
+        self.register_buffer("cell_3", cell_3.float(), persistent=False)
+
+    def forward(self, feat_BNCHW: Tensor, stride: int, intrinsics: Tensor, cam2ego: Tensor) -> tuple[Tensor, Tensor]:
+        """BEV features and depth logits.
+
+        Args:
+            feat_BNCHW: image features.
+            stride: image pixels per feature cell.
+            intrinsics: (B, N, 3, 3) of the network's input images.
+            cam2ego: (B, N, 4, 4).
+
+        Returns:
+            float32 (B, C, X / bev_stride, Y / bev_stride), and depth logits (B, N, D, H, W).
+        """
+        raw_BCHW = self.depth_and_context(self.conv(feat_BNCHW.flatten(0, 1)))
+        depth_BNDHW, context_BNCHW = raw_BCHW.unflatten(0, feat_BNCHW.shape[:2]).split(self.split, dim=2)
+        height, width = feat_BNCHW.shape[-2:]
+        with torch.autocast(feat_BNCHW.device.type, enabled=False):
+            points = frustum(height, width, stride, self.centres_D, intrinsics.float(), cam2ego.float())
+            cell_BNDHW = self.cells(points)
+            x, y = self.bev_shape
+            probs_BNDHW = depth_BNDHW.float().softmax(2)
+            bev_BCK = bev_pool(probs_BNDHW, context_BNCHW, cell_BNDHW, x * y)
+        return bev_BCK.unflatten(2, (x, y)), depth_BNDHW
+
+    def cells(self, points: Tensor) -> Tensor:
+        """The BEV cell x * Y + y of ego points (..., 3), int64; -1 outside the grid."""
+        index = ((points - self.lower_3) / self.cell_3).floor()
+        x, y, z = index.unbind(-1)
+        inside = (x >= 0) & (x < self.bev_shape[0]) & (y >= 0) & (y < self.bev_shape[1]) & (z == 0)
+        return torch.where(inside, x * self.bev_shape[1] + y, -1).long()
+
+
+def frustum(
+    height: int, width: int, stride: int, centres_D: Tensor, intrinsics: Tensor, cam2ego: Tensor
+) -> Tensor:
+    """Ego coordinates of every (depth bin, image cell): p = cam2ego . (K^-1 [u d, v d, d]), metres (B, N, D, H, W, 3).
+
+    (u, v) is the centre of a cell, (index + 0.5) * stride.
+    """
+    u = (torch.arange(width, device=centres_D.device) + 0.5) * stride
+    v = (torch.arange(height, device=centres_D.device) + 0.5) * stride
+    pixels_HW3 = torch.stack([*torch.meshgrid(u, v, indexing="xy"), torch.ones(height, width, device=u.device)], -1)
+    # inv_ex does not wait for the GPU
+    ray2ego = cam2ego[..., :3, :3] @ torch.linalg.inv_ex(intrinsics).inverse
+    rays_BNHW3 = torch.einsum("bnij,hwj->bnhwi", ray2ego, pixels_HW3)
+    origin = cam2ego[:, :, None, None, None, :3, 3]
+    return origin + rays_BNHW3.unsqueeze(2) * centres_D.view(-1, 1, 1, 1)

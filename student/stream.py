@@ -1,0 +1,105 @@
+"""Frames joined with what teachers said about them, by sample token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch.utils.data import Dataset
+
+from distill.errors import InputError
+from distill.nuscenes.frames import FrameDataset
+from distill.store import DamagedSample, TeacherStore
+
+
+class TeacherStream(Dataset[dict[str, Any]]):
+    """Samples of `frames` with the signals of the first store that holds them.
+
+    Adds to each sample, before it is augmented:
+        teacher_voxel: uint8 codes (X, Y, Z, C); teacher_table: float32 (256,), the log-probability of each code
+        teacher_bev: float32 probabilities (X, Y, C)
+        taught: bool, False for a frame without a readable teacher (its signals are zeros)
+
+    Args:
+        frames: what to join.
+        stores: teacher stores; without any, samples pass as they are.
+        missing: "error" or "skip": what to do about a frame that no store holds, or holds damaged.
+
+    Raises:
+        InputError: `missing` is "error" and a frame is in no store.
+    """
+
+    def __init__(self, frames: FrameDataset, stores: list[TeacherStore], missing: str) -> None:
+        if missing not in ("error", "skip"):
+            raise InputError(f"store.missing={missing}: choose error or skip")
+        self.frames = frames
+        self.stores = stores
+        self.missing = missing
+        untaught = [frame.token for frame in frames.keyframes if stores and find_store(stores, frame.token) is None]
+        if untaught and missing == "error":
+            paths = ", ".join(str(store.path) for store in stores)
+            raise InputError(
+                f"{len(untaught)} of {len(frames)} training keyframes (first {untaught[0]}) are not in {paths}: "
+                "dump them with occ-dump, or set store.missing=skip"
+            )
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def set_epoch(self, epoch: int) -> None:
+        """See `FrameDataset.set_epoch`."""
+        self.frames.set_epoch(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample, transform = self.frames.load(index)
+        if self.stores:
+            sample |= self._teacher(sample["token"])
+        return transform.apply(sample)
+
+    def _teacher(self, token: str) -> dict[str, Any]:
+        store = find_store(self.stores, token)
+        try:
+            if store is not None:
+                return {
+                    "teacher_voxel": store.codes(token),
+                    "teacher_table": store.log_prob_table,
+                    "teacher_bev": store.bev_probs(token),
+                    "taught": True,
+                }
+        except DamagedSample:
+            if self.missing == "error":
+                raise
+        return self._silence(self.stores[0])
+
+    @staticmethod
+    def _silence(store: TeacherStore) -> dict[str, Any]:
+        """The signals of a frame without a teacher: shaped like one, never looked at."""
+        shape, classes = store.grid.shape, len(store.identity.classes)
+        return {
+            "teacher_voxel": np.zeros((*shape, classes), np.uint8),
+            "teacher_table": store.log_prob_table,
+            "teacher_bev": np.zeros((*shape[:2], classes), np.float32),
+            "taught": False,
+        }
+
+
+def find_store(stores: list[TeacherStore], token: str) -> TeacherStore | None:
+    """The first store that holds the sample, None if no one does."""
+    return next((store for store in stores if token in store.present), None)
+
+
+def open_stores(config: DictConfig) -> list[TeacherStore]:
+    """Open the configured stores for a student on `config.grid`.
+
+    Raises:
+        InputError: a store does not exist, or has another grid, class set or schema.
+    """
+    stores = [TeacherStore(Path(path)) for path in config.store.paths]
+    if not stores:
+        raise InputError(f"kd={config.kd.name} needs a teacher: give store.paths=[...], or kd=none")
+    for store in stores:
+        store.check(instantiate(config.grid), instantiate(config.classes))
+    return stores

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.augment import Augmentation, ImageTransform, Transform
+from distill.errors import InputError
+from distill.nuscenes.images import read_images
+
+STRONG = Augmentation(resize=(0.25, 1.6), image_flip=0.5, colour=0.0, bev_flip=0.0)
+
+
+def source_sizes(keyframe):
+    return [(camera.height, camera.width) for camera in keyframe.cameras]
+
+
+def seen_in_source(keyframe, intrinsics, size):
+    """Where the calibration says each pixel centre of the result lies in the source, (6, H, W, 2)."""
+    height, width = size
+    u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    pixels = np.stack([u, v, np.ones_like(u)], axis=-1)
+    source = [
+        pixels @ np.linalg.inv(result.astype(np.float64)).T @ camera.intrinsics.T
+        for camera, result in zip(keyframe.cameras, intrinsics, strict=True)
+    ]
+    return np.stack(source)[..., :2]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_intrinsics_follow_the_pixels(index, seed):
+    """The source encodes its own coordinates (red = column, green = row): read them back, to 0.05 result pixels."""
+    keyframe, size = index.keyframe("late"), (48, 112)
+    transform = STRONG.draw(np.random.default_rng(seed), source_sizes(keyframe), size)
+    images, intrinsics = read_images(keyframe, transform.images, size)
+    expected = seen_in_source(keyframe, intrinsics, size)
+    found = images.transpose(0, 2, 3, 1)[..., :2] + 0.5
+    height, width = source_sizes(keyframe)[0]
+    reach = 2 / min(image.scale for image in transform.images)  # of the resampling filter at the border
+    inner = ((expected > reach) & (expected < np.array([width, height]) - reach)).all(-1)
+    for camera in range(6):
+        error = (found - expected)[camera][inner[camera]]
+        assert len(error) > 100
+        np.testing.assert_allclose(error.mean(axis=0) * transform.images[camera].scale, 0, atol=0.05)
+        np.testing.assert_allclose(error, 0, atol=2.5)
+
+
+def test_fit_is_flashocc_geometry():
+    """1600x900 to 704x256: scale 0.44, 140 rows cut off at the top (systems.md 6.1)."""
+    fit = ImageTransform.fit((900, 1600), (256, 704))
+    np.testing.assert_allclose(fit.matrix(704), [[0.44, 0, 0], [0, 0.44, -140], [0, 0, 1]])
+
+
+def test_area_outside_the_source_is_black(index):
+    keyframe, size = index.keyframe("late"), (64, 96)
+    small = ImageTransform(scale=0.2, offset=(-10.0, -20.0), flip=False)  # 250x141 becomes 50x28.2
+    images, _ = read_images(keyframe, [small] * 6, size)
+    assert (images[:, 2, 22:46, 12:58] > 90).all()
+    for outside in (images[..., :20, :], images[..., 48:, :], images[..., :10], images[..., 60:]):
+        assert not outside.any()
+
+
+def test_colour_factors(index):
+    keyframe, size = index.keyframe("late"), (64, 112)
+    plain = ImageTransform.fit((141, 250), size)
+
+    def read(**factors):
+        transform = ImageTransform(plain.scale, plain.offset, flip=False, **factors)
+        images, intrinsics = read_images(keyframe, [transform] * 6, size)
+        return images.astype(float), intrinsics
+
+    original, intrinsics = read()
+    darker, same_intrinsics = read(brightness=0.5)
+    np.testing.assert_array_equal(intrinsics, same_intrinsics)
+    np.testing.assert_allclose(darker, original / 2, atol=1)
+    assert read(contrast=0.5)[0].std() == pytest.approx(original.std() / 2, rel=0.2)
+    grey = read(saturation=0.0)[0]
+    np.testing.assert_array_equal(grey[:, 0], grey[:, 1])
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (cut, "cannot be decoded"),
+        (lambda path: path.write_text("<html>not found</html>"), "cannot be decoded"),
+        (lambda path: Image.new("RGB", (125, 70)).save(path), "125x70 pixels, but .* calibrated for 250x141"),
+    ],
+)
+def test_damaged_image_is_named(dataroot, tmp_path, damage, message):
+    from distill.nuscenes.index import load_index
+
+    keyframe = load_index(dataroot, "v1.0-tiny", tmp_path).keyframe("late")
+    damage(keyframe.cameras[3].path)
+    with pytest.raises(InputError, match=message) as caught:
+        read_images(keyframe, Transform.fit(source_sizes(keyframe), (64, 112)).images, (64, 112))
+    assert "CAM_BACK_LEFT/late.jpg" in str(caught.value)
+    assert "keyframe late" in str(caught.value)

@@ -1,0 +1,211 @@
+import json
+import multiprocessing
+
+import numpy as np
+import pytest
+from pyquaternion import Quaternion
+
+import distill.nuscenes.index as index_module
+from distill.errors import InputError
+from distill.nuscenes.index import CAMERAS, load_index
+
+VERSION = "v1.0-tiny"
+
+
+def edit(table, change):
+    rows = json.loads(table.read_text())
+    change(rows)
+    table.write_text(json.dumps(rows))
+
+
+def test_order_is_scene_then_time_and_neighbours_stay_within_the_scene(index):
+    assert index.tokens == ["alone", "early", "late"]
+    assert [(k.previous, k.next) for k in index.keyframes("all")] == [("", ""), ("", "late"), ("early", "")]
+
+
+def test_neighbours_do_not_depend_on_the_selection(index):
+    (late,) = index.keyframes("train")[1:]
+    assert (late.token, late.previous) == ("late", "early")
+
+
+def test_splits(index):
+    assert index.keyframes("train").tokens == ["early", "late"]
+    assert index.keyframes("val").tokens == ["alone"]
+    with pytest.raises(InputError, match=r"'mini_val' has no scenes in .* use one of train, val, all"):
+        index.keyframes("mini_val")
+
+
+def test_keyframe_by_token(index):
+    assert index.keyframe("late").timestamp == 1_500_000
+    with pytest.raises(InputError, match="no keyframe 'lat'"):
+        index.keyframe("lat")
+
+
+def test_paths(index):
+    keyframe = index.keyframe("late")
+    assert [camera.channel for camera in keyframe.cameras] == list(CAMERAS)
+    assert all(camera.path.is_file() and camera.channel in str(camera.path) for camera in keyframe.cameras)
+    assert keyframe.lidar_path.is_file()
+    assert keyframe.labels_path == index.root / "gts/scene-0002/late/labels.npz"
+
+
+def test_camera_to_ego_includes_the_motion_between_the_exposures(index):
+    """The car drives at 10 m/s along global x, turned by 30 degrees; camera i is exposed (i + 1) * 10 ms early."""
+    keyframe = index.keyframe("late")
+    for i, (camera, cam2ego) in enumerate(zip(keyframe.cameras, keyframe.cam2ego(), strict=True)):
+        backwards = Quaternion(axis=(0, 0, 1), degrees=-30).rotate(np.array([-0.1 * (i + 1), 0, 0]))
+        np.testing.assert_allclose(cam2ego[:3, 3], np.array([1.0, 0.1 * (i + 1), 1.5]) + backwards, atol=1e-9)
+        np.testing.assert_allclose(cam2ego[:3, :3], camera.cam2ego[:3, :3], atol=1e-12)
+
+
+def test_second_opening_reads_no_tables(dataroot, tmp_path, monkeypatch):
+    first = load_index(dataroot, VERSION, tmp_path / "cache")
+    monkeypatch.setattr(index_module, "open_devkit", None)
+    second = load_index(dataroot, VERSION, tmp_path / "cache")
+    assert second.tokens == first.tokens
+    np.testing.assert_array_equal(second.keyframe("late").cam2ego(), first.keyframe("late").cam2ego())
+
+
+def test_changed_table_is_read_anew(dataroot, tmp_path):
+    load_index(dataroot, VERSION, tmp_path)
+    edit(dataroot / VERSION / "sample.json", lambda rows: rows[0].update(timestamp=1))
+    assert load_index(dataroot, VERSION, tmp_path).tokens == ["alone", "late", "early"]
+
+
+def test_a_crash_while_caching_leaves_no_index(dataroot, tmp_path, monkeypatch):
+    def half_write(file, records):
+        file.write(b"\x93NUMPY")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", half_write)
+        with pytest.raises(KeyboardInterrupt):
+            load_index(dataroot, VERSION, tmp_path / "cache")
+    assert load_index(dataroot, VERSION, tmp_path / "cache").tokens == ["alone", "early", "late"]
+
+
+def test_processes_starting_together_read_the_tables_once(dataroot, tmp_path, monkeypatch):
+    reads = multiprocessing.get_context("fork").Value("i", 0)
+    read_tables = index_module.read_tables
+
+    def counted(nusc):
+        with reads.get_lock():
+            reads.value += 1
+        return read_tables(nusc)
+
+    monkeypatch.setattr(index_module, "read_tables", counted)
+    starts = multiprocessing.get_context("fork")
+    ranks = [starts.Process(target=load_index, args=(dataroot, VERSION, tmp_path / "cache")) for _ in range(3)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, 0, 0]
+    assert reads.value == 1
+
+
+def test_version_without_split_lists_offers_all_keyframes_only(dataroot, tmp_path):
+    (dataroot / VERSION / "splits.json").unlink()
+    index = load_index(dataroot, VERSION, tmp_path)
+    assert len(index.keyframes("all")) == 3
+    with pytest.raises(InputError, match="use one of all"):
+        index.keyframes("train")
+
+
+def drop_camera(root):
+    def change(rows):
+        rows.remove(next(row for row in rows if "CAM_BACK/" in row["filename"]))
+
+    edit(root / VERSION / "sample_data.json", change)
+
+
+def overwrite(table, text):
+    return lambda root: (root / VERSION / table).write_text(text)
+
+
+DAMAGE = {
+    "no dataroot": (lambda root: root.rename(root.with_name("moved")), "no nuScenes dataroot at .*/nuscenes"),
+    "no version": (lambda root: (root / VERSION).rename(root / "v1.0-mini"), "no nuScenes version .* has v1.0-mini"),
+    "no table": (lambda root: (root / VERSION / "ego_pose.json").unlink(), "ego_pose.json is missing"),
+    "cut table": (overwrite("ego_pose.json", '[{"tok'), "ego_pose.json: not valid JSON"),
+    "short table": (
+        lambda root: edit(root / VERSION / "ego_pose.json", lambda rows: rows.pop()),
+        "do not fit together",
+    ),
+    "no map": (lambda root: (root / "maps/map.png").unlink(), "devkit refuses this dataroot: .*map.png"),
+    "no camera": (drop_camera, "keyframe late has no CAM_BACK in"),
+    "odd splits": (overwrite("splits.json", '{"train": "scene-0001"}'), "splits.json: must map"),
+    "cut splits": (overwrite("splits.json", "{"), "splits.json: not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_dataroot_is_named(dataroot, tmp_path, damage):
+    harm, message = DAMAGE[damage]
+    harm(dataroot)
+    with pytest.raises(InputError, match=message) as caught:
+        load_index(dataroot, VERSION, tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_cache_is_named(dataroot, tmp_path):
+    load_index(dataroot, VERSION, tmp_path)
+    (cached,) = tmp_path.glob("*.npy")
+    cached.write_bytes(cached.read_bytes()[:-10])
+    with pytest.raises(InputError, match=f"{cached.name}: not an index of keyframes any more .* delete this file"):
+        load_index(dataroot, VERSION, tmp_path)
+
+
+def test_unwritable_cache_is_named(dataroot, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write the index of keyframes to .*/file/cache"):
+        load_index(dataroot, VERSION, tmp_path / "file/cache")
+
+
+def test_real_keyframes_agree_with_the_devkit(real_data, tmp_path):
+    from nuscenes import NuScenes
+
+    index = load_index(real_data / "nuscenes", "v1.0-mini", tmp_path)
+    assert index.splits == ["mini_train", "mini_val"]
+    assert len(index.keyframes("mini_train")) == 1
+    first, second = index.keyframes("mini_val")
+    assert (first.next, second.previous) == (second.token, first.token)
+
+    nusc = NuScenes("v1.0-mini", str(real_data / "nuscenes"), verbose=False)
+    for keyframe in index.keyframes("all"):
+        data = nusc.get("sample", keyframe.token)["data"]
+        _, boxes, _ = nusc.get_sample_data(data["LIDAR_TOP"])
+        for camera, cam2ego in zip(keyframe.cameras, keyframe.cam2ego(), strict=True):
+            path, in_camera, intrinsics = nusc.get_sample_data(data[camera.channel], box_vis_level=0)
+            assert str(camera.path) == path
+            np.testing.assert_array_equal(camera.intrinsics, intrinsics)
+            # A box the devkit brings from the map to the camera must be where we bring it from LiDAR over ego.
+            lidar2cam = np.linalg.inv(cam2ego) @ keyframe.lidar2ego
+            by_token = {box.token: box.center for box in boxes}
+            for box in in_camera:
+                ours = lidar2cam[:3, :3] @ by_token[box.token] + lidar2cam[:3, 3]
+                np.testing.assert_allclose(ours, box.center, atol=1e-9)
+
+
+def test_real_matrices_are_the_devkits(real_data, tmp_path):
+    from nuscenes import NuScenes
+
+    nusc = NuScenes("v1.0-mini", str(real_data / "nuscenes"), verbose=False)
+
+    def matrix(table, token):
+        pose = nusc.get(table, token)
+        expected = np.eye(4)
+        expected[:3, :3] = Quaternion(pose["rotation"]).rotation_matrix
+        expected[:3, 3] = pose["translation"]
+        return expected
+
+    for keyframe in load_index(real_data / "nuscenes", "v1.0-mini", tmp_path).keyframes("all"):
+        data = nusc.get("sample", keyframe.token)["data"]
+        for sensor, sensor2ego, ego2global in (
+            ("LIDAR_TOP", keyframe.lidar2ego, keyframe.ego2global),
+            *((camera.channel, camera.cam2ego, camera.ego2global) for camera in keyframe.cameras),
+        ):
+            record = nusc.get("sample_data", data[sensor])
+            calibrated, pose = record["calibrated_sensor_token"], record["ego_pose_token"]
+            np.testing.assert_allclose(sensor2ego, matrix("calibrated_sensor", calibrated), atol=1e-12)
+            np.testing.assert_allclose(ego2global, matrix("ego_pose", pose), atol=1e-12)

@@ -1,0 +1,81 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.errors import InputError
+from distill.nuscenes.points import depth_maps, project, read_points
+
+FORWARD = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])  # camera along ego x, 1.5 m up
+INTRINSICS = np.array([[100.0, 0, 64], [0, 100, 32], [0, 0, 1]])
+
+
+def write_scan(keyframe, path, rows):
+    np.array(rows, dtype=np.float32).tofile(path)
+    return dataclasses.replace(keyframe, lidar_path=path)
+
+
+def test_points_are_in_the_ego_frame_with_intensity_up_to_one(index, tmp_path):
+    keyframe = index.keyframe("late")  # its LiDAR stands at (1, 0, 1.5), not turned
+    scan = write_scan(keyframe, tmp_path / "scan.bin", [[10, 20, -1, 255, 3], [-5, 0, 0, 51, 31]])
+    np.testing.assert_allclose(read_points(scan), [[11, 20, 0.5, 1], [-4, 0, 1.5, 0.2]], atol=1e-6)
+
+
+def test_returns_of_the_recording_car_are_dropped(index, tmp_path):
+    roof, bonnet, kerb = [0.0, 0, -0.1, 0, 0], [2.0, 0.5, -0.8, 0, 0], [0.0, 1.2, -1.5, 0, 0]
+    scan = write_scan(index.keyframe("late"), tmp_path / "scan.bin", [roof, bonnet, kerb])
+    np.testing.assert_allclose(read_points(scan)[:, :3], [[1, 1.2, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("content", [b"", bytes(21), np.full(5, np.nan, np.float32).tobytes(), None])
+def test_damaged_scan_is_named(index, tmp_path, content):
+    path = tmp_path / "scan.bin"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"scan\.bin: LiDAR scan of keyframe late is (damaged|missing)"):
+        read_points(dataclasses.replace(index.keyframe("late"), lidar_path=path))
+
+
+def test_projection_of_a_known_point():
+    pixels, depth = project(np.array([[10.0, 1.0, 2.5]]), INTRINSICS[None], FORWARD[None])
+    np.testing.assert_allclose(depth, [[10]])
+    np.testing.assert_allclose(pixels, [[[64 - 10, 32 - 10]]], rtol=1e-6)
+
+
+def test_depth_map_cells():
+    points = np.array(
+        [
+            [10.0, 1.0, 2.5],  # pixel (54, 22): row 2, column 6 at stride 8
+            [5.0, 0.5, 2.0],  # the same pixel, nearer
+            [20.0, 12.79, 1.4],  # pixel (0.05, 32.5): row 4, column 0
+            [20.0, 12.81, 1.4],  # u = -0.05: outside
+            [20.0, -12.81, 1.4],  # u = 128.05: outside
+            [-10.0, 1.0, 2.5],  # behind
+        ]
+    )
+    expected = np.zeros((1, 8, 16), dtype=np.float32)
+    expected[0, 2, 6] = 5
+    expected[0, 4, 0] = 20
+    depth = depth_maps(points, INTRINSICS[None], FORWARD[None], (64, 128), 8)
+    np.testing.assert_allclose(depth, expected, rtol=1e-6)
+    assert depth.dtype == np.float32
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), stride=st.sampled_from([4, 8, 16]))
+def test_depth_maps_against_a_plain_loop(seed, stride):
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(-20, 20, (60, 4)).astype(np.float32)
+    cam2ego = np.stack([FORWARD, FORWARD @ np.diag([-1.0, 1, -1, 1])])
+    intrinsics = np.stack([INTRINSICS, INTRINSICS * [[-1], [1], [1]] + [[0, 0, 128], [0, 0, 0], [0, 0, 0]]])
+    expected = np.zeros((2, 64 // stride, 128 // stride))
+    for n in range(2):
+        for point in points:
+            x, y, z = (np.linalg.inv(cam2ego[n]) @ [*point[:3], 1])[:3]
+            u, v, _ = intrinsics[n] @ [x / z, y / z, 1]
+            if z > 0 and 0 <= u < 128 and 0 <= v < 64:
+                cell = expected[n, int(v // stride), int(u // stride)]
+                expected[n, int(v // stride), int(u // stride)] = min(cell, z) if cell else z
+    np.testing.assert_allclose(depth_maps(points, intrinsics, cam2ego, (64, 128), stride), expected, rtol=1e-4)

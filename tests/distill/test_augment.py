@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.augment import Augmentation, ImageTransform, Transform
+from distill.errors import InputError
+
+SHAPE = (10, 10, 4)  # voxels of 1 m around the origin, from z = -1
+SIZE = (64, 128)
+STRONG = Augmentation(resize=(0.5, 1.5), image_flip=0.5, colour=0.3, bev_flip=0.5)
+FLIPS = [(False, False), (True, False), (False, True), (True, True)]
+
+
+def world_flip(flip_x, flip_y):
+    return Transform(images=(), flip_x=flip_x, flip_y=flip_y)
+
+
+def random_cam2ego(rng):
+    rotation, _ = np.linalg.qr(rng.normal(size=(6, 3, 3)))
+    cam2ego = np.tile(np.eye(4, dtype=np.float32), (6, 1, 1))
+    cam2ego[:, :3, :3] = rotation * np.sign(np.linalg.det(rotation))[:, None, None]
+    cam2ego[:, :3, 3] = rng.uniform(-1, 1, (6, 3))
+    return cam2ego
+
+
+def make_sample(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "token": "token",
+        "scene": "scene-0001",
+        "labelled": True,
+        "images": rng.integers(0, 256, (6, 3, *SIZE), dtype=np.uint8),
+        "intrinsics": np.tile(np.array([[60, 0, 64], [0, 60, 32], [0, 0, 1]], np.float32), (6, 1, 1)),
+        "cam2ego": random_cam2ego(rng),
+        "points": rng.uniform(-5, 5, (50, 4)).astype(np.float32),
+        "depth": rng.uniform(0, 9, (6, 4, 8)).astype(np.float32),
+        "semantics": rng.integers(0, 18, SHAPE, dtype=np.uint8),
+        "mask_camera": rng.random(SHAPE) < 0.5,
+        "mask_lidar": rng.random(SHAPE) < 0.5,
+        "teacher_voxel": rng.integers(0, 256, (*SHAPE, 18), dtype=np.uint8),
+        "teacher_bev": rng.random((*SHAPE[:2], 18)).astype(np.float16),
+    }
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def projected(sample, points):
+    """Homogeneous pixels of ego points (P, 3) in all cameras."""
+    ego2cam = np.linalg.inv(sample["cam2ego"].astype(np.float64))
+    in_camera = np.einsum("nij,pj->npi", ego2cam[:, :3, :3], points) + ego2cam[:, None, :3, 3]
+    return np.einsum("nij,npj->npi", sample["intrinsics"], in_camera)
+
+
+def centres(shape):
+    axes = [np.arange(count) + 0.5 - low for count, low in zip(shape, (5, 5, 1), strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+def test_flipping_twice_changes_nothing(flips):
+    sample, transform = make_sample(), world_flip(*flips)
+    assert_equal(transform.apply(transform.apply(sample)), sample)
+
+
+def test_no_flip_changes_nothing():
+    assert_equal(world_flip(False, False).apply(make_sample()), make_sample())
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+@pytest.mark.parametrize("seed", range(3))
+def test_voxels_are_still_seen_in_the_same_pixels(flips, seed):
+    """Label the centre of every voxel with its pixels, flip everything: voxels and pixels must still match."""
+    sample = make_sample(seed)
+    voxels = centres(SHAPE)
+    # One-of-a-kind labels stand for the content of a voxel; every per-voxel signal must be permuted alike.
+    identity = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    moved = world_flip(*flips).apply(sample | {"semantics": identity})
+    before, after = projected(sample, voxels), projected(moved, voxels)
+    np.testing.assert_allclose(after, before[:, moved["semantics"].ravel()], atol=1e-3)
+    for key in ("mask_camera", "mask_lidar", "teacher_voxel"):
+        flat = sample[key].reshape(identity.size, -1)
+        np.testing.assert_array_equal(moved[key].reshape(identity.size, -1), flat[moved["semantics"].ravel()])
+    columns = moved["semantics"][:, :, 0].ravel() // SHAPE[2]
+    np.testing.assert_array_equal(moved["teacher_bev"].reshape(-1, 18), sample["teacher_bev"].reshape(-1, 18)[columns])
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+def test_points_stay_in_their_voxels_and_pixels(flips):
+    sample = make_sample()
+    moved = world_flip(*flips).apply(sample)
+    np.testing.assert_allclose(
+        projected(moved, moved["points"][:, :3]), projected(sample, sample["points"][:, :3]), atol=1e-3
+    )
+    np.testing.assert_array_equal(moved["points"][:, 2:], sample["points"][:, 2:])
+
+    def labels(sample):
+        i, j, _ = np.floor(sample["points"][:, :3]).astype(int).T + 5
+        return sample["semantics"][i, j]
+
+    np.testing.assert_array_equal(labels(moved), labels(sample))
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+def test_score_of_the_moved_teacher_is_the_score_of_the_teacher(flips):
+    def confusion(sample):
+        seen = sample["mask_camera"]
+        predicted = sample["teacher_voxel"].argmax(-1)
+        return np.bincount(sample["semantics"][seen] * 18 + predicted[seen], minlength=18 * 18)
+
+    sample = make_sample()
+    np.testing.assert_array_equal(confusion(world_flip(*flips).apply(sample)), confusion(sample))
+
+
+def test_a_signal_without_a_rule_is_refused():
+    with pytest.raises(TypeError, match="does not know how to move 'flow'"):
+        world_flip(False, False).apply(make_sample() | {"flow": np.zeros(3)})
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_drawn_transforms_keep_the_lowest_rows_and_fill_or_float(seed):
+    height, width = SIZE
+    transform = STRONG.draw(np.random.default_rng(seed), [(90, 160)] * 6, SIZE)
+    for image in transform.images:
+        assert 0.5 <= image.scale / (width / 160) <= 1.5
+        matrix = image.matrix(width)
+        left, right = sorted((matrix @ [0, 0, 1])[0] + np.array([0, matrix[0, 0] * 160]))
+        assert (left <= 1e-9 and right >= width - 1e-9) or (left >= -1e-9 and right <= width + 1e-9)
+        assert (matrix @ [0, 90, 1])[1] == pytest.approx(height)
+        assert all(0.7 <= factor <= 1.3 for factor in (image.brightness, image.contrast, image.saturation))
+
+
+def test_draws_follow_their_probabilities():
+    rng = np.random.default_rng(0)
+    drawn = [STRONG.draw(rng, [(90, 160)], SIZE) for _ in range(2000)]
+    frequencies = [np.mean([getattr(t, name) for t in drawn]) for name in ("flip_x", "flip_y")]
+    frequencies.append(np.mean([t.images[0].flip for t in drawn]))
+    np.testing.assert_allclose(frequencies, 0.5, atol=0.05)
+    both = np.mean([t.flip_x and t.flip_y for t in drawn])
+    assert both == pytest.approx(0.25, abs=0.05)
+
+
+def test_zero_strength_is_the_plain_fit():
+    off = Augmentation(resize=(1.0, 1.0), image_flip=0.0, colour=0.0, bev_flip=0.0)
+    sizes = [(900, 1600)] * 6
+    assert off.draw(np.random.default_rng(0), sizes, (256, 704)) == Transform.fit(sizes, (256, 704))
+
+
+def test_mirrored_image_mirrors_its_coordinates():
+    mirrored = ImageTransform(scale=0.5, offset=(3.0, 4.0), flip=True).matrix(100)
+    np.testing.assert_allclose(mirrored @ [20, 30, 1], [100 - (10 - 3), 15 - 4, 1])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"resize": (1.2, 0.9)}, {"resize": (0.0, 1.0)}, {"image_flip": 1.5}, {"bev_flip": -0.1}, {"colour": 1.0}],
+)
+def test_values_out_of_range_are_refused(values):
+    good = {"resize": (0.9, 1.1), "image_flip": 0.5, "colour": 0.2, "bev_flip": 0.5}
+    with pytest.raises(InputError, match=f"augmentation {next(iter(values))}="):
+        Augmentation(**(good | values))

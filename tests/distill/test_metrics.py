@@ -1,0 +1,131 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.classes import OCC3D_CLASSES
+from distill.errors import InputError
+from distill.metrics import OccupancyScore
+
+FREE = OCC3D_CLASSES.free
+SHAPE = (4, 4, 2)
+EVERYWHERE = np.ones(SHAPE, dtype=bool)
+
+
+def volume(seed: int, classes: int = 18) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, classes, SHAPE, dtype=np.uint8)
+
+
+def score(*keyframes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> OccupancyScore:
+    total = OccupancyScore(OCC3D_CLASSES)
+    for keyframe in keyframes:
+        total.update(*keyframe)
+    return total
+
+
+def test_a_perfect_prediction_scores_100():
+    semantics = volume(0)
+    result = score((semantics, semantics, EVERYWHERE)).result()
+    assert result.miou == result.geometric_iou == 100.0
+
+
+def test_a_free_prediction_scores_0_on_present_classes_and_skips_absent_ones():
+    semantics = np.full(SHAPE, FREE, dtype=np.uint8)
+    semantics[0] = 4
+    result = score((np.full_like(semantics, FREE), semantics, EVERYWHERE)).result()
+    assert result.miou == result.geometric_iou == 0.0
+    assert result.per_class_iou[4] == 0.0
+    assert np.isnan(result.per_class_iou[[0, 1, 16]]).all()
+    assert result.per_class_iou[FREE] == pytest.approx(75.0)
+
+
+def test_by_hand():
+    """Car: 2 hits, 1 taken for truck, 1 for free, 1 free voxel taken for car: 2 / 5. Truck: no hit."""
+    semantics = np.array([4, 4, 4, 4, 17, 17], dtype=np.uint8).reshape(1, 1, 6)
+    prediction = np.array([4, 4, 10, 17, 4, 17], dtype=np.uint8).reshape(1, 1, 6)
+    result = score((prediction, semantics, np.ones((1, 1, 6), dtype=bool))).result()
+    assert result.per_class_iou[4] == pytest.approx(40.0)
+    assert result.per_class_iou[10] == 0.0
+    assert result.miou == pytest.approx(20.0)
+    assert result.geometric_iou == pytest.approx(60.0)
+
+
+def test_flashocc_m1():
+    """FlashOCC M1: its per-class IoU averages to its mIoU; others counts, free does not (systems.md 10.2)."""
+    percent = [6.74, 37.65, 10.26, 39.55, 44.36, 14.88, 13.40, 15.79, 15.38, 27.44, 31.73, 78.82, 37.98, 48.70]
+    percent += [52.50, 37.89, 32.24]
+    semantics = np.repeat(np.arange(17, dtype=np.uint8), 10_000)
+    hit = np.arange(10_000) < np.round(100 * np.array(percent))[:, None]
+    prediction = np.where(hit.ravel(), semantics, FREE).astype(np.uint8)
+    result = score((prediction, semantics, np.ones(170_000, dtype=bool))).result()
+    assert result.per_class_iou[:17] == pytest.approx(percent)
+    assert result.miou == pytest.approx(32.077, abs=5e-4)
+    assert result.per_class_iou[1:17].mean() == pytest.approx(33.661, abs=5e-4)
+
+
+def test_one_global_matrix_is_not_the_mean_of_keyframes():
+    """A keyframe with 1 car voxel (missed) and one with 31 (found): 31 / 32 together, 50 on average."""
+    one = np.full(SHAPE, FREE, dtype=np.uint8)
+    one[0, 0, 0] = 4
+    many = np.where(one == 4, FREE, 4).astype(np.uint8)
+    missed = (np.full_like(one, FREE), one, EVERYWHERE)
+    found = (many, many, EVERYWHERE)
+    assert score(missed, found).result().miou == pytest.approx(100 * 31 / 32)
+    assert (score(missed).result().miou + score(found).result().miou) / 2 == 50.0
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_voxels_outside_the_mask_do_not_count_and_order_does_not_matter(seed):
+    mask = np.random.default_rng(seed).random(SHAPE) < 0.5
+    semantics, prediction = volume(seed), volume(seed + 1)
+    changed = np.where(mask, prediction, volume(seed + 2))
+    other = (volume(seed + 3), volume(seed + 4), EVERYWHERE)
+    first = score((prediction, semantics, mask), other)
+    second = score(other, (changed, semantics, mask))
+    assert np.array_equal(first.confusion_CC, second.confusion_CC)
+    assert first.confusion_CC.sum() == mask.sum() + EVERYWHERE.sum()
+
+
+def test_unknown_labels_do_not_count():
+    semantics = volume(0)
+    semantics[0] = 255
+    assert score((volume(1), semantics, EVERYWHERE)).confusion_CC.sum() == 24
+
+
+def test_a_prediction_of_another_class_set_is_refused():
+    with pytest.raises(InputError, match="class 18"):
+        score((np.full(SHAPE, 18, dtype=np.uint8), volume(0), EVERYWHERE))
+
+
+def test_without_keyframes_there_is_no_number():
+    result = OccupancyScore(OCC3D_CLASSES).result()
+    assert np.isnan(result.miou)
+    assert result.to_dict(OCC3D_CLASSES)["miou"] is None
+
+
+def test_to_dict_names_the_classes():
+    semantics = np.full(SHAPE, 4, dtype=np.uint8)
+    numbers = score((semantics, semantics, EVERYWHERE)).result().to_dict(OCC3D_CLASSES)
+    assert numbers["per_class_iou"]["car"] == 100.0
+    assert numbers["per_class_iou"]["bus"] is None
+    assert numbers["keyframes"] == 1
+
+
+def _score_on_rank(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    mine = score(*[(volume(i), volume(i + 10), EVERYWHERE) for i in range(5)[rank::2]])
+    mine.all_reduce()
+    np.save(folder / f"{rank}.npy", np.append(mine.confusion_CC, mine.keyframes))
+    dist.destroy_process_group()
+
+
+def test_two_processes_count_what_one_does(tmp_path):
+    single = score(*[(volume(i), volume(i + 10), EVERYWHERE) for i in range(5)])
+    mp.start_processes(_score_on_rank, (tmp_path,), nprocs=2, start_method="fork")
+    for rank in range(2):
+        assert np.array_equal(np.load(tmp_path / f"{rank}.npy"), np.append(single.confusion_CC, 5))
