@@ -18,8 +18,8 @@ import numpy as np
 
 from distill.errors import InputError
 
-# Mirroring the world leaves these as they are: identity, and all that is seen from a camera.
-_CAMERA_SIDE = frozenset({"token", "scene", "labelled", "images", "intrinsics", "depth"})
+# Mirroring the world leaves these as they are: facts about the frame or the teacher, and all that a camera sees.
+_UNMOVED = frozenset({"token", "scene", "labelled", "taught", "teacher_table", "images", "intrinsics", "depth"})
 # Arrays indexed [x, y, ...] in the ego frame.
 _GRIDS = frozenset({"semantics", "mask_camera", "mask_lidar", "teacher_voxel", "teacher_bev"})
 
@@ -95,7 +95,7 @@ class Transform:
         return {key: self._move(key, value) for key, value in sample.items()}
 
     def _move(self, key: str, value: Any) -> Any:
-        if key in _CAMERA_SIDE:
+        if key in _UNMOVED:
             return value
         if key in _GRIDS:
             return value[:: -1 if self.flip_x else 1, :: -1 if self.flip_y else 1]

@@ -15,7 +15,7 @@ from distill.classes import OCC3D_CLASSES as CLASSES
 from distill.grids import OCC3D as GRID
 from distill.nuscenes.index import CAMERAS
 
-INK, GREY, PAPER = (38, 42, 51), (128, 133, 144), (255, 255, 255)
+INK, PAPER = (38, 42, 51), (255, 255, 255)
 UNSEEN, EMPTY, LINE = (231, 233, 237), (248, 249, 250), (222, 225, 230)
 
 # The recording car seen from the ego origin below its rear axle: (lower, upper) corners in metres and RGB.
@@ -30,14 +30,11 @@ EYE, TARGET, FIELD_OF_VIEW = (-76.0, -10.0, 66.0), (-7.0, -0.6, 0.0), 40.0
 # The six faces of a cube as (axis, side, shade): light comes from above, a little from behind and the right.
 FACES = ((0, 0, 0.76), (0, 1, 0.60), (1, 0, 0.64), (1, 1, 0.60), (2, 0, 0.50), (2, 1, 1.0))
 
-
 # The layout of a panel, pixels: three cameras side by side are as wide as three columns.
 WIDTH, GAP, MARGIN, HEADER, FONT = 600, 12, 28, 58, 19
 
 
-def panel(
-    cameras: Sequence[np.ndarray], columns: Mapping[str, np.ndarray], mask_XYZ: np.ndarray | None
-) -> np.ndarray:
+def panel(cameras: Sequence[np.ndarray], columns: Mapping[str, np.ndarray], mask_XYZ: np.ndarray | None) -> np.ndarray:
     """One picture of a keyframe: six cameras, below them the perspective and bird's-eye view of each column, a legend.
 
     Args:
@@ -98,14 +95,17 @@ def _legend_block(masked: bool) -> Image.Image:
         if place != CLASSES.free
     ]
     entries += [("not seen", UNSEEN)] if masked else []
+    font, swatch, line = ImageFont.load_default(FONT), 32, 34
     per_row = -(-len(entries) // 2)
-    step, line = (3 * WIDTH + 2 * GAP) // per_row, 34
-    block = Image.new("RGB", (step * per_row, 2 * line), PAPER)
+    widths = [swatch + max(font.getlength(name) for name, _ in entries[place::per_row]) for place in range(per_row)]
+    block = Image.new("RGB", (3 * WIDTH + 2 * GAP, 2 * line), PAPER)
+    space = (block.width - sum(widths)) / (per_row - 1)
     draw = ImageDraw.Draw(block)
     for place, (name, colour) in enumerate(entries):
-        left, top = (place % per_row) * step, (place // per_row) * line
+        row, column = divmod(place, per_row)
+        left, top = round(sum(widths[:column]) + column * space), row * line
         draw.rounded_rectangle((left, top + 6, left + 22, top + 28), 4, fill=colour, outline=LINE)
-        draw.text((left + 32, top + line // 2), name, INK, ImageFont.load_default(FONT), anchor="lm")
+        draw.text((left + swatch, top + line // 2), name, INK, font, anchor="lm")
     return block
 
 
@@ -215,7 +215,7 @@ def _ego_quads() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for lower, upper, colour in EGO_CAR:
         size = np.subtract(upper, lower)
         for axis, side, shade in FACES:
-            if (2 * side - 1) * (EYE[axis] - (upper, lower)[1 - side][axis]) > 0:
+            if (2 * side - 1) * (EYE[axis] - (lower, upper)[side][axis]) > 0:
                 quads.append(lower + _square(axis, side) * size)
                 colours.append(np.multiply(colour, shade))
                 distances.append(np.linalg.norm(np.subtract(EYE, np.add(lower, size / 2))))
@@ -224,14 +224,16 @@ def _ego_quads() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _draw_floor(draw: ImageDraw.ImageDraw, size: tuple[int, int]) -> None:
     """The bottom of the grid with a line every 10 m."""
-    (left, right, floor), (far_left, far_right, _) = GRID.lower, GRID.upper
-    plate = [(left, right), (far_left, right), (far_left, far_right), (left, far_right)]
-    draw.polygon(_project(np.array([(*corner, floor) for corner in plate]), size).ravel().tolist(), fill=EMPTY)
-    for offset in np.arange(0, 1 + 1e-9, 1 / 8):
-        x, y = (low + offset * (high - low) for low, high in zip(GRID.lower[:2], GRID.upper[:2], strict=True))
-        for ends in (((x, right), (x, far_right)), ((left, y), (far_left, y))):
-            line = _project(np.array([(*end, floor) for end in ends]), size)
-            draw.line(line.ravel().tolist(), fill=LINE, width=2)
+    edges = np.linspace(GRID.lower[0], GRID.upper[0], 9)
+    low, high, floor = edges[0], edges[-1], GRID.lower[2]
+
+    def pixels(*corners: tuple[float, float]) -> list[float]:
+        return _project(np.array([(*corner, floor) for corner in corners]), size).ravel().tolist()
+
+    draw.polygon(pixels((low, low), (high, low), (high, high), (low, high)), fill=EMPTY)
+    for edge in edges:
+        draw.line(pixels((edge, low), (edge, high)), fill=LINE, width=2)
+        draw.line(pixels((low, edge), (high, edge)), fill=LINE, width=2)
 
 
 def _metres(index: np.ndarray) -> np.ndarray:

@@ -68,9 +68,10 @@ def evaluate(
                 report.add_panel(by_token[sample["token"]], sample)
             progress.update()
     progress.close()
-    totals = {who: score.over_ranks(device) for who, score in scores.items()}
+    for score in scores.values():
+        score.all_reduce()
     if ranks.rank() == 0:
-        report.finish(totals, len(keyframes))
+        report.finish(scores, len(keyframes))
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from PIL import Image
 from distill.checkpoint import Checkpoint
 from distill.classes import ClassSet
 from distill.errors import InputError
-from distill.metrics import OccupancyResult, OccupancyScore
+from distill.metrics import OccupancyScore
 from distill.nuscenes.index import Keyframe
 from distill.picture import panel
 
@@ -72,7 +72,7 @@ class Report:
         """Print the table and write metrics.json, per_class.csv and report.html."""
         results = {who: score.result() for who, score in scores.items() if score.keyframes}
         facts = self._facts(keyframes)
-        metrics = {who: self._numbers(result) for who, result in results.items()}
+        metrics = {who: result.to_dict(self.classes) for who, result in results.items()}
         (self.output / "metrics.json").write_text(json.dumps(facts | metrics, indent=2) + "\n")
         rows = self._rows(results)
         with open(self.output / "per_class.csv", "w", newline="") as stream:
@@ -95,14 +95,6 @@ class Report:
             "mask_of_training": self.settings.trainer.loss.mask,
             "grid": self.settings.grid.path,
             "seed": self.settings.seed,
-        }
-
-    def _numbers(self, result: OccupancyResult) -> dict[str, Any]:
-        return {
-            "miou": result.miou,
-            "geometric_iou": result.geometric_iou,
-            "keyframes": result.keyframes,
-            "per_class_iou": dict(zip(self.classes.names, result.per_class_iou.tolist(), strict=True)),
         }
 
     def _sentence(self, facts: dict[str, Any]) -> str:

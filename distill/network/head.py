@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.classes import ClassSet
 from distill.grids import VoxelGrid
 from distill.network.layers import conv_norm_act
 
@@ -20,21 +21,23 @@ class ChannelToHeight(nn.Module):
         hidden_channels: channels of each voxel column before the last layer.
         bev_stride: voxel columns along the edge of one BEV cell.
         grid: the voxels.
-        classes: number of classes.
+        classes: the classes.
     """
 
-    def __init__(self, in_channels: int, hidden_channels: int, bev_stride: int, grid: VoxelGrid, classes: int) -> None:
+    def __init__(
+        self, in_channels: int, hidden_channels: int, bev_stride: int, grid: VoxelGrid, classes: ClassSet
+    ) -> None:
         super().__init__()
         self.bev_stride = bev_stride
-        self.height, self.classes = grid.shape[2], classes
+        self.column_shape = (grid.shape[2], len(classes))
         self.conv = conv_norm_act(in_channels, in_channels, 3)
         self.column = nn.Linear(in_channels, bev_stride**2 * hidden_channels)
-        self.logits = nn.Linear(hidden_channels, self.height * classes)
+        self.logits = nn.Linear(hidden_channels, grid.shape[2] * len(classes))
 
     def forward(self, bev_BCXY: Tensor) -> Tensor:
-        """(B, in, X / bev_stride, Y / bev_stride) -> logits (B, X, Y, Z, classes); class is the fastest index."""
+        """(B, in, X / bev_stride, Y / bev_stride) -> logits (B, X, Y, Z, C); the class is the fastest index."""
         hidden_BXYC = self.column(self.conv(bev_BCXY).permute(0, 2, 3, 1))
         batch, x, y, _ = hidden_BXYC.shape
         s = self.bev_stride
         hidden_BXYC = hidden_BXYC.view(batch, x, y, s, s, -1).transpose(2, 3).reshape(batch, x * s, y * s, -1)
-        return self.logits(F.softplus(hidden_BXYC)).unflatten(-1, (self.height, self.classes))
+        return self.logits(F.softplus(hidden_BXYC)).unflatten(-1, self.column_shape)

@@ -116,6 +116,17 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {key: _collated(key, [sample[key] for sample in samples]) for key in samples[0]}
 
 
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on `device`; copies from pinned memory do not block."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, list):
+            return [move(item) for item in value]
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+    return {key: move(value) for key, value in batch.items()}
+
+
 def _collated(key: str, values: list[Any]) -> Tensor | list[Any]:
     if isinstance(values[0], str):
         return values

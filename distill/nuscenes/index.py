@@ -172,6 +172,11 @@ class NuScenesIndex:
         return self.keyframes("all").tokens
 
     @property
+    def scenes(self) -> list[str]:
+        """The scene name of each of `tokens`."""
+        return [scene.decode() for scene in self._records["scene"]]
+
+    @property
     def splits(self) -> list[str]:
         """Names of the splits that have keyframes here, without "all"."""
         return sorted({name for names in np.unique(self._records["splits"]) for name in names.decode().split()})
@@ -231,7 +236,7 @@ def load_index(root: Path, version: str, cache_dir: Path) -> NuScenesIndex:
     if not cached.exists():
         _make_cache(cached, root, version)
     try:
-        records = np.load(cached, mmap_mode="r")
+        records = np.load(cached, mmap_mode="r").view(np.ndarray)  # memmap objects are slow to index
     except (ValueError, EOFError) as error:
         raise InputError(f"{cached}: not an index of keyframes any more ({error}): delete this file") from error
     return NuScenesIndex(root, version, records)

@@ -42,13 +42,13 @@ def draw_overlay(keyframe: Keyframe, boxes: np.ndarray) -> Image.Image:
         [keyframe], IMAGE_SIZE, depth_stride=None, lidar=True, labels=False, augmentation=None, seed=0
     )
     sample = frames[0]
-    pixels, depth = project(sample["points"], sample["intrinsics"], sample["cam2ego"])
+    u_NP, v_NP, depth_NP = project(sample["points"], sample["intrinsics"], sample["cam2ego"])
     height, width = IMAGE_SIZE
     sheet = Image.new("RGB", (COLUMNS * width, len(CAMERAS) // COLUMNS * height))
     for i, channel in enumerate(CAMERAS):
         image = Image.fromarray(sample["images"][i].transpose(1, 2, 0))
         draw = ImageDraw.Draw(image)
-        _draw_points(draw, pixels[i], depth[i])
+        _draw_points(draw, u_NP[i], v_NP[i], depth_NP[i])
         _draw_boxes(draw, boxes, sample["intrinsics"][i], sample["cam2ego"][i])
         draw.text((8, 8), channel, fill="white", stroke_width=2, stroke_fill="black")
         sheet.paste(image, (i % COLUMNS * width, i // COLUMNS * height))
@@ -63,13 +63,12 @@ def boxes_of(nusc: NuScenes, keyframe: Keyframe) -> np.ndarray:
     return corners @ global2ego[:3, :3].T + global2ego[:3, 3]
 
 
-def _draw_points(draw: ImageDraw.ImageDraw, pixels: np.ndarray, depth: np.ndarray) -> None:
-    height, width = IMAGE_SIZE
-    seen = (depth > 0) & (pixels >= 0).all(-1) & (pixels < (width, height)).all(-1)
-    order = np.argsort(-depth[seen])  # nearest last, on top
-    for (u, v), metres in zip(pixels[seen][order].tolist(), depth[seen][order].tolist(), strict=True):
-        hue = int(240 * min(metres / FARTHEST, 1.0))
-        draw.rectangle((u - 1, v - 1, u, v), fill=f"hsv({hue}, 100%, 100%)")
+def _draw_points(draw: ImageDraw.ImageDraw, u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> None:
+    seen = np.flatnonzero((depth > 0) & (u >= 0) & (u < IMAGE_SIZE[1]) & (v >= 0) & (v < IMAGE_SIZE[0]))
+    for point in seen[np.argsort(-depth[seen])]:  # nearest last, on top
+        hue = int(240 * min(depth[point] / FARTHEST, 1.0))
+        column, row = int(u[point]), int(v[point])
+        draw.rectangle((column - 1, row - 1, column, row), fill=f"hsv({hue}, 100%, 100%)")
 
 
 def _draw_boxes(draw: ImageDraw.ImageDraw, boxes: np.ndarray, intrinsics: np.ndarray, cam2ego: np.ndarray) -> None:

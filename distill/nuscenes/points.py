@@ -1,4 +1,7 @@
-"""LiDAR points of a keyframe, and what the cameras would measure of them: depth maps."""
+"""LiDAR points of a keyframe, and what the cameras would measure of them: depth maps.
+
+Letters of array names: N cameras, P points.
+"""
 
 from __future__ import annotations
 
@@ -56,19 +59,21 @@ def depth_maps(
     Returns:
         float32 (N, H / stride, W / stride) metres, 0 = no return.
     """
-    pixels, depth = project(points, intrinsics, cam2ego)
+    u_NP, v_NP, depth_NP = project(points, intrinsics, cam2ego)
     height, width = image_size
-    inside = (depth > 0) & (pixels >= 0).all(-1) & (pixels[..., 0] < width) & (pixels[..., 1] < height)
-    camera, _ = np.nonzero(inside)
-    column, row = (pixels[inside] // stride).astype(np.int64).T
+    seen_NP = (depth_NP > 0) & (u_NP >= 0) & (u_NP < width) & (v_NP >= 0) & (v_NP < height)
+    camera, _ = np.nonzero(seen_NP)
+    row, column = (v_NP[seen_NP] // stride).astype(np.int64), (u_NP[seen_NP] // stride).astype(np.int64)
     shape = (len(intrinsics), height // stride, width // stride)
     nearest = np.full(np.prod(shape), np.inf, dtype=np.float32)
-    np.minimum.at(nearest, np.ravel_multi_index((camera, row, column), shape), depth[inside])
+    np.minimum.at(nearest, np.ravel_multi_index((camera, row, column), shape), depth_NP[seen_NP])
     nearest[np.isinf(nearest)] = 0
     return nearest.reshape(shape)
 
 
-def project(points: np.ndarray, intrinsics: np.ndarray, cam2ego: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def project(
+    points: np.ndarray, intrinsics: np.ndarray, cam2ego: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points of the ego frame in the images.
 
     Args:
@@ -77,16 +82,13 @@ def project(points: np.ndarray, intrinsics: np.ndarray, cam2ego: np.ndarray) -> 
         cam2ego: (N, 4, 4).
 
     Returns:
-        Pixels (u, v) as float32 (N, P, 2), meaningless where depth <= 0, and depth along the optical axis in metres,
-        float32 (N, P).
+        u, v (pixels; meaningless where depth <= 0) and depth (metres along the optical axis), float32 (N, P) each.
     """
-    ego2cam = np.linalg.inv(cam2ego.astype(np.float64))
-    ego2image = (intrinsics @ ego2cam[:, :3]).astype(np.float32)
-    homogeneous = np.einsum("nij,pj->nip", ego2image[:, :, :3], points[:, :3], optimize=True) + ego2image[:, :, 3:]
-    depth = homogeneous[:, 2]
+    ego2image = intrinsics @ np.linalg.inv(cam2ego.astype(np.float64))[:, :3]
+    rotation, translation = ego2image[:, :, :3].astype(np.float32), ego2image[:, :, 3:].astype(np.float32)
+    scaled_u, scaled_v, depth = np.moveaxis(rotation @ points[:, :3].T.astype(np.float32) + translation, 1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        pixels = homogeneous[:, :2] / depth[:, None]
-    return pixels.transpose(0, 2, 1), depth
+        return scaled_u / depth, scaled_v / depth, depth
 
 
 def _on_car(points: np.ndarray) -> np.ndarray:

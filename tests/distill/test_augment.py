@@ -40,6 +40,8 @@ def make_sample(seed=0):
         "mask_lidar": rng.random(SHAPE) < 0.5,
         "teacher_voxel": rng.integers(0, 256, (*SHAPE, 18), dtype=np.uint8),
         "teacher_bev": rng.random((*SHAPE[:2], 18)).astype(np.float16),
+        "teacher_table": np.linspace(-16, 0, 256, dtype=np.float32),
+        "taught": True,
     }
 
 

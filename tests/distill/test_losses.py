@@ -230,6 +230,10 @@ class TestSupervision:
         )
         torch.testing.assert_close(supervision(ce_weight=1.0)(Occupancy(logits), batch)["ce"], expected)
 
+    def test_golden_class_weights(self):
+        """systems.md 10.2 item 13."""
+        assert OCC3D_CLASSES.weights[[2, FREE]] == pytest.approx([0.0838, 0.0468], abs=5e-5)
+
     def test_class_weights_balance(self):
         """One rare voxel of weight 3 counts like three of weight 1."""
         log_probs_VC = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log()

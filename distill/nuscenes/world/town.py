@@ -341,7 +341,8 @@ class _Site:
         while s < reach - 4.0:
             gap = min((abs(s - c.s) - c.reach for c in self.crossings if c.street == number), default=1e3)
             x, y, heading = street.pose(s, side * (edge + 0.6))
-            if gap > 7.5 and self.ground.at(np.array(x), np.array(y)) in (m.SLABS, m.GRASS):
+            inside = 2.0 < min(x, y) and max(x, y) < self.ground.extent - 2.0
+            if inside and gap > 7.5 and self.ground.at(np.array(x), np.array(y)) in (m.SLABS, m.GRASS):
                 if n % 3 == 1:
                     self._lamp(x, y, heading + side * math.pi / 2)
                 elif trees:
@@ -385,5 +386,3 @@ class _Site:
                 spot = (x + 0.29 * math.cos(back), y + 0.29 * math.sin(back))
                 turn = rotation(back) @ rotation(pitch=math.pi / 2)
                 self.manmade.round((*spot, base + 3.3 - 0.29 * k), (0.2, 0.2, 0.05), glow, m.LAMP, turn)
-
-

@@ -264,4 +264,3 @@ class _Crowd:
 def lane_choice(rng: np.random.Generator, street: Street) -> float:
     """Offset of the lane the ego vehicle drives in: on the right, hence negative."""
     return -street.lane_offset(int(rng.integers(street.lanes)))
-

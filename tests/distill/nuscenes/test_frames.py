@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from distill.augment import Augmentation
 from distill.errors import InputError
-from distill.nuscenes.frames import FrameDataset, collate
+from distill.nuscenes.frames import FrameDataset, collate, to_device
 from distill.nuscenes.index import load_index
 from distill.nuscenes.points import depth_maps
 
@@ -108,6 +108,14 @@ def test_collate(index):
     assert batch["labelled"].tolist() == [False, False, False]
     assert batch["semantics"].shape == (3, 200, 200, 16) and batch["semantics"].dtype == torch.uint8
     np.testing.assert_array_equal(batch["cam2ego"][1], samples[1]["cam2ego"])
+
+
+def test_to_device_moves_tensors_and_lists_of_tensors(index):
+    batch = collate(list(frames(index)))
+    moved = to_device(batch, torch.device("meta"))
+    assert moved.keys() == batch.keys()
+    assert moved["images"].is_meta and all(points.is_meta for points in moved["points"])
+    assert moved["token"] == batch["token"]
 
 
 def test_image_size_must_fit_the_depth_stride(index):

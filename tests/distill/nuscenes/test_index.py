@@ -20,6 +20,7 @@ def edit(table, change):
 
 def test_order_is_scene_then_time_and_neighbours_stay_within_the_scene(index):
     assert index.tokens == ["alone", "early", "late"]
+    assert index.scenes == ["scene-0001", "scene-0002", "scene-0002"]
     assert [(k.previous, k.next) for k in index.keyframes("all")] == [("", ""), ("", "late"), ("early", "")]
 
 
@@ -68,7 +69,8 @@ def test_second_opening_reads_no_tables(dataroot, tmp_path, monkeypatch):
 
 def test_changed_table_is_read_anew(dataroot, tmp_path):
     load_index(dataroot, VERSION, tmp_path)
-    edit(dataroot / VERSION / "sample.json", lambda rows: rows[0].update(timestamp=1))
+    # The size stays the same: the modification time must tell.
+    edit(dataroot / VERSION / "sample.json", lambda rows: rows[2].update(timestamp=1_900_000))
     assert load_index(dataroot, VERSION, tmp_path).tokens == ["alone", "late", "early"]
 
 

@@ -39,9 +39,8 @@ def test_damaged_scan_is_named(index, tmp_path, content):
 
 
 def test_projection_of_a_known_point():
-    pixels, depth = project(np.array([[10.0, 1.0, 2.5]]), INTRINSICS[None], FORWARD[None])
-    np.testing.assert_allclose(depth, [[10]])
-    np.testing.assert_allclose(pixels, [[[64 - 10, 32 - 10]]], rtol=1e-6)
+    seen = project(np.array([[10.0, 1.0, 2.5]]), INTRINSICS[None], FORWARD[None])
+    np.testing.assert_allclose(seen, [[[64 - 10]], [[32 - 10]], [[10]]], rtol=1e-6)
 
 
 def test_depth_map_cells():

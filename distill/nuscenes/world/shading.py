@@ -1,0 +1,264 @@
+"""Shading: sky, sun with cast shadows, light from above, mirrored sky, haze, and the camera's development.
+
+Deferred: the z-buffer says which shape a pixel shows; colours are then computed once per pixel, fine textures with
+four sub-pixel rays.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from distill.nuscenes.world import materials as m
+from distill.nuscenes.world.ground import enter_ground
+from distill.nuscenes.world.noise import cloud_noise, hash_noise, kernel, smooth_noise
+from distill.nuscenes.world.shapes import BOX, ELLIPSOID, FAR, KIND, MATERIAL, enter, unit_frame
+from distill.nuscenes.world.textures import ground_texture, shape_texture
+from distill.nuscenes.world.visibility import GROUND, SKY, View
+
+# Columns of `Weather.row`.
+_SUN_AT, _SUN, _LIGHT, _HORIZON, _ZENITH, _CLOUDS, _HAZE, _WET, _DARK = 0, 3, 6, 9, 12, 15, 16, 17, 18
+
+
+def map_matrix(view: View) -> np.ndarray:
+    """World to (column, row, depth) of a parallel view, float64 (3, 4)."""
+    matrix = view.to_view[:3].copy()
+    matrix[:2] *= view.scale
+    matrix[:2, 3] += view.principal
+    return matrix
+
+
+@kernel
+def _sky(dx, dy, dz, w):  # type: ignore[no-untyped-def]
+    """Colour of the sky in a unit direction."""
+    up = max(dz, 0.0)
+    k = 1.0 - math.exp(-3.2 * up)
+    r = w[_HORIZON] + (w[_ZENITH] - w[_HORIZON]) * k
+    g = w[_HORIZON + 1] + (w[_ZENITH + 1] - w[_HORIZON + 1]) * k
+    b = w[_HORIZON + 2] + (w[_ZENITH + 2] - w[_HORIZON + 2]) * k
+    towards = max(0.0, dx * w[0] + dy * w[1] + dz * w[2])
+    clear = 1.0 - 0.9 * w[_CLOUDS] * w[_CLOUDS]
+    glow = 0.25 * towards**8 + clear * (0.5 * towards**64 + 8.0 * towards**2500)
+    r, g, b = r + glow * w[_SUN], g + glow * w[_SUN + 1], b + glow * w[_SUN + 2]
+    if dz > 0.015:
+        spread = 1.6 / (dz + 0.12)
+        n = cloud_noise(dx * spread, dy * spread)
+        cover = min(1.0, max(0.0, (n - 0.78 + 0.5 * w[_CLOUDS]) * 4.0)) * min(1.0, dz * 12.0)
+        lit = 0.75 + 0.6 * (0.55 - n) + 0.35 * towards**4
+        cr = lit * (0.9 * w[_LIGHT] + 0.22 * w[_SUN])
+        cg = lit * (0.9 * w[_LIGHT + 1] + 0.22 * w[_SUN + 1])
+        cb = lit * (0.9 * w[_LIGHT + 2] + 0.22 * w[_SUN + 2])
+        r, g, b = r + cover * (cr - r), g + cover * (cg - g), b + cover * (cb - b)
+    return r, g, b
+
+
+@kernel
+def _backdrop(dx, dy, dz, w):  # type: ignore[no-untyped-def]
+    """The sky with far hills and roofs in front of it."""
+    azimuth = math.atan2(dy, dx)
+    hill = 0.018 + 0.05 * smooth_noise(5.0 * azimuth, 0.0, 1.0) + 0.012 * smooth_noise(40.0 * azimuth, 0.0, 2.0)
+    r, g, b = _sky(dx, dy, dz, w)
+    if dz < hill:
+        k = 0.35 * math.exp(-60.0 * w[_HAZE])
+        hr, hg, hb = w[_HORIZON], w[_HORIZON + 1], w[_HORIZON + 2]
+        return hr * (0.85 - 1.4 * k), hg * (0.87 - 1.2 * k), hb * (0.9 - 1.1 * k)
+    return r, g, b
+
+
+@kernel
+def _in_shadow(shadow, to_map, x, y, z, bias):  # type: ignore[no-untyped-def]
+    """Share of parallel light that is blocked at a point, bilinear between four texels."""
+    u = to_map[0, 0] * x + to_map[0, 1] * y + to_map[0, 2] * z + to_map[0, 3] - 0.5
+    v = to_map[1, 0] * x + to_map[1, 1] * y + to_map[1, 2] * z + to_map[1, 3] - 0.5
+    depth = to_map[2, 0] * x + to_map[2, 1] * y + to_map[2, 2] * z + to_map[2, 3] - bias
+    c, r = int(math.floor(u)), int(math.floor(v))
+    if c < 0 or r < 0 or c + 1 >= shadow.shape[1] or r + 1 >= shadow.shape[0]:
+        return 0.0
+    a, b = u - c, v - r
+    total = 0.0
+    for k in range(4):
+        i, j = k >> 1, k & 1
+        if shadow[r + i, c + j] < depth:
+            total += (b if i else 1.0 - b) * (a if j else 1.0 - a)
+    return total
+
+
+@kernel
+def _openness(above, to_map, x, y, z):  # type: ignore[no-untyped-def]
+    """How much of the light from above arrives: twelve taps within 2.2 m, in [0, 1]."""
+    blocked = 0.0
+    for k in range(12):
+        radius = 0.35 + 0.16 * k
+        angle = 2.4 * k
+        blocked += _in_shadow(above, to_map, x + radius * math.cos(angle), y + radius * math.sin(angle), z, 0.25)
+    return 1.0 - blocked / 12.0
+
+
+@kernel
+def _normal(kind, face, tx, ty, x, y, z):  # type: ignore[no-untyped-def]
+    """Outward normal of a unit solid in its unit frame, not normalised."""
+    if kind == ELLIPSOID:
+        return x, y, z
+    if face == 6:
+        return x, y, 0.5 * (1.0 - tx) * (1.0 - 0.5 * (1.0 - tx) * (z + 1.0))
+    sign = 1.0 - 2.0 * (face & 1)
+    if kind == BOX and face < 2:
+        return sign, 0.0, 0.5 * (1.0 - tx)
+    if kind == BOX and face < 4:
+        return 0.0, sign, 0.5 * (1.0 - ty)
+    return 0.0, 0.0, sign
+
+
+@kernel
+def _ray(rays, u, v):  # type: ignore[no-untyped-def]
+    return (
+        rays[3, 0] + u * rays[4, 0] + v * rays[5, 0],
+        rays[3, 1] + u * rays[4, 1] + v * rays[5, 1],
+        rays[3, 2] + u * rays[4, 2] + v * rays[5, 2],
+    )
+
+
+@kernel
+def _ground_surface(rays, u, v, ground, w):  # type: ignore[no-untyped-def]
+    """Texture and normal z (0 on a kerb's face) of the ground seen through (u, v), averaged over four rays."""
+    r = g = b = gloss = upright = 0.0
+    count = 0
+    for k in range(4):
+        dx, dy, dz = _ray(rays, u - 0.25 + 0.5 * (k & 1), v - 0.25 + 0.5 * (k >> 1))
+        t, material, face = enter_ground(ground, rays[0, 0], rays[0, 1], rays[0, 2], dx, dy, dz)
+        if t >= FAR:
+            continue
+        detail = min(1.0, 7.0 / t)
+        x, y = rays[0, 0] + t * dx, rays[0, 1] + t * dy
+        tr, tg, tb, ts, _ = ground_texture(material, x, y, detail * detail, w[_WET])
+        r, g, b, gloss, upright, count = r + tr, g + tg, b + tb, gloss + ts, upright + face, count + 1
+    scale = 1.0 / max(count, 1)
+    return r * scale, g * scale, b * scale, gloss * scale, 1.0 - upright * scale
+
+
+@kernel
+def _shape_surface(rays, u, v, row, look, kind, material, w):  # type: ignore[no-untyped-def]
+    """Texture of a shape seen through (u, v), averaged over up to four rays, and its normal in the world."""
+    frame = unit_frame(row)
+    px, py, pz = rays[0, 0] - row[0], rays[0, 1] - row[1], rays[0, 2] - row[2]
+    ox = frame[0] * px + frame[1] * py + frame[2] * pz
+    oy = frame[3] * px + frame[4] * py + frame[5] * pz
+    oz = frame[6] * px + frame[7] * py + frame[8] * pz
+    fine = material == m.FACADE or material == m.STRIPES or material == m.WINDOW_BAND or material == m.BOX_BODY
+    r = g = b = gloss = glow = 0.0
+    nx, ny, nz = 0.0, 0.0, 1.0
+    count = 0
+    for k in range(5 if fine else 1):
+        a, c = (u, v) if k == 0 else (u - 0.25 + 0.5 * (k & 1), v - 0.25 + 0.5 * ((k - 1) >> 1))
+        wx, wy, wz = _ray(rays, a, c)
+        dx = frame[0] * wx + frame[1] * wy + frame[2] * wz
+        dy = frame[3] * wx + frame[4] * wy + frame[5] * wz
+        dz = frame[6] * wx + frame[7] * wy + frame[8] * wz
+        t, face = enter(kind, row[15], row[16], ox, oy, oz, dx, dy, dz)
+        if t >= FAR:
+            continue
+        x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
+        if k == 0:
+            ux, uy, uz = _normal(kind, face, row[15], row[16], x, y, z)
+            nx = frame[0] * ux + frame[3] * uy + frame[6] * uz
+            ny = frame[1] * ux + frame[4] * uy + frame[7] * uz
+            nz = frame[2] * ux + frame[5] * uy + frame[8] * uz
+        tr, tg, tb, ts, te = shape_texture(
+            material, kind, look, face, x, y, z, row[12], row[13], row[14],
+            rays[0, 0] + t * wx, rays[0, 1] + t * wy, rays[0, 2] + t * wz, min(1.0, 12.0 / t), w[_DARK],
+        )  # fmt: skip
+        r, g, b, gloss, glow, count = r + tr, g + tg, b + tb, gloss + ts, glow + te, count + 1
+    scale, length = 1.0 / max(count, 1), 1.0 / math.sqrt(nx * nx + ny * ny + nz * nz)
+    return r * scale, g * scale, b * scale, gloss * scale, glow * scale, nx * length, ny * length, nz * length
+
+
+@kernel
+def shade(image, depth, drawn, rays, solid, look, tags, ground, shadow, sun_map, above, above_map, w):  # type: ignore[no-untyped-def]
+    """Fill `image` float32 (H, W, 3) with linear light from a z-buffer; arguments as made by `Scene`."""
+    for row in range(image.shape[0]):
+        for column in range(image.shape[1]):
+            u, v = column + 0.5, row + 0.5
+            dx, dy, dz = _ray(rays, u, v)
+            norm = math.sqrt(dx * dx + dy * dy + dz * dz)
+            number = drawn[row, column]
+            if number == SKY:
+                r, g, b = _backdrop(dx / norm, dy / norm, dz / norm, w)
+                image[row, column, 0], image[row, column, 1], image[row, column, 2] = r, g, b
+                continue
+            t = depth[row, column]
+            x, y, z = rays[0, 0] + t * dx, rays[0, 1] + t * dy, rays[0, 2] + t * dz
+            dx, dy, dz = dx / norm, dy / norm, dz / norm
+            glow, leaves = 0.0, False
+            if number == GROUND:
+                r, g, b, gloss, nz = _ground_surface(rays, u, v, ground, w)
+                nx, ny = 0.0, 0.0
+            else:
+                material = tags[number, MATERIAL]
+                leaves = material == m.LEAVES
+                r, g, b, gloss, glow, nx, ny, nz = _shape_surface(
+                    rays, u, v, solid[number], look[number], tags[number, KIND], material, w
+                )
+            if leaves:
+                bump = 1.6
+                nx += bump * (smooth_noise(4.0 * x, 4.0 * y, 4.0 * z) - 0.5)
+                ny += bump * (smooth_noise(4.0 * x + 31.0, 4.0 * y, 4.0 * z) - 0.5)
+                nz += bump * (smooth_noise(4.0 * x, 4.0 * y + 31.0, 4.0 * z) - 0.5) + 0.25
+                length = math.sqrt(nx * nx + ny * ny + nz * nz) + 1e-6
+                nx, ny, nz = nx / length, ny / length, nz / length
+            facing = nx * w[0] + ny * w[1] + nz * w[2]
+            if leaves:
+                facing = 0.3 + 0.7 * facing
+            sunlight = 0.0
+            if facing > 0.0:
+                lift = 0.35 if leaves else 0.06
+                lit = 1.0 - _in_shadow(shadow, sun_map, x + lift * nx, y + lift * ny, z + lift * nz, 0.12 + 0.4 * leaves)
+                sunlight = facing * lit
+            opened = _openness(above, above_map, x + 0.5 * nx, y + 0.5 * ny, z + 0.1)
+            low = 0.7 + 0.3 * min(1.0, max(0.0, z) / 0.8) if number >= 0 else 1.0
+            ambient = (0.62 + 0.38 * nz) * (0.3 + 0.7 * opened) * low
+            bounce = 0.1 * (1.0 - nz) * max(0.0, w[2])
+            lr = r * (sunlight * w[_SUN] + ambient * w[_LIGHT] + bounce * w[_SUN])
+            lg = g * (sunlight * w[_SUN + 1] + ambient * w[_LIGHT + 1] + bounce * 0.95 * w[_SUN + 1])
+            lb = b * (sunlight * w[_SUN + 2] + ambient * w[_LIGHT + 2] + bounce * 0.85 * w[_SUN + 2])
+            if gloss > 0.01:
+                against = -(nx * dx + ny * dy + nz * dz)
+                mx, my, mz = dx + 2.0 * against * nx, dy + 2.0 * against * ny, dz + 2.0 * against * nz
+                fresnel = gloss * (0.12 + 0.88 * (1.0 - max(0.0, min(1.0, against))) ** 4)
+                sr, sg, sb = _sky(mx, my, mz, w)
+                dim = 1.0 if mz > 0.12 else 0.35 + 5.0 * max(mz, 0.0)
+                shine = fresnel * dim * (0.4 + 0.6 * opened)
+                sr, sg, sb = min(sr, 3.0), min(sg, 3.0), min(sb, 3.0)
+                lr, lg, lb = lr + shine * sr, lg + shine * sg, lb + shine * sb
+            lr, lg, lb = lr + glow * r, lg + glow * g, lb + glow * b
+            clear = math.exp(-w[_HAZE] * t * norm)
+            image[row, column, 0] = clear * lr + (1.0 - clear) * w[_HORIZON]
+            image[row, column, 1] = clear * lg + (1.0 - clear) * w[_HORIZON + 1]
+            image[row, column, 2] = clear * lb + (1.0 - clear) * w[_HORIZON + 2]
+
+
+@kernel
+def _develop(image, drawn, exposure, seed, out):  # type: ignore[no-untyped-def]
+    height, width = drawn.shape
+    for r in range(height):
+        for c in range(width):
+            r0, r1, c0, c1 = max(r - 1, 0), min(r + 1, height - 1), max(c - 1, 0), min(c + 1, width - 1)
+            own = drawn[r, c]
+            edge = own != drawn[r0, c] or own != drawn[r1, c] or own != drawn[r, c0] or own != drawn[r, c1]
+            keep = 0.4 if edge else 0.8
+            a, b = (r + 0.5) / height - 0.5, (c + 0.5) / width - 0.5
+            vignette = 1.0 - 0.35 * (a * a + b * b)
+            for k in range(3):
+                around = 0.25 * (image[r0, c, k] + image[r1, c, k] + image[r, c0, k] + image[r, c1, k])
+                light = exposure * vignette * (keep * image[r, c, k] + (1.0 - keep) * around)
+                value = (1.0 - math.exp(-light)) ** (1.0 / 2.2)
+                grain = hash_noise(r, c, seed + k) + hash_noise(r, c, seed + k + 3) - 1.0
+                out[r, c, k] = np.uint8(max(0.0, min(255.0, 255.0 * value + 3.0 * grain + 0.5)))
+
+
+def develop(image: np.ndarray, drawn: np.ndarray, seed: int) -> np.ndarray:
+    """Linear light float32 (H, W, 3) to an exposed, slightly grainy uint8 (H, W, 3) photograph."""
+    exposure = float(np.clip(0.42 / np.minimum(image, 2.0).mean(), 0.5, 3.5))
+    out = np.empty(image.shape, np.uint8)
+    _develop(image, drawn, exposure, seed, out)
+    return out

@@ -1,0 +1,10 @@
+"""The teacher store: what a teacher says about every keyframe, in one zarr v3 group that plain zarr can read.
+
+`StoreWriter` fills it, `TeacherStore` reads it, `schema` says what is in it, `codec` how log-probabilities become bytes.
+"""
+
+from distill.store.reader import DamagedSample, TeacherStore
+from distill.store.schema import StoreIdentity
+from distill.store.writer import StoreWriter
+
+__all__ = ["DamagedSample", "StoreIdentity", "StoreWriter", "TeacherStore"]

@@ -1,0 +1,130 @@
+"""`TeacherStore`: reading a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from distill.classes import ClassSet
+from distill.errors import InputError
+from distill.grids import VoxelGrid
+from distill.store.codec import code_table, decode_codes
+from distill.store.schema import (
+    StoreIdentity,
+    commit_path,
+    committed_rows,
+    data_arrays,
+    is_sealed,
+    read_attributes,
+)
+
+
+class DamagedSample(InputError):
+    """A committed sample whose chunks are not what was written."""
+
+
+class TeacherStore:
+    """A teacher's output by sample token.
+
+    Holds no open files: it may be pickled, and read in forked and spawned loader workers.
+
+    Args:
+        path: the zarr group.
+
+    Attributes:
+        path: the same.
+        identity: who made the store, and how.
+        tokens: the sample tokens of all rows, dumped or not.
+        present: the tokens that were dumped when the store was opened.
+        log_prob_table: the log-probability of each code, float32 (256,).
+
+    Raises:
+        InputError: there is no store at `path`, or it has another schema.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.identity = StoreIdentity.from_dict(read_attributes(path))
+        self.tokens: list[str] = zarr.open_group(path, mode="r")["tokens"][:].tolist()  # type: ignore[index,union-attr]
+        self.present = frozenset(self.tokens[row] for row in committed_rows(path))
+        self.log_prob_table = np.array(self.identity.levels, np.float32)
+        self._rows = {token: row for row, token in enumerate(self.tokens)}
+        self._codes = code_table(self.log_prob_table)
+        self._arrays = data_arrays(self.grid, len(self.identity.classes))
+
+    @property
+    def grid(self) -> VoxelGrid:
+        """Where the voxels lie."""
+        return self.identity.grid
+
+    def check(self, grid: VoxelGrid, classes: ClassSet) -> None:
+        """Raise InputError unless the store speaks about `grid` and `classes`."""
+        if self.grid != grid:
+            raise InputError(f"{self.path} is on grid {self.grid}, this run on {grid}: give a store of that grid")
+        if self.identity.classes != classes.names:
+            raise InputError(
+                f"{self.path} has classes {', '.join(self.identity.classes)}, this run {', '.join(classes.names)}: "
+                "give a store of these classes"
+            )
+
+    def codes(self, token: str) -> np.ndarray:
+        """Voxel log-probabilities as positions in `log_prob_table`, uint8 (X, Y, Z, C).
+
+        Raises:
+            InputError: the sample is not in the store (`DamagedSample`: it is, but not intact). So do all readers.
+        """
+        return decode_codes(self._read(token, 0), self._codes)
+
+    def semantics(self, token: str) -> np.ndarray:
+        """The teacher's voxel classes, uint8 (X, Y, Z)."""
+        return self._read(token, 1).transpose(1, 2, 0)
+
+    def bev_probs(self, token: str) -> np.ndarray:
+        """BEV probabilities, float32 (X, Y, C)."""
+        return np.ascontiguousarray(self._read(token, 2).transpose(1, 2, 0))
+
+    def verify(self, token: str) -> None:
+        """Check every byte of a sample against its checksums.
+
+        Raises:
+            DamagedSample: one differs.
+        """
+        for number in range(len(self._arrays)):
+            self._chunk(token, number)
+
+    def summary(self) -> str:
+        """One line: samples present and their size."""
+        rows = committed_rows(self.path)
+        files = [array.path(self.path, row) for array in self._arrays for row in rows]
+        size = sum(file.stat().st_size for file in files) / max(len(rows), 1)
+        return f"{self.path}: {len(rows)} of {len(self.tokens)} keyframes, {size / 1e6:.2f} MB per keyframe"
+
+    def row(self, token: str) -> int:
+        """The row of a keyframe.
+
+        Raises:
+            InputError: the store's dataset version does not have it.
+        """
+        if token not in self._rows:
+            raise InputError(f"{self.path} is about another dataset version: it has no keyframe {token}")
+        return self._rows[token]
+
+    def _read(self, token: str, number: int) -> np.ndarray:
+        return self._arrays[number].unpack(self._chunk(token, number))
+
+    def _chunk(self, token: str, number: int) -> bytes:
+        row, array = self.row(token), self._arrays[number]
+        try:
+            commit = commit_path(self.path, row).read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(f"sample {token} is not in {self.path}: dump it with occ-dump") from error
+        path = array.path(self.path, row)
+        chunk = path.read_bytes() if path.exists() else b""
+        if not (is_sealed(chunk) and is_sealed(commit) and chunk[-4:] == commit[4 * number :][:4]):
+            raise DamagedSample(
+                f"sample {token} is damaged in array {array.name}, file {path}: "
+                "re-dump it with dump.verify=true, or with dump.overwrite=true"
+            )
+        return chunk
