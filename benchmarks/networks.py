@@ -1,6 +1,6 @@
 """Parameters, GFLOP (2 x multiply-add, one keyframe) and latency of the networks in conf/student.
 
-    python benchmarks/networks.py [--device cuda] [--threads 2] [--train] [NAME ...]
+python benchmarks/networks.py [--device cuda] [--threads 2] [--train] [NAME ...]
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,16 @@ class ImageTransform:
         crop = np.array([[s, 0.0, -x], [0.0, s, -y], [0.0, 0.0, 1.0]])
         mirror = np.array([[-1.0, 0.0, width], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
         return mirror @ crop if self.flip else crop
+
+    def window(self, source_size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """The pixels of the result that lie wholly in the source: left, top, right, bottom (exclusive)."""
+        (source_height, source_width), (height, width), (x, y) = source_size, image_size, self.offset
+        # An edge that only rounding keeps off a whole pixel counts as on it.
+        left, right = ceil(-x - 1e-6), floor(self.scale * source_width - x + 1e-6)
+        top, bottom = ceil(-y - 1e-6), floor(self.scale * source_height - y + 1e-6)
+        if self.flip:
+            left, right = width - right, width - left
+        return max(0, left), max(0, top), min(width, right), min(height, bottom)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from distill.command import command
 from distill.metrics import OccupancyScore
 from distill.nuscenes.dataroot import open_dataroot
 from distill.nuscenes.frames import FrameDataset, collate, to_device
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.index import Keyframe, Keyframes
 from distill.store import TeacherStore
 from student.report import Report
 from student.stream import find_store
@@ -44,7 +44,7 @@ def evaluate(
     config: DictConfig,
     checkpoint: Checkpoint,
     settings: DictConfig,
-    keyframes: list[Keyframe],
+    keyframes: Keyframes,
     stores: list[TeacherStore],
     report: Report,
     device: torch.device,
@@ -55,17 +55,16 @@ def evaluate(
     inputs = {**settings.student.inputs, "depth_stride": None}
     frames = FrameDataset(mine, labels=True, augmentation=None, seed=0, **inputs)
     loader = DataLoader(frames, batch_size=config.batch_size, num_workers=config.workers, collate_fn=collate)
-    pictured = set(spread(mine, config.panels))
+    pictured = spread(mine, config.panels)
     scores = {"student": OccupancyScore(report.classes), "teacher": OccupancyScore(report.classes)}
     progress = tqdm(total=len(mine), desc="evaluate", unit="keyframe", disable=ranks.rank() != 0)
-    by_token = {frame.token: frame for frame in mine}
     for batch in loader:
         for sample in predictions(network, batch, stores, device):
             if sample["labelled"]:
                 for who in scores.keys() & sample.keys():
                     scores[who].update(sample[who], sample["semantics"], sample["mask_camera"])
             if sample["token"] in pictured:
-                report.add_panel(by_token[sample["token"]], sample)
+                report.add_panel(pictured[sample["token"]], sample)
             progress.update()
     progress.close()
     for score in scores.values():
@@ -99,7 +98,7 @@ def predictions(
 def settings_of(checkpoint: Checkpoint, config: DictConfig) -> DictConfig:
     """The checkpoint's own configuration with the data and store values given to occ-eval in place."""
     given = {
-        group: {key: value for key, value in OmegaConf.to_container(config[group]).items() if value is not None}
+        group: {key: config[group][key] for key in config[group] if config[group][key] is not None}
         for group in ("data", "store")
     }
     merged = OmegaConf.merge(OmegaConf.create(checkpoint.config), given)
@@ -120,7 +119,7 @@ def existing_stores(settings: DictConfig, classes: ClassSet) -> list[TeacherStor
     return stores
 
 
-def spread(keyframes: list[Keyframe], count: int) -> list[str]:
-    """Tokens of `count` keyframes, evenly spaced."""
+def spread(keyframes: Keyframes, count: int) -> dict[str, Keyframe]:
+    """`count` keyframes by token, evenly spaced."""
     step = max(1, len(keyframes) // max(1, count))
-    return [frame.token for frame in keyframes[step // 2 :: step]][:count]
+    return {frame.token: frame for frame in keyframes[step // 2 :: step][:count]}

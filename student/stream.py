@@ -38,7 +38,7 @@ class TeacherStream(Dataset[dict[str, Any]]):
         self.frames = frames
         self.stores = stores
         self.missing = missing
-        untaught = [frame.token for frame in frames.keyframes if stores and find_store(stores, frame.token) is None]
+        untaught = [token for token in frames.keyframes.tokens if stores and find_store(stores, token) is None]
         if untaught and missing == "error":
             paths = ", ".join(str(store.path) for store in stores)
             raise InputError(

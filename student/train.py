@@ -19,6 +19,7 @@ from distill.metrics import OccupancyScore
 from distill.nuscenes.dataroot import open_dataroot
 from distill.nuscenes.frames import FrameDataset, collate
 from distill.nuscenes.index import NuScenesIndex
+from distill.store import TeacherStore
 from student.sampler import ResumableSampler
 from student.scoring import score_network
 from student.stream import TeacherStream, open_stores
@@ -39,19 +40,20 @@ def main(config: DictConfig) -> None:
         # every rank starts from the same weights; DDP broadcasts the first rank's anyway
         torch.manual_seed(config.seed)
         network = instantiate(config.student.network)
-        loader = training_loader(config, index)
+        stores = [] if config.kd.loss is None else open_stores(config)
+        loader = training_loader(config, index, stores)
         scorer = validation(config, index, device)
         losses = [instantiate(node) for node in (config.trainer.loss, config.kd.loss) if node is not None]
         facts = {
             "config": OmegaConf.to_container(config, resolve=True),
             "code": code_version(),
-            "stores": [store.identity.to_dict() for store in loader.dataset.stores],
+            "stores": [store.identity.to_dict() for store in stores],
         }
         trainer = Trainer(config.trainer, network, losses, loader, scorer, output, facts, device)
+        torch.manual_seed(config.seed + 1 + ranks.rank())  # ranks draw their own dropout
         last = output / "last.pt"
         if last.exists():
             resume(trainer, last)
-        torch.manual_seed(config.seed + 1 + ranks.rank()) if trainer.step == 0 else None
         trainer.fit()
         if ranks.rank() == 0:
             best = max(trainer.history, key=lambda entry: entry["val_miou"])
@@ -75,8 +77,8 @@ def make_folder(output: Path) -> None:
         raise InputError(f"{output}: cannot write here ({error.strerror}): choose another output=") from error
 
 
-def training_loader(config: DictConfig, index: NuScenesIndex) -> DataLoader:
-    """Batches of the training split joined with the teacher stores that `kd` asks for.
+def training_loader(config: DictConfig, index: NuScenesIndex, stores: list[TeacherStore]) -> DataLoader:
+    """Batches of the training split joined with the teacher stores.
 
     Raises:
         InputError: batch size and ranks do not fit, or a store does not fit the student.
@@ -100,7 +102,6 @@ def training_loader(config: DictConfig, index: NuScenesIndex) -> DataLoader:
         seed=config.seed,
         **config.student.inputs,
     )
-    stores = [] if config.kd.loss is None else open_stores(config)
     sampler = ResumableSampler(
         len(keyframes), config.trainer.batch_size, config.seed, ranks.rank(), ranks.world_size()
     )

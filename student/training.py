@@ -161,7 +161,7 @@ class Trainer:
         result = score.result()
         steps = self.sums.pop("steps")
         untaught = self.sums.pop("frames_without_teacher", 0)
-        entry = {"epoch": epoch + 1, "step": self.step, "frames_without_teacher": int(untaught)}
+        entry: dict[str, Any] = {"epoch": epoch + 1, "step": self.step, "frames_without_teacher": int(untaught)}
         entry |= {f"train_{name}": value / steps for name, value in self.sums.items()}
         entry |= {"val_miou": result.miou, "val_geometric_iou": result.geometric_iou}
         self.sums.clear()

@@ -18,7 +18,7 @@ from distill.command import command
 from distill.errors import InputError
 from distill.nuscenes.dataroot import open_dataroot
 from distill.nuscenes.frames import FrameDataset, collate, to_device
-from distill.nuscenes.index import Keyframe, NuScenesIndex
+from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.store import StoreIdentity, StoreWriter
 from teacher_dump.gate import Gate
 from teacher_dump.teachers import Teacher
@@ -34,7 +34,7 @@ class Dump:
     gate: Gate
     device: torch.device
 
-    def run(self, keyframes: list[Keyframe]) -> None:
+    def run(self, keyframes: Keyframes) -> None:
         """Dump `keyframes`: loading, teacher, compression and writing overlap."""
         frames = FrameDataset(keyframes, labels=True, augmentation=None, seed=0, **self.teacher.inputs)
         loader = torch.utils.data.DataLoader(
@@ -83,7 +83,7 @@ class Dump:
 def main(config: DictConfig) -> None:
     """Dump the configured splits; see conf/dump.yaml."""
     index = open_dataroot(config.data)
-    chosen = [frame for split in config.dump.splits for frame in index.keyframes(split)][: config.dump.max_samples]
+    chosen = [token for split in config.dump.splits for token in index.keyframes(split).tokens][: config.dump.max_samples]
     ranks.check_enough(len(chosen), "keyframes")
     classes = instantiate(config.classes)
     teacher: Teacher = instantiate(config.teacher)
@@ -95,28 +95,30 @@ def main(config: DictConfig) -> None:
     say(f"{len(mine) - len(todo)} of {len(mine)} keyframes are present in {config.store.path}, {len(todo)} to dump")
     device = ranks.device(config.device)
     gate = Gate(config.gate.min_miou, config.gate.after, classes)
-    Dump(config, teacher.to(device), writer, gate, device).run(todo)
+    Dump(config, teacher.to(device), writer, gate, device).run(index.select(todo))
     say(f"dumped {len(todo)} keyframes, teacher mIoU {gate.miou:.2f} on {gate.labelled} labelled; {writer.summary()}")
 
 
 def open_writer(config: DictConfig, index: NuScenesIndex, teacher: Teacher) -> StoreWriter:
     """Create the store of this dump or go on with it; a store of another teacher is refused."""
+    description = OmegaConf.to_container(config.teacher, resolve=True)
+    assert isinstance(description, dict)
     identity = StoreIdentity(
         teacher=config.teacher.name,
         checkpoint_sha256=teacher.checkpoint_sha256,
-        config=OmegaConf.to_container(config.teacher, resolve=True),
+        config={str(key): value for key, value in description.items()},
         grid=teacher.grid,
-        classes=instantiate(config.classes),
+        classes=instantiate(config.classes).names,
     )
     return StoreWriter.open(config.store.path, identity, index.tokens, index.scenes)
 
 
-def outstanding(config: DictConfig, writer: StoreWriter, mine: list[Keyframe]) -> list[Keyframe]:
-    """The keyframes of this rank that are not in the store, or not intact when dump.verify asks."""
+def outstanding(config: DictConfig, writer: StoreWriter, mine: list[str]) -> list[str]:
+    """The tokens of this rank that are not in the store, or not intact when dump.verify asks."""
     if config.dump.verify:
-        say(f"{writer.discard_damaged([frame.token for frame in mine])} damaged samples found and discarded")
-    absent = set(writer.missing([frame.token for frame in mine]))
-    return [frame for frame in mine if config.dump.overwrite or frame.token in absent]
+        say(f"{writer.discard_damaged(mine)} damaged samples found and discarded")
+    absent = set(writer.missing(mine))
+    return [token for token in mine if config.dump.overwrite or token in absent]
 
 
 def say(message: str) -> None:

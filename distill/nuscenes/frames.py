@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from distill.augment import Augmentation, Transform
 from distill.errors import InputError
 from distill.nuscenes.images import read_images
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.index import Keyframe, Keyframes
 from distill.nuscenes.labels import no_labels, read_labels
 from distill.nuscenes.points import depth_maps, read_points
 
@@ -45,7 +45,7 @@ class FrameDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        keyframes: Sequence[Keyframe],
+        keyframes: Keyframes,
         image_size: tuple[int, int],
         depth_stride: int | None,
         lidar: bool,
@@ -82,7 +82,7 @@ class FrameDataset(Dataset[dict[str, Any]]):
         """
         keyframe = self.keyframes[index]
         transform = self._transform(keyframe, index)
-        images, intrinsics = read_images(keyframe, transform.images, self.image_size)
+        images, intrinsics, windows = read_images(keyframe, transform.images, self.image_size)
         cam2ego = keyframe.cam2ego()
         sample: dict[str, Any] = {
             "token": keyframe.token,
@@ -96,7 +96,7 @@ class FrameDataset(Dataset[dict[str, Any]]):
             if self.lidar:
                 sample["points"] = points
             if self.depth_stride is not None:
-                sample["depth"] = depth_maps(points, intrinsics, cam2ego, self.image_size, self.depth_stride)
+                sample["depth"] = depth_maps(points, intrinsics, cam2ego, windows, self.image_size, self.depth_stride)
         if self.labels:
             labels = read_labels(keyframe.labels_path)
             sample |= labels or no_labels()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, floor
+from math import ceil
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -15,8 +15,8 @@ from distill.nuscenes.index import Camera, Keyframe
 
 def read_images(
     keyframe: Keyframe, transforms: Sequence[ImageTransform], image_size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The six images of a keyframe and their intrinsics.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The six images of a keyframe, their intrinsics and where they hold content.
 
     Args:
         keyframe: whose images.
@@ -24,8 +24,9 @@ def read_images(
         image_size: (H, W) of the result.
 
     Returns:
-        RGB uint8 (6, 3, H, W) and intrinsics float32 (6, 3, 3) after the transform. A mirrored image has a negative
-        focal length fx.
+        images: RGB uint8 (6, 3, H, W).
+        intrinsics: float32 (6, 3, 3) after the transform; a mirrored image has a negative focal length fx.
+        windows: int (6, 4) left, top, right, bottom of the content; around it the images are black.
 
     Raises:
         InputError: an image is missing, cannot be decoded, or is not of the size the calibration is for.
@@ -33,25 +34,28 @@ def read_images(
     height, width = image_size
     images = np.empty((len(keyframe.cameras), 3, height, width), dtype=np.uint8)
     intrinsics = np.empty((len(keyframe.cameras), 3, 3), dtype=np.float32)
+    windows = np.empty((len(keyframe.cameras), 4), dtype=np.int64)
     for i, (camera, transform) in enumerate(zip(keyframe.cameras, transforms, strict=True)):
-        image = _transformed(_decode(camera, keyframe.token, transform.scale), camera, transform, image_size)
-        images[i] = np.asarray(image).transpose(2, 0, 1)
+        windows[i] = transform.window((camera.height, camera.width), image_size)
         intrinsics[i] = transform.matrix(width) @ camera.intrinsics
-    return images, intrinsics
+        image = _decode(camera, keyframe.token, transform.scale)
+        image = _transformed(image, camera, transform, windows[i].tolist(), image_size)
+        images[i] = np.asarray(image).transpose(2, 0, 1)
+    return images, intrinsics, windows
 
 
 def _decode(camera: Camera, token: str, scale: float) -> Image.Image:
     """The image, decoded no larger than `scale` needs: libjpeg skips the DCT coefficients of a finer scale."""
     try:
-        image = Image.open(camera.path)
-        if image.size != (camera.width, camera.height):
-            raise InputError(
-                f"{camera.path}: {image.width}x{image.height} pixels, but keyframe {token} is calibrated for "
-                f"{camera.width}x{camera.height}: put the original file back"
-            )
-        image.draft("RGB", (ceil(scale * camera.width), ceil(scale * camera.height)))
-        image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")
+        with Image.open(camera.path) as image:
+            if image.size != (camera.width, camera.height):
+                raise InputError(
+                    f"{camera.path}: {image.width}x{image.height} pixels, but keyframe {token} is calibrated for "
+                    f"{camera.width}x{camera.height}: put the original file back"
+                )
+            image.draft("RGB", (ceil(scale * camera.width), ceil(scale * camera.height)))
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     except FileNotFoundError as error:
         raise InputError(f"{camera.path}: image of keyframe {token} is missing") from error
     except (OSError, SyntaxError) as error:  # Pillow's exceptions for damaged files
@@ -59,24 +63,22 @@ def _decode(camera: Camera, token: str, scale: float) -> Image.Image:
 
 
 def _transformed(
-    image: Image.Image, camera: Camera, transform: ImageTransform, image_size: tuple[int, int]
+    image: Image.Image, camera: Camera, transform: ImageTransform, window: list[int], image_size: tuple[int, int]
 ) -> Image.Image:
     """Resize (antialiased bilinear) and crop in one step, mirror, recolour."""
-    (x, y), scale, (height, width) = transform.offset, transform.scale, image_size
-    # The pixels of the result that lie wholly inside the scaled image: [left, right) x [top, bottom).
-    left, right = max(0, ceil(-x)), min(width, floor(scale * camera.width - x + 1e-6))
-    top, bottom = max(0, ceil(-y)), min(height, floor(scale * camera.height - y + 1e-6))
+    left, top, right, bottom = window
+    height, width = image_size
+    in_source = np.linalg.inv(transform.matrix(width)) @ [[left, right], [top, bottom], [1, 1]]
     # Decoded columns per source column. Rounded up by libjpeg: 113 rows of 900/8 hold 112.5 rows of content.
     drafted = 2.0 ** -round(np.log2(camera.width / image.width))
-    box = [drafted / scale * edge for edge in (left + x, top + y, right + x, bottom + y)]
-    box = np.clip(box, 0, [image.width, image.height] * 2).tolist()
-    image = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=tuple(box))
+    box = np.sort(drafted * in_source[:2]).clip(0, [[image.width], [image.height]]).T.ravel()
+    image = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=tuple(box.tolist()))
+    if transform.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if image.size != (width, height):
         canvas = Image.new("RGB", (width, height))
         canvas.paste(image, (left, top))
         image = canvas
-    if transform.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for enhance, factor in (
         (ImageEnhance.Brightness, transform.brightness),
         (ImageEnhance.Contrast, transform.contrast),

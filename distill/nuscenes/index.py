@@ -11,18 +11,14 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import overload
 
 import numpy as np
 
 from distill.errors import InputError
-
-if TYPE_CHECKING:
-    from nuscenes import NuScenes
 
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 LIDAR = "LIDAR_TOP"
@@ -30,12 +26,9 @@ LIDAR = "LIDAR_TOP"
 # Part of the cache key: raise it whenever the meaning or layout of the records changes.
 _FORMAT = 1
 
-# The devkit's split lists are about these versions; scene-0061 of v1.0-mini is not "the train split".
-_VERSION_SPLITS = {
-    "v1.0-trainval": ("train", "val", "train_detect", "train_track"),
-    "v1.0-test": ("test",),
-    "v1.0-mini": ("mini_train", "mini_val"),
-}
+
+# what a version calls its own training and validation split
+SHORT_NAMES = {("v1.0-mini", "train"): "mini_train", ("v1.0-mini", "val"): "mini_val"}
 
 
 @dataclass(frozen=True)
@@ -187,10 +180,12 @@ class NuScenesIndex:
         Args:
             split: a name from `<version>/splits.json` if the dataroot has one, otherwise a nuscenes-devkit split of
                 this version (train, val, train_detect, train_track; mini_train, mini_val; test), or "all".
+                v1.0-mini's own "train" and "val" are mini_train and mini_val.
 
         Raises:
             InputError: there is no such split, or none of its scenes is here.
         """
+        split = SHORT_NAMES.get((self.version, split), split)
         if split == "all":
             return self._select(np.ones(len(self), dtype=bool))
         if split not in self.splits:
@@ -203,15 +198,22 @@ class NuScenesIndex:
         return self._select(np.isin(self._records["splits"], with_split))
 
     def keyframe(self, token: str) -> Keyframe:
-        """The keyframe with this sample token.
+        """The keyframe with this sample token; see `select`."""
+        return self.select([token])[0]
+
+    def select(self, tokens: Sequence[str]) -> Keyframes:
+        """The keyframes with these sample tokens, in the order given.
 
         Raises:
-            InputError: there is none.
+            InputError: there is none with one of them.
         """
-        found = self._select(self._records["token"] == token.encode())
-        if not len(found):
-            raise InputError(f"no keyframe {token!r} in {self.root / self.version}: the token must be a sample token")
-        return found[0]
+        rows = {token: row for row, token in enumerate(self.tokens)}
+        for token in tokens:
+            if token not in rows:
+                raise InputError(
+                    f"no keyframe {token!r} in {self.root / self.version}: the token must be a sample token"
+                )
+        return Keyframes(self.root, self._records, np.array([rows[token] for token in tokens], dtype=np.intp))
 
     def _select(self, mask: np.ndarray) -> Keyframes:
         return Keyframes(self.root, self._records, np.flatnonzero(mask))
@@ -242,142 +244,8 @@ def load_index(root: Path, version: str, cache_dir: Path) -> NuScenesIndex:
     return NuScenesIndex(root, version, records)
 
 
-def open_devkit(root: Path, version: str) -> NuScenes:
-    """The devkit's `NuScenes`, with its complaints about the dataroot turned into one line.
-
-    Raises:
-        InputError: a missing dataroot or version, a missing or broken table.
-    """
-    _check_version(root, version)
-    from nuscenes import NuScenes  # takes seconds: only the first reading of a dataroot pays
-
-    with _faults_named(root / version):
-        return NuScenes(version=version, dataroot=str(root), verbose=False)
-
-
-def read_tables(nusc: NuScenes) -> np.ndarray:
-    """The record array of an index, from the devkit's tables.
-
-    Raises:
-        InputError: a keyframe without all six cameras and LIDAR_TOP, a broken table or splits.json.
-    """
-    tables = Path(nusc.dataroot) / nusc.version
-    splits = _splits_of_scenes(tables)
-    with _faults_named(tables):
-        scenes = {scene["token"]: scene["name"] for scene in nusc.scene}
-        samples = sorted(nusc.sample, key=lambda sample: (scenes[sample["scene_token"]], sample["timestamp"]))
-        records = np.zeros(len(samples), dtype=_record_dtype(nusc, splits))
-        for record, sample in zip(records, samples, strict=True):
-            scene = scenes[sample["scene_token"]]
-            record["token"], record["scene"], record["timestamp"] = sample["token"], scene, sample["timestamp"]
-            record["splits"] = " ".join(splits.get(scene, []))
-            _fill_sensors(record, nusc, sample)
-    return records
-
-
-def _fill_sensors(record: np.void, nusc: NuScenes, sample: dict[str, Any]) -> None:
-    missing = [channel for channel in (*CAMERAS, LIDAR) if channel not in sample["data"]]
-    if missing:
-        raise InputError(
-            f"keyframe {sample['token']} has no {', '.join(missing)} in {nusc.table_root}/sample_data.json: "
-            "download the nuScenes metadata again"
-        )
-    lidar = nusc.get("sample_data", sample["data"][LIDAR])
-    record["lidar_path"] = lidar["filename"]
-    record["lidar2ego"] = _pose(nusc, "calibrated_sensor", lidar)
-    record["ego2global"] = _pose(nusc, "ego_pose", lidar)
-    for camera, channel in zip(record["cameras"], CAMERAS, strict=True):
-        image = nusc.get("sample_data", sample["data"][channel])
-        calibration = nusc.get("calibrated_sensor", image["calibrated_sensor_token"])
-        camera["path"], camera["width"], camera["height"] = image["filename"], image["width"], image["height"]
-        camera["intrinsics"] = calibration["camera_intrinsic"]
-        camera["cam2ego"] = _pose(nusc, "calibrated_sensor", image)
-        camera["ego2global"] = _pose(nusc, "ego_pose", image)
-
-
-@contextmanager
-def _faults_named(tables: Path) -> Iterator[None]:
-    """Turn what goes wrong while tables are read into one line."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise InputError(f"{error.filename} is missing: download the nuScenes metadata again") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{_broken_table(tables)}: not valid JSON: download the nuScenes metadata again") from error
-    except KeyError as error:
-        raise InputError(f"{tables}: the tables do not fit together, {error} is not in them: replace them") from error
-    except AssertionError as error:
-        raise InputError(f"{tables}: the nuScenes devkit refuses this dataroot: {error}") from error
-
-
-def _pose(nusc: NuScenes, table: str, sample_data: dict[str, Any]) -> np.ndarray:
-    """Sensor to ego ("calibrated_sensor") or ego to global ("ego_pose"), float64 (4, 4)."""
-    from nuscenes.utils.geometry_utils import transform_matrix
-    from pyquaternion import Quaternion
-
-    pose = nusc.get(table, sample_data[f"{table}_token"])
-    return transform_matrix(pose["translation"], Quaternion(pose["rotation"]))
-
-
-def _splits_of_scenes(tables: Path) -> dict[str, list[str]]:
-    """Scene name -> names of the splits it belongs to."""
-    custom = tables / "splits.json"
-    if custom.exists():
-        splits = _read_splits(custom)
-    else:
-        from nuscenes.utils.splits import create_splits_scenes
-
-        splits = {name: create_splits_scenes()[name] for name in _VERSION_SPLITS.get(tables.name, ())}
-    of_scene: dict[str, list[str]] = {}
-    for name, scenes in splits.items():
-        for scene in scenes:
-            of_scene.setdefault(scene, []).append(name)
-    return of_scene
-
-
-def _read_splits(path: Path) -> dict[str, list[str]]:
-    try:
-        splits = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    well_formed = isinstance(splits, dict) and all(
-        name.split() == [name] and isinstance(scenes, list) and all(isinstance(scene, str) for scene in scenes)
-        for name, scenes in splits.items()
-    )
-    if not well_formed:
-        raise InputError(f'{path}: must map one-word split names to lists of scene names: {{"train": ["scene-0001"]}}')
-    return splits
-
-
-def _record_dtype(nusc: NuScenes, splits: dict[str, list[str]]) -> np.dtype:
-    def text(values: list[str]) -> str:
-        return f"S{max(map(len, values), default=1)}"
-
-    path = text([data["filename"] for data in nusc.sample_data])
-    matrix = ("<f8", (4, 4))
-    camera = [
-        ("path", path),
-        ("width", "<i4"),
-        ("height", "<i4"),
-        ("intrinsics", "<f8", (3, 3)),
-        ("cam2ego", *matrix),
-        ("ego2global", *matrix),
-    ]
-    return np.dtype(
-        [
-            ("token", text([sample["token"] for sample in nusc.sample])),
-            ("scene", text([scene["name"] for scene in nusc.scene])),
-            ("splits", text([" ".join(names) for names in splits.values()])),
-            ("timestamp", "<i8"),
-            ("lidar_path", path),
-            ("lidar2ego", *matrix),
-            ("ego2global", *matrix),
-            ("cameras", camera, (len(CAMERAS),)),
-        ]
-    )
-
-
-def _check_version(root: Path, version: str) -> None:
+def check_version(root: Path, version: str) -> None:
+    """Raise InputError unless `root` is a folder with this version's tables, naming the versions there are."""
     if not root.is_dir():
         raise InputError(f"no nuScenes dataroot at {root}: no such folder")
     if not (root / version / "sample.json").is_file():
@@ -389,24 +257,17 @@ def _check_version(root: Path, version: str) -> None:
 
 
 def _fingerprint(root: Path, version: str) -> str:
-    _check_version(root, version)
+    check_version(root, version)
     tables = sorted((root / version).glob("*.json"))
     state = [(table.name, table.stat().st_size, table.stat().st_mtime_ns) for table in tables]
     description = json.dumps([_FORMAT, str(root.resolve()), version, state])
     return hashlib.sha256(description.encode()).hexdigest()[:16]
 
 
-def _broken_table(tables: Path) -> Path:
-    for table in sorted(tables.glob("*.json")):
-        try:
-            json.loads(table.read_bytes())
-        except json.JSONDecodeError:
-            return table
-    raise AssertionError(f"the devkit met invalid JSON in {tables}, but every table parses")
-
-
 def _make_cache(cached: Path, root: Path, version: str) -> None:
     """Read the tables into `cached`, in one process per machine, so that the file is complete or absent."""
+    from distill.nuscenes.devkit import open_devkit, read_tables  # takes seconds: only the first reading pays
+
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with open(cached.with_suffix(".lock"), "w") as lock:

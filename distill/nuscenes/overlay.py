@@ -11,18 +11,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from nuscenes import NuScenes
 from PIL import Image, ImageDraw
 
 from distill.errors import InputError
+from distill.nuscenes.devkit import open_devkit, read_tables
 from distill.nuscenes.frames import FrameDataset
-from distill.nuscenes.index import CAMERAS, Keyframe, NuScenesIndex, open_devkit, read_tables
+from distill.nuscenes.index import CAMERAS, Keyframe, NuScenesIndex
 from distill.nuscenes.points import project
-
-if TYPE_CHECKING:
-    from nuscenes import NuScenes
 
 IMAGE_SIZE = (450, 800)
 COLUMNS = 3

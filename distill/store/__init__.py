@@ -1,6 +1,6 @@
 """The teacher store: what a teacher says about every keyframe, in one zarr v3 group that plain zarr can read.
 
-`StoreWriter` fills it, `TeacherStore` reads it, `schema` says what is in it, `codec` how log-probabilities become bytes.
+`StoreWriter` fills it, `TeacherStore` reads it; `schema` says what is in it, `codec` how it rounds.
 """
 
 from distill.store.reader import DamagedSample, TeacherStore

@@ -21,7 +21,7 @@ from distill.store.schema import (
 )
 
 
-class DamagedSample(InputError):
+class DamagedSample(InputError):  # noqa: N818 - it names what was met, as InputError's one line does
     """A committed sample whose chunks are not what was written."""
 
 
@@ -39,6 +39,7 @@ class TeacherStore:
         tokens: the sample tokens of all rows, dumped or not.
         present: the tokens that were dumped when the store was opened.
         log_prob_table: the log-probability of each code, float32 (256,).
+        arrays: the data arrays by name.
 
     Raises:
         InputError: there is no store at `path`, or it has another schema.
@@ -47,12 +48,12 @@ class TeacherStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.identity = StoreIdentity.from_dict(read_attributes(path))
-        self.tokens: list[str] = zarr.open_group(path, mode="r")["tokens"][:].tolist()  # type: ignore[index,union-attr]
+        self.tokens = _read_tokens(path)
         self.present = frozenset(self.tokens[row] for row in committed_rows(path))
         self.log_prob_table = np.array(self.identity.levels, np.float32)
+        self.arrays = data_arrays(self.grid, len(self.identity.classes))
         self._rows = {token: row for row, token in enumerate(self.tokens)}
         self._codes = code_table(self.log_prob_table)
-        self._arrays = data_arrays(self.grid, len(self.identity.classes))
 
     @property
     def grid(self) -> VoxelGrid:
@@ -75,15 +76,15 @@ class TeacherStore:
         Raises:
             InputError: the sample is not in the store (`DamagedSample`: it is, but not intact). So do all readers.
         """
-        return decode_codes(self._read(token, 0), self._codes)
+        return decode_codes(self._read(token, "voxel_logits"), self._codes)
 
     def semantics(self, token: str) -> np.ndarray:
         """The teacher's voxel classes, uint8 (X, Y, Z)."""
-        return self._read(token, 1).transpose(1, 2, 0)
+        return np.ascontiguousarray(self._read(token, "voxel_semantics"))
 
     def bev_probs(self, token: str) -> np.ndarray:
         """BEV probabilities, float32 (X, Y, C)."""
-        return np.ascontiguousarray(self._read(token, 2).transpose(1, 2, 0))
+        return np.ascontiguousarray(self._read(token, "bev_probs"))
 
     def verify(self, token: str) -> None:
         """Check every byte of a sample against its checksums.
@@ -91,13 +92,13 @@ class TeacherStore:
         Raises:
             DamagedSample: one differs.
         """
-        for number in range(len(self._arrays)):
-            self._chunk(token, number)
+        for name in self.arrays:
+            self._chunk(token, name)
 
     def summary(self) -> str:
         """One line: samples present and their size."""
         rows = committed_rows(self.path)
-        files = [array.path(self.path, row) for array in self._arrays for row in rows]
+        files = [array.path(self.path, row) for array in self.arrays.values() for row in rows]
         size = sum(file.stat().st_size for file in files) / max(len(rows), 1)
         return f"{self.path}: {len(rows)} of {len(self.tokens)} keyframes, {size / 1e6:.2f} MB per keyframe"
 
@@ -111,20 +112,27 @@ class TeacherStore:
             raise InputError(f"{self.path} is about another dataset version: it has no keyframe {token}")
         return self._rows[token]
 
-    def _read(self, token: str, number: int) -> np.ndarray:
-        return self._arrays[number].unpack(self._chunk(token, number))
+    def _read(self, token: str, name: str) -> np.ndarray:
+        return self.arrays[name].unpack(self._chunk(token, name))
 
-    def _chunk(self, token: str, number: int) -> bytes:
-        row, array = self.row(token), self._arrays[number]
+    def _chunk(self, token: str, name: str) -> bytes:
+        row, array = self.row(token), self.arrays[name]
         try:
             commit = commit_path(self.path, row).read_bytes()
         except FileNotFoundError as error:
             raise InputError(f"sample {token} is not in {self.path}: dump it with occ-dump") from error
         path = array.path(self.path, row)
         chunk = path.read_bytes() if path.exists() else b""
-        if not (is_sealed(chunk) and is_sealed(commit) and chunk[-4:] == commit[4 * number :][:4]):
+        if not (is_sealed(chunk) and is_sealed(commit) and chunk[-4:] == commit[4 * array.column :][:4]):
             raise DamagedSample(
-                f"sample {token} is damaged in array {array.name}, file {path}: "
+                f"sample {token} is damaged in array {name}, file {path}: "
                 "re-dump it with dump.verify=true, or with dump.overwrite=true"
             )
         return chunk
+
+
+def _read_tokens(path: Path) -> list[str]:
+    try:
+        return [str(token) for token in np.asarray(zarr.open_array(path / "tokens", mode="r")[:])]
+    except (ValueError, FileNotFoundError) as error:
+        raise InputError(f"the tokens of {path} are damaged ({path / 'tokens'}): dump to another store.path") from error

@@ -9,8 +9,9 @@ A zarr v3 group over the N keyframes of a dataset version, row i belonging to `t
     checksums        uint32  (N, 4)           CRC-32C of the row's chunk of each array above: the commit record
     tokens, scenes   string  (N,)
 
-One chunk per row and array, written whole, so writers of different rows share nothing. A row is *present* when its chunk
-of `checksums` exists; that chunk is written last, when the others are durable, and removed first when a row is redone.
+One chunk per row and array, written whole, so that writers of different rows share nothing. A row is *present* when its
+chunk of `checksums` exists; that chunk is written last, when the others are durable, and removed first when the row is
+redone. Rows that were never written read as NaN and 255.
 All codecs are of the zarr v3 core specification; group attributes carry the `StoreIdentity`.
 """
 
@@ -32,11 +33,12 @@ from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 from distill.bev import BEV_RULE
 from distill.errors import InputError
 from distill.grids import VoxelGrid
-from distill.store.codec import LOG_PROBS, MAX_KL
+from distill.store.codec import LOG_PROBS, MAX_KL, PROBABILITY_BITS
 
 SCHEMA = 1
 COMMITS = "checksums"
-_BLOSC = {"cname": "lz4hc", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 1 << 17}
+# Measured by benchmarks/store.py: bit planes and lz4hc decode twice as fast as zstd, for a tenth more bytes.
+_COMPRESSOR = BloscCodec(cname="lz4hc", clevel=3, shuffle="bitshuffle", blocksize=1 << 17)
 # Loader workers and writer threads are the parallelism: a pool of blosc threads in each would only get in their way.
 numcodecs.blosc.use_threads = False
 
@@ -75,6 +77,7 @@ class StoreIdentity:
             "bev_rule": self.bev_rule,
             "quantisation": {
                 "max_kl_nats": {f"T={temperature}": bound for temperature, bound in MAX_KL.items()},
+                "bev_probs_significant_bits": PROBABILITY_BITS,
                 "levels": list(self.levels),
             },
         }
@@ -99,12 +102,14 @@ class ChunkedArray:
         dtype: numpy name.
         shape: of one sample, as zarr shows it.
         order: the axes of `shape` in the order in which a chunk holds them.
+        column: where `checksums` has its checksum.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     order: tuple[int, ...]
+    column: int
 
     def create(self, group: zarr.Group, samples: int) -> None:
         """Add the array, without chunks, to a group."""
@@ -114,7 +119,7 @@ class ChunkedArray:
             chunks=(1, *self.shape),
             dtype=self.dtype,
             filters=TransposeCodec(order=(0, *(axis + 1 for axis in self.order))),
-            compressors=(BloscCodec(**_BLOSC), Crc32cCodec()),
+            compressors=(_COMPRESSOR, Crc32cCodec()),
             chunk_key_encoding={"name": "default", "separator": "."},
             fill_value=math.nan if self.dtype.startswith("float") else 255,
         )
@@ -123,28 +128,30 @@ class ChunkedArray:
         """The file of a row's chunk."""
         return root / self.name / ".".join(["c", str(row), *("0" for _ in self.shape)])
 
-    def pack(self, stored: np.ndarray) -> bytes:
-        """The chunk of a sample given in storage order: what zarr's codecs would write."""
-        options = _BLOSC | {"shuffle": numcodecs.blosc.BITSHUFFLE}
-        return seal(numcodecs.Blosc(**options).encode(np.ascontiguousarray(stored, self.dtype)))
+    def pack(self, values: np.ndarray) -> bytes:
+        """The chunk of a sample: what zarr's codecs would write."""
+        name, level, block = _COMPRESSOR.cname.value, _COMPRESSOR.clevel, _COMPRESSOR.blocksize
+        blosc = numcodecs.Blosc(name, level, numcodecs.blosc.BITSHUFFLE, block)
+        return seal(blosc.encode(np.ascontiguousarray(values.transpose(self.order), self.dtype)))
 
     def unpack(self, chunk: bytes) -> np.ndarray:
-        """The sample of a chunk, in storage order."""
+        """The sample in an intact chunk, a view in the memory order of the chunk."""
         stored = np.empty([self.shape[axis] for axis in self.order], self.dtype)
         numcodecs.blosc.decompress(chunk[:-4], stored)
-        return stored
+        return stored.transpose(np.argsort(self.order))
 
 
-def data_arrays(grid: VoxelGrid, classes: int) -> tuple[ChunkedArray, ...]:
-    """The four data arrays of a store, in the order of the commit record."""
+def data_arrays(grid: VoxelGrid, classes: int) -> dict[str, ChunkedArray]:
+    """The four data arrays of a store, by name."""
     x, y, z = grid.shape
-    # class by class and layer by layer: neighbours along x, y are alike, which halves a chunk
-    return (
-        ChunkedArray("voxel_logits", "float16", (x, y, z, classes), (3, 2, 0, 1)),
-        ChunkedArray("voxel_semantics", "uint8", (x, y, z), (2, 0, 1)),
-        ChunkedArray("bev_probs", "float32", (x, y, classes), (2, 0, 1)),
-        ChunkedArray("bev_semantics", "uint8", (x, y), (0, 1)),
+    # class by class and layer by layer: neighbours along y and x are alike, which makes chunks smaller
+    arrays = (
+        ChunkedArray("voxel_logits", "float16", (x, y, z, classes), (3, 2, 0, 1), 0),
+        ChunkedArray("voxel_semantics", "uint8", (x, y, z), (2, 0, 1), 1),
+        ChunkedArray("bev_probs", "float32", (x, y, classes), (2, 0, 1), 2),
+        ChunkedArray("bev_semantics", "uint8", (x, y), (0, 1), 3),
     )
+    return {array.name: array for array in arrays}
 
 
 def seal(content: bytes) -> bytes:
@@ -172,7 +179,7 @@ def create(path: Path, identity: StoreIdentity, tokens: list[str], scenes: list[
     """Write a store without samples at `path`, which must not exist."""
     attributes = {"schema": SCHEMA, **identity.to_dict(), "code_version": code_version}
     group = zarr.create_group(path, zarr_format=3, attributes=attributes)
-    for array in data_arrays(identity.grid, len(identity.classes)):
+    for array in data_arrays(identity.grid, len(identity.classes)).values():
         array.create(group, len(tokens))
     group.create_array(
         COMMITS,
@@ -184,7 +191,10 @@ def create(path: Path, identity: StoreIdentity, tokens: list[str], scenes: list[
         fill_value=0,
     )
     for name, values in (("tokens", tokens), ("scenes", scenes)):
-        group.create_array(name, shape=(len(values),), chunks=(len(values),), dtype="string")[:] = np.array(values, object)
+        strings = group.create_array(
+            name, shape=(len(values),), chunks="auto", dtype="string", compressors=Crc32cCodec()
+        )
+        strings[:] = np.array(values, object)
 
 
 def read_attributes(path: Path) -> dict[str, Any]:

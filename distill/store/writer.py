@@ -16,7 +16,7 @@ from distill.checkpoint import code_version
 from distill.errors import InputError
 from distill.store.codec import encode_voxels, round_probs
 from distill.store.reader import DamagedSample, TeacherStore
-from distill.store.schema import StoreIdentity, commit_path, committed_rows, create, data_arrays, seal
+from distill.store.schema import StoreIdentity, commit_path, committed_rows, create, seal
 
 
 class StoreWriter:
@@ -27,7 +27,6 @@ class StoreWriter:
 
     def __init__(self, store: TeacherStore) -> None:
         self.store = store
-        self._arrays = data_arrays(store.grid, len(store.identity.classes))
 
     @classmethod
     def open(cls, path: Path | str, identity: StoreIdentity, tokens: list[str], scenes: list[str]) -> StoreWriter:
@@ -45,7 +44,7 @@ class StoreWriter:
         path = Path(path)
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             with _disk_errors(f"cannot create the store {path}"):
-                _create(path, identity, tokens, scenes)
+                _create_whole(path, identity, tokens, scenes)
         store = TeacherStore(path)
         _check_same(store, identity, tokens)
         return cls(store)
@@ -63,7 +62,8 @@ class StoreWriter:
                 if token not in absent:
                     self.store.verify(token)
             except DamagedSample:
-                self._discard(token)
+                with _disk_errors(f"cannot discard the damaged sample {token} of {self.store.path}"):
+                    self._discard(token)
                 damaged += 1
         return damaged
 
@@ -79,21 +79,20 @@ class StoreWriter:
             InputError: these are no distributions on the store's grid, or the disk refuses (full, read-only).
                 The sample is absent then, all others are untouched.
         """
-        expected = self._arrays[0].shape, self._arrays[2].shape
+        arrays, row = self.store.arrays, self.store.row(token)
+        expected = arrays["voxel_logits"].shape, arrays["bev_probs"].shape
         if (voxel_log_probs.shape, bev_probs.shape) != expected:
             raise InputError(f"sample {token}: shapes {voxel_log_probs.shape}, {bev_probs.shape}, not {expected}")
         try:
-            levels_CZXY, semantics_XYZ = encode_voxels(voxel_log_probs)
-            rounded_XYC = round_probs(bev_probs)
+            levels_XYZC, semantics_XYZ = encode_voxels(voxel_log_probs)
+            probs_XYC = round_probs(bev_probs)
         except ValueError as error:
             raise InputError(f"sample {token} was not written: {error}; check the teacher") from error
-        semantics_XY = bev_probs.argmax(-1)
-        stored = levels_CZXY, semantics_XYZ.transpose(2, 0, 1), rounded_XYC.transpose(2, 0, 1), semantics_XY
-        chunks = [array.pack(values) for array, values in zip(self._arrays, stored, strict=True)]
-        row = self.store.row(token)
+        sample = levels_XYZC, semantics_XYZ, probs_XYC, bev_probs.argmax(-1)
+        chunks = [array.pack(values) for array, values in zip(arrays.values(), sample, strict=True)]
         with _disk_errors(f"cannot write sample {token} to {self.store.path}"):
             self._discard(token)
-            for array, chunk in zip(self._arrays, chunks, strict=True):
+            for array, chunk in zip(arrays.values(), chunks, strict=True):
                 _write_durably(array.path(self.store.path, row), chunk)
             _write_durably(commit_path(self.store.path, row), seal(b"".join(chunk[-4:] for chunk in chunks)))
 
@@ -108,7 +107,7 @@ class StoreWriter:
             _sync(commit.parent)
 
 
-def _create(path: Path, identity: StoreIdentity, tokens: list[str], scenes: list[str]) -> None:
+def _create_whole(path: Path, identity: StoreIdentity, tokens: list[str], scenes: list[str]) -> None:
     """Build the store beside its place and move it there whole, unless another process was first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -179,5 +178,7 @@ def _disk_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
-        raise InputError(f"{what}: {reason}; committed samples are intact, run the same command again to go on") from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise InputError(
+            f"{what}: {error.strerror}{where}; what was committed is intact, run again to go on"
+        ) from error

@@ -24,6 +24,10 @@ class LiftSplat(nn.Module):
         grid: the voxels; points outside it, in z too, are dropped.
     """
 
+    centres_D: Tensor
+    lower_3: Tensor
+    cell_3: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -77,9 +81,7 @@ class LiftSplat(nn.Module):
         return torch.where(inside, x * self.bev_shape[1] + y, -1).long()
 
 
-def frustum(
-    height: int, width: int, stride: int, centres_D: Tensor, intrinsics: Tensor, cam2ego: Tensor
-) -> Tensor:
+def frustum(height: int, width: int, stride: int, centres_D: Tensor, intrinsics: Tensor, cam2ego: Tensor) -> Tensor:
     """Ego coordinates of every (depth bin, image cell): p = cam2ego . (K^-1 [u d, v d, d]), metres (B, N, D, H, W, 3).
 
     (u, v) is the centre of a cell, (index + 0.5) * stride.

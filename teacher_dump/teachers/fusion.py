@@ -36,7 +36,7 @@ class FusionNetwork(nn.Module):
         self.head = head
 
     def forward(self, batch: dict[str, Any]) -> Occupancy:
-        """Predict from `images`, `intrinsics`, `cam2ego` and `points`, a list of B (P_b, 4) tensors in the ego frame."""
+        """Predict from `images`, `intrinsics`, `cam2ego` and `points`, B tensors (P_b, 4) in the ego frame."""
         points = batch["points"]
         feat_BNCHW = self.encoder(batch["images"])
         ego2cam = torch.linalg.inv_ex(batch["cam2ego"].float()).inverse
@@ -80,8 +80,8 @@ def paint(
 class PointEncoder(nn.Module):
     """Painted points -> BEV features: a small network per point, then the maximum over each flat voxel.
 
-    Beside the pooled features, the BEV carries one occupancy channel per voxel of the column. Maxima do not depend on
-    the order of the points, so the result is deterministic on every device.
+    Beside the pooled features, the BEV carries one occupancy channel per voxel of the column. A maximum does not depend
+    on the order of arrival, so the result repeats exactly on every device.
 
     Args:
         image_channels: channels of the image features.
@@ -91,9 +91,10 @@ class PointEncoder(nn.Module):
         grid: the voxels; points outside are dropped.
     """
 
-    def __init__(
-        self, image_channels: int, hidden_channels: int, channels: int, slices: int, grid: VoxelGrid
-    ) -> None:
+    lower_3: Tensor
+    shape_3: Tensor
+
+    def __init__(self, image_channels: int, hidden_channels: int, channels: int, slices: int, grid: VoxelGrid) -> None:
         super().__init__()
         self.shape, self.slices, self.channels = grid.shape, slices, channels
         # offset in the voxel (3), place in the grid (3), intensity (1), image features and whether there are any

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -151,6 +153,14 @@ def test_zero_strength_is_the_plain_fit():
     off = Augmentation(resize=(1.0, 1.0), image_flip=0.0, colour=0.0, bev_flip=0.0)
     sizes = [(900, 1600)] * 6
     assert off.draw(np.random.default_rng(0), sizes, (256, 704)) == Transform.fit(sizes, (256, 704))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_rounding_leaves_no_black_seam(flip):
+    """Sizes of the source's own shape are filled, though scale * 900 - height is not always exactly 0."""
+    for n in range(1, 101):
+        fit = replace(ImageTransform.fit((900, 1600), (9 * n, 16 * n)), flip=flip)
+        assert fit.window((900, 1600), (9 * n, 16 * n)) == (0, 0, 16 * n, 9 * n)
 
 
 def test_mirrored_image_mirrors_its_coordinates():

@@ -51,7 +51,9 @@ def gradients(pool, depth, context, cell, cells):
 def test_matches_the_definition(seed, batch, cameras, bins, channels, cells):
     depth, context, cell = inputs(seed, batch, cameras, bins, channels=channels, cells=cells)
     for found, expected in zip(
-        gradients(bev_pool, depth, context, cell, cells), gradients(definition, depth, context, cell, cells), strict=True
+        gradients(bev_pool, depth, context, cell, cells),
+        gradients(definition, depth, context, cell, cells),
+        strict=True,
     ):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 

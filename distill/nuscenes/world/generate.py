@@ -46,6 +46,9 @@ class WorldConfig:
     image_size: tuple[int, int]
     jpeg_quality: int
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", tuple(self.image_size))  # configs give lists
+
     def scenes(self) -> list[SceneId]:
         """All scenes, train first."""
         counts = (("train", self.train_scenes), ("val", self.val_scenes))

@@ -115,7 +115,7 @@ def car(rng: np.random.Generator) -> Model:
     front, half = 0.5 * length, 0.5 * width
     sketch.box((0, 0, 0.42), (length - 0.06, width - 0.04, 0.36), paint, m.PAINT, taper=(1.0, 1.0))
     sketch.box((0, 0, 0.27), (length - 0.2, width - 0.1, 0.18), DARK)
-    sketch.box((0, 0, 0.5 * (0.58 + belt)), (length, width, belt - 0.56), paint, m.PAINT, taper=(0.95, 0.93))
+    sketch.box((0, 0, 0.5 * (0.58 + belt)), (length, width, belt - 0.56), paint, m.PAINT, taper=(0.9, 0.9))
     cabin_length = length * (0.58, 0.68, 0.74)[style]
     cabin_back = length * (-0.07, -0.13, -0.1)[style]
     sketch.box(
@@ -201,12 +201,13 @@ def construction_vehicle(rng: np.random.Generator) -> Model:
 def _rider(sketch: Sketch, rng: np.random.Generator, seat: float, lean: float) -> None:
     """Somebody sitting on two wheels."""
     coat, trousers, skin = _pick(rng, CLOTHES), _pick(rng, CLOTHES), _pick(rng, SKINS)
-    sketch.box((0.02, 0, seat + 0.33), (0.3, 0.44, 0.66), coat, turn=rotation(pitch=lean), taper=(0.8, 1.0))
+    sketch.round((0.06, 0, seat + 0.3), (0.28, 0.42, 0.62), coat, turn=rotation(pitch=lean) @ _UPSIDE_DOWN, taper=0.82)
+    sketch.ellipsoid((0.16, 0, seat + 0.55), (0.28, 0.46, 0.28), coat)
     for side in (-1.0, 1.0):
         sketch.round((0.15, side * 0.16, seat - 0.12), (0.17, 0.17, 0.6), trousers, turn=rotation(pitch=-0.9))
         sketch.round((0.32, side * 0.17, seat - 0.42), (0.14, 0.14, 0.55), trousers)
-        sketch.round((0.32, side * 0.23, seat + 0.35), (0.11, 0.11, 0.6), coat, turn=rotation(pitch=1.15))
-    x = 0.1 + 0.35 * math.sin(lean)
+        sketch.round((0.36, side * 0.23, seat + 0.33), (0.11, 0.11, 0.55), coat, turn=rotation(pitch=2.1))
+    x = 0.14 + 0.4 * math.sin(lean)
     sketch.ellipsoid((x, 0, seat + 0.82), (0.22, 0.2, 0.27), skin)
     sketch.ellipsoid((x - 0.01, 0, seat + 0.88), (0.28, 0.25, 0.22), _pick(rng, CLOTHES), m.PAINT)
 
@@ -261,7 +262,8 @@ def pedestrian(rng: np.random.Generator) -> Model:
         sketch.box((0.86 * k * math.sin(stride) + 0.05, side * 0.1, 0.05), (0.27, 0.1, 0.1), DARK)
         arm = (-0.25 * k * math.sin(stride), side * 0.27 * k, 1.12 * k)
         sketch.round(arm, (0.11 * k, 0.11 * k, 0.62 * k), coat, turn=rotation(pitch=stride) @ _UPSIDE_DOWN, taper=0.83)
-    sketch.box((0, 0, 1.13 * k), (0.25 * k, 0.42 * k, 0.64 * k), coat, taper=(0.85, 1.0))
+    sketch.round((0, 0, 1.1 * k), (0.27 * k, 0.44 * k, 0.6 * k), coat, turn=_UPSIDE_DOWN, taper=0.82)
+    sketch.ellipsoid((0, 0, 1.36 * k), (0.26 * k, 0.46 * k, 0.26 * k), coat)
     sketch.round((0, 0, 1.48 * k), (0.12, 0.12, 0.12), skin)
     sketch.ellipsoid((0.01, 0, 1.62 * k), (0.21, 0.18, 0.26 * k), skin)
     sketch.ellipsoid((-0.02, 0, 1.67 * k), (0.22, 0.2, 0.2 * k), _pick(rng, ((0.03, 0.02, 0.015), (0.2, 0.12, 0.05))))
@@ -273,9 +275,9 @@ def pedestrian(rng: np.random.Generator) -> Model:
 def traffic_cone(rng: np.random.Generator) -> Model:
     """A traffic cone."""
     sketch = _sketch("movable_object.trafficcone")
-    height = rng.uniform(0.7, 0.95)
+    height = rng.uniform(0.8, 1.0)
     sketch.box((0, 0, 0.03), (0.42, 0.42, 0.06), DARK)
-    sketch.round((0, 0, 0.5 * height), (0.34, 0.34, height), SAFETY_ORANGE, m.STRIPES, taper=0.18, pattern=(0.52 * height, 0, 0))
+    sketch.round((0, 0, 0.5 * height), (0.4, 0.4, height), SAFETY_ORANGE, m.STRIPES, taper=0.18, pattern=(0.52 * height, 0, 0))
     return _model("movable_object.trafficcone", sketch)
 
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from distill.nuscenes.world import sensors
 from distill.nuscenes.world.materials import GROUND_CLASS, REFLECTANCE
+from distill.nuscenes.world.shading import ABOVE_SCALE, develop, map_matrix, shade
 from distill.nuscenes.world.shapes import CLASS, FAR, INSTANCE, MATERIAL, Shapes, joined
-from distill.nuscenes.world.shading import develop, map_matrix, shade
+from distill.nuscenes.world.streets import plan_arrays
 from distill.nuscenes.world.town import Town, build_town
 from distill.nuscenes.world.traffic import Actor, Drive, lane_choice, populate
 from distill.nuscenes.world.visibility import SKY, View, camera_view, draw, draw_ground, parallel_view, scan
@@ -18,7 +19,7 @@ from distill.nuscenes.world.weather import Weather, draw_weather
 
 PERIOD = 0.5  # seconds between keyframes
 SHADOW_SCALE = 6.0  # texels per metre
-MASK_SIZE = (640, 360)  # rays per camera that decide mask_camera, whatever the image size
+MASK_SIZE = (560, 315)  # rays per camera that decide mask_camera, whatever the image size
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,12 @@ class Scene:
         self.weather: Weather = draw_weather(rng, number)
         self.drive = Drive(-0.5 * speed * duration, speed, lane_choice(rng, self.town.streets[0]))
         self.actors: list[Actor] = populate(rng, self.town, self.drive, duration)
+        self._plan = plan_arrays(self.town.streets, self.town.crossings)
         self._models = [a.model.shapes.of_instance(n) for n, a in enumerate(self.actors)]
         extent = self.town.ground.extent
         centre = np.array([0.5 * extent, 0.5 * extent, 0.0])
         self._sun = parallel_view(self.weather.towards_sun, centre, 1.2 * extent, SHADOW_SCALE)
-        self._above = parallel_view(np.array([0.0, 0.0, 1.0]), centre, extent, 0.5 * SHADOW_SCALE)
+        self._above = parallel_view(np.array([0.0, 0.0, 1.0]), centre, extent, ABOVE_SCALE)
         self._town_shadow, self._town_above = (self._shadow(view, self.town.shapes) for view in (self._sun, self._above))
 
     def ego(self, time: float) -> np.ndarray:
@@ -128,10 +130,11 @@ class Scene:
         shadow, above = self._with_shadows_of(actors)
         light = np.empty((*depth.shape, 3), np.float32)
         shade(
-            light, depth, drawn, view.rays, shapes.solid, shapes.look, shapes.tags, ground,
+            light, depth, drawn, view.rays, shapes.solid, shapes.look, shapes.tags, ground, *self._plan,
             shadow, map_matrix(self._sun), above, map_matrix(self._above), self.weather.row(),
         )  # fmt: skip
-        image = develop(light, drawn, 1000 * keyframe + abs(mount.delay_us) + self.seed[-1])
+        grain = 1000 * keyframe + abs(mount.delay_us) + self.seed[-1]
+        image = develop(light, drawn, self.weather.darkness, grain)
         instances = np.where(drawn >= 0, shapes.tags[drawn, INSTANCE], -1)
         return Picture(image, depth, instances, camera2town, intrinsics)
 

@@ -11,14 +11,20 @@ import math
 import numpy as np
 
 from distill.nuscenes.world import materials as m
-from distill.nuscenes.world.ground import enter_ground
+from distill.nuscenes.world.ground import enter_ground, near_border
 from distill.nuscenes.world.noise import cloud_noise, hash_noise, kernel, smooth_noise
 from distill.nuscenes.world.shapes import BOX, ELLIPSOID, FAR, KIND, MATERIAL, enter, unit_frame
+from distill.nuscenes.world.streets import street_material
 from distill.nuscenes.world.textures import ground_texture, shape_texture
 from distill.nuscenes.world.visibility import GROUND, SKY, View
 
 # Columns of `Weather.row`.
 _SUN_AT, _SUN, _LIGHT, _HORIZON, _ZENITH, _CLOUDS, _HAZE, _WET, _DARK = 0, 3, 6, 9, 12, 15, 16, 17, 18
+
+ABOVE_SCALE = 3.0  # texels per metre of the map of what lies above
+_TAPS = ABOVE_SCALE * np.array([[(0.3 + 0.22 * k) * f(2.4 * k) for f in (math.cos, math.sin)] for k in range(8)])
+
+_GAMMA = np.linspace(0.0, 1.0, 4096) ** (1.0 / 2.2)
 
 
 def map_matrix(view: View) -> np.ndarray:
@@ -30,26 +36,34 @@ def map_matrix(view: View) -> np.ndarray:
 
 
 @kernel
-def _sky(dx, dy, dz, w):  # type: ignore[no-untyped-def]
-    """Colour of the sky in a unit direction."""
-    up = max(dz, 0.0)
-    k = 1.0 - math.exp(-3.2 * up)
-    r = w[_HORIZON] + (w[_ZENITH] - w[_HORIZON]) * k
-    g = w[_HORIZON + 1] + (w[_ZENITH + 1] - w[_HORIZON + 1]) * k
-    b = w[_HORIZON + 2] + (w[_ZENITH + 2] - w[_HORIZON + 2]) * k
+def _clear_sky(dx, dy, dz, w):  # type: ignore[no-untyped-def]
+    """Colour of the sky without its clouds in a unit direction."""
+    k = 1.0 - math.exp(-3.0 * max(dz, 0.0))
     towards = max(0.0, dx * w[0] + dy * w[1] + dz * w[2])
     clear = 1.0 - 0.9 * w[_CLOUDS] * w[_CLOUDS]
-    glow = 0.25 * towards**8 + clear * (0.5 * towards**64 + 8.0 * towards**2500)
-    r, g, b = r + glow * w[_SUN], g + glow * w[_SUN + 1], b + glow * w[_SUN + 2]
+    near = towards * towards
+    near = near * near
+    near = near * near
+    close = near**8
+    glow = 0.22 * near + clear * (0.5 * close + 8.0 * close**40)
+    r = w[_HORIZON] + (w[_ZENITH] - w[_HORIZON]) * k + glow * w[_SUN]
+    g = w[_HORIZON + 1] + (w[_ZENITH + 1] - w[_HORIZON + 1]) * k + glow * w[_SUN + 1]
+    b = w[_HORIZON + 2] + (w[_ZENITH + 2] - w[_HORIZON + 2]) * k + glow * w[_SUN + 2]
+    return r, g, b, near
+
+
+@kernel
+def _sky(dx, dy, dz, w):  # type: ignore[no-untyped-def]
+    """Colour of the sky in a unit direction."""
+    r, g, b, near = _clear_sky(dx, dy, dz, w)
     if dz > 0.015:
-        spread = 1.6 / (dz + 0.12)
+        spread = 1.5 / (dz + 0.1)
         n = cloud_noise(dx * spread, dy * spread)
-        cover = min(1.0, max(0.0, (n - 0.78 + 0.5 * w[_CLOUDS]) * 4.0)) * min(1.0, dz * 12.0)
-        lit = 0.75 + 0.6 * (0.55 - n) + 0.35 * towards**4
-        cr = lit * (0.9 * w[_LIGHT] + 0.22 * w[_SUN])
-        cg = lit * (0.9 * w[_LIGHT + 1] + 0.22 * w[_SUN + 1])
-        cb = lit * (0.9 * w[_LIGHT + 2] + 0.22 * w[_SUN + 2])
-        r, g, b = r + cover * (cr - r), g + cover * (cg - g), b + cover * (cb - b)
+        cover = min(1.0, max(0.0, (n - 0.72 + 0.55 * w[_CLOUDS]) * 4.0)) * min(1.0, dz * 12.0)
+        lit = 1.0 + 1.1 * (0.5 - n) + 0.35 * near
+        r += cover * (lit * (1.05 * w[_LIGHT] + 0.3 * w[_SUN]) - r)
+        g += cover * (lit * (1.05 * w[_LIGHT + 1] + 0.3 * w[_SUN + 1]) - g)
+        b += cover * (lit * (1.05 * w[_LIGHT + 2] + 0.3 * w[_SUN + 2]) - b)
     return r, g, b
 
 
@@ -86,13 +100,16 @@ def _in_shadow(shadow, to_map, x, y, z, bias):  # type: ignore[no-untyped-def]
 
 @kernel
 def _openness(above, to_map, x, y, z):  # type: ignore[no-untyped-def]
-    """How much of the light from above arrives: twelve taps within 2.2 m, in [0, 1]."""
+    """How much of the light from above arrives: eight taps within 2 m, in [0, 1]."""
+    u = to_map[0, 0] * x + to_map[0, 1] * y + to_map[0, 3]
+    v = to_map[1, 0] * x + to_map[1, 1] * y + to_map[1, 3]
+    depth = to_map[2, 2] * z + to_map[2, 3] - 0.25
     blocked = 0.0
-    for k in range(12):
-        radius = 0.35 + 0.16 * k
-        angle = 2.4 * k
-        blocked += _in_shadow(above, to_map, x + radius * math.cos(angle), y + radius * math.sin(angle), z, 0.25)
-    return 1.0 - blocked / 12.0
+    for k in range(8):
+        c, r = int(u + _TAPS[k, 0]), int(v + _TAPS[k, 1])
+        if 0 <= c < above.shape[1] and 0 <= r < above.shape[0]:
+            blocked += min(1.0, max(0.0, 2.0 * (depth - above[r, c])))
+    return 1.0 - blocked / 8.0
 
 
 @kernel
@@ -120,25 +137,29 @@ def _ray(rays, u, v):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _ground_surface(rays, u, v, ground, w):  # type: ignore[no-untyped-def]
-    """Texture and normal z (0 on a kerb's face) of the ground seen through (u, v), averaged over four rays."""
+def _ground_surface(rays, u, v, x, y, far, ground, rows, marks, w):  # type: ignore[no-untyped-def]
+    """Texture and normal z (0 on a kerb's face) of the ground seen through (u, v), averaged over some rays."""
     r = g = b = gloss = upright = 0.0
+    patch, seam = smooth_noise(0.13 * x, 0.13 * y, 3.0), smooth_noise(0.22 * x, 0.22 * y, 5.0)
     count = 0
-    for k in range(4):
-        dx, dy, dz = _ray(rays, u - 0.25 + 0.5 * (k & 1), v - 0.25 + 0.5 * (k >> 1))
+    for k in range(4 if far else 2):
+        dx, dy, dz = _ray(rays, u - 0.25 + 0.5 * (k & 1), v - 0.25 + 0.5 * (((k + 1) >> 1) & 1))
         t, material, face = enter_ground(ground, rays[0, 0], rays[0, 1], rays[0, 2], dx, dy, dz)
         if t >= FAR:
             continue
         detail = min(1.0, 7.0 / t)
         x, y = rays[0, 0] + t * dx, rays[0, 1] + t * dy
-        tr, tg, tb, ts, _ = ground_texture(material, x, y, detail * detail, w[_WET])
+        if t < 30.0 and material <= m.LINE and near_border(ground, x, y):  # finer than the raster
+            exact = street_material(rows, marks, x, y)
+            material = exact if exact <= m.LINE else material
+        tr, tg, tb, ts, _ = ground_texture(material, x, y, patch, seam, detail * detail, w[_WET])
         r, g, b, gloss, upright, count = r + tr, g + tg, b + tb, gloss + ts, upright + face, count + 1
     scale = 1.0 / max(count, 1)
     return r * scale, g * scale, b * scale, gloss * scale, 1.0 - upright * scale
 
 
 @kernel
-def _shape_surface(rays, u, v, row, look, kind, material, w):  # type: ignore[no-untyped-def]
+def _shape_surface(rays, u, v, far, row, look, kind, material, w):  # type: ignore[no-untyped-def]
     """Texture of a shape seen through (u, v), averaged over up to four rays, and its normal in the world."""
     frame = unit_frame(row)
     px, py, pz = rays[0, 0] - row[0], rays[0, 1] - row[1], rays[0, 2] - row[2]
@@ -149,8 +170,8 @@ def _shape_surface(rays, u, v, row, look, kind, material, w):  # type: ignore[no
     r = g = b = gloss = glow = 0.0
     nx, ny, nz = 0.0, 0.0, 1.0
     count = 0
-    for k in range(5 if fine else 1):
-        a, c = (u, v) if k == 0 else (u - 0.25 + 0.5 * (k & 1), v - 0.25 + 0.5 * ((k - 1) >> 1))
+    for k in range((5 if far else 3) if fine else 1):
+        a, c = (u, v) if k == 0 else (u - 0.25 + 0.5 * (k & 1), v - 0.25 + 0.5 * ((k >> 1) & 1))
         wx, wy, wz = _ray(rays, a, c)
         dx = frame[0] * wx + frame[1] * wy + frame[2] * wz
         dy = frame[3] * wx + frame[4] * wy + frame[5] * wz
@@ -174,7 +195,7 @@ def _shape_surface(rays, u, v, row, look, kind, material, w):  # type: ignore[no
 
 
 @kernel
-def shade(image, depth, drawn, rays, solid, look, tags, ground, shadow, sun_map, above, above_map, w):  # type: ignore[no-untyped-def]
+def shade(image, depth, drawn, rays, solid, look, tags, ground, rows, marks, shadow, sun_map, above, above_map, w):  # type: ignore[no-untyped-def]
     """Fill `image` float32 (H, W, 3) with linear light from a z-buffer; arguments as made by `Scene`."""
     for row in range(image.shape[0]):
         for column in range(image.shape[1]):
@@ -191,13 +212,13 @@ def shade(image, depth, drawn, rays, solid, look, tags, ground, shadow, sun_map,
             dx, dy, dz = dx / norm, dy / norm, dz / norm
             glow, leaves = 0.0, False
             if number == GROUND:
-                r, g, b, gloss, nz = _ground_surface(rays, u, v, ground, w)
+                r, g, b, gloss, nz = _ground_surface(rays, u, v, x, y, t > 12.0, ground, rows, marks, w)
                 nx, ny = 0.0, 0.0
             else:
                 material = tags[number, MATERIAL]
                 leaves = material == m.LEAVES
                 r, g, b, gloss, glow, nx, ny, nz = _shape_surface(
-                    rays, u, v, solid[number], look[number], tags[number, KIND], material, w
+                    rays, u, v, t > 15.0, solid[number], look[number], tags[number, KIND], material, w
                 )
             if leaves:
                 bump = 1.6
@@ -212,9 +233,9 @@ def shade(image, depth, drawn, rays, solid, look, tags, ground, shadow, sun_map,
             sunlight = 0.0
             if facing > 0.0:
                 lift = 0.35 if leaves else 0.06
-                lit = 1.0 - _in_shadow(shadow, sun_map, x + lift * nx, y + lift * ny, z + lift * nz, 0.12 + 0.4 * leaves)
+                lit = 1.0 - _in_shadow(shadow, sun_map, x + lift * nx, y + lift * ny, z + lift * nz, 0.2 + 0.4 * leaves)
                 sunlight = facing * lit
-            opened = _openness(above, above_map, x + 0.5 * nx, y + 0.5 * ny, z + 0.1)
+            opened = _openness(above, above_map, x + 2.3 * nx, y + 2.3 * ny, z + 0.1)  # clear of what it belongs to
             low = 0.7 + 0.3 * min(1.0, max(0.0, z) / 0.8) if number >= 0 else 1.0
             ambient = (0.62 + 0.38 * nz) * (0.3 + 0.7 * opened) * low
             bounce = 0.1 * (1.0 - nz) * max(0.0, w[2])
@@ -225,7 +246,7 @@ def shade(image, depth, drawn, rays, solid, look, tags, ground, shadow, sun_map,
                 against = -(nx * dx + ny * dy + nz * dz)
                 mx, my, mz = dx + 2.0 * against * nx, dy + 2.0 * against * ny, dz + 2.0 * against * nz
                 fresnel = gloss * (0.12 + 0.88 * (1.0 - max(0.0, min(1.0, against))) ** 4)
-                sr, sg, sb = _sky(mx, my, mz, w)
+                sr, sg, sb, _ = _clear_sky(mx, my, mz, w)
                 dim = 1.0 if mz > 0.12 else 0.35 + 5.0 * max(mz, 0.0)
                 shine = fresnel * dim * (0.4 + 0.6 * opened)
                 sr, sg, sb = min(sr, 3.0), min(sg, 3.0), min(sb, 3.0)
@@ -251,14 +272,16 @@ def _develop(image, drawn, exposure, seed, out):  # type: ignore[no-untyped-def]
             for k in range(3):
                 around = 0.25 * (image[r0, c, k] + image[r1, c, k] + image[r, c0, k] + image[r, c1, k])
                 light = exposure * vignette * (keep * image[r, c, k] + (1.0 - keep) * around)
-                value = (1.0 - math.exp(-light)) ** (1.0 / 2.2)
+                light = light * (2.51 * light + 0.03) / (light * (2.43 * light + 0.59) + 0.14)  # Narkowicz 2015
+                value = _GAMMA[int(4095.0 * min(1.0, light))]
                 grain = hash_noise(r, c, seed + k) + hash_noise(r, c, seed + k + 3) - 1.0
                 out[r, c, k] = np.uint8(max(0.0, min(255.0, 255.0 * value + 3.0 * grain + 0.5)))
 
 
-def develop(image: np.ndarray, drawn: np.ndarray, seed: int) -> np.ndarray:
+def develop(image: np.ndarray, drawn: np.ndarray, darkness: float, seed: int) -> np.ndarray:
     """Linear light float32 (H, W, 3) to an exposed, slightly grainy uint8 (H, W, 3) photograph."""
-    exposure = float(np.clip(0.42 / np.minimum(image, 2.0).mean(), 0.5, 3.5))
+    key = 0.26 * (1.0 - 0.55 * darkness)  # dusk stays dusky
+    exposure = float(np.clip(key / np.minimum(image, 1.5).mean(), 0.35, 2.5))
     out = np.empty(image.shape, np.uint8)
     _develop(image, drawn, exposure, seed, out)
     return out

@@ -92,7 +92,7 @@ def rigid(x: float, y: float, z: float, yaw: float) -> np.ndarray:
     return pose
 
 
-Triple = Sequence[float]
+Triple = Sequence[float] | np.ndarray
 
 
 @dataclass

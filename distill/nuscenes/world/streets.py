@@ -18,6 +18,7 @@ from distill.nuscenes.world.noise import kernel
 LANE = 3.4
 PARKING = 2.3
 KERB_WIDTH = 0.25
+OFF_STREET = 255  # in place of a material
 CORNER = 7.0  # metres over which the kerbs of two streets are rounded into each other
 
 
@@ -105,14 +106,20 @@ class Crossing:
     zebra: bool
 
 
+def plan_arrays(streets: list[Street], crossings: list[Crossing]) -> tuple[np.ndarray, np.ndarray]:
+    """Streets and crossings as the kernels take them: float64 (S, 12) and (C, 4)."""
+    rows = np.array([s.row() for s in streets])
+    marks = np.array([[c.street, c.s, c.reach, c.zebra] for c in crossings], np.float64).reshape(-1, 4)
+    return rows, marks
+
+
 def paint(streets: list[Street], crossings: list[Crossing], extent: float) -> tuple[np.ndarray, np.ndarray]:
     """Ground materials uint8 (E, E) and, for the same cells, whether the cell belongs to a street (bool)."""
     cells = math.ceil(extent * CELLS_PER_METRE)
-    ground = np.full((cells, cells), m.GRASS, np.uint8)
-    street = np.zeros((cells, cells), np.bool_)
-    rows = np.array([s.row() for s in streets])
-    marks = np.array([[c.street, c.s, c.reach, c.zebra] for c in crossings], np.float64).reshape(-1, 4)
-    _paint(ground, street, rows, marks)
+    ground = np.empty((cells, cells), np.uint8)
+    _paint(ground, *plan_arrays(streets, crossings))
+    street = ground != OFF_STREET
+    ground[~street] = m.GRASS
     return ground, street
 
 
@@ -164,34 +171,33 @@ def _marking(row, marks, number, s, d):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _paint(ground, street, rows, marks):  # type: ignore[no-untyped-def]
-    count = len(rows)
+def street_material(rows, marks, x, y):  # type: ignore[no-untyped-def]
+    """Material of the street at a town point, or OFF_STREET."""
+    nearest, best, joined = 0, 1e9, 1e9
+    best_s, best_d, inside = 0.0, 0.0, 0
+    for n in range(len(rows)):
+        s, d = street_coordinates(rows[n], x, y)
+        gap = abs(d) - rows[n, 7]
+        inside += gap < 0.0
+        blend = max(CORNER - abs(gap - joined), 0.0) / CORNER
+        joined = min(gap, joined) - 0.25 * CORNER * blend * blend
+        if gap < best:
+            nearest, best, best_s, best_d = n, gap, s, d
+    row = rows[nearest]
+    paved = KERB_WIDTH + row[10]
+    if joined >= paved + row[11]:
+        return OFF_STREET
+    if joined < 0.0:
+        if inside > 1 or best >= 0.0:
+            return m.ASPHALT
+        return _marking(row, marks, nearest, best_s, best_d)
+    if joined < KERB_WIDTH:
+        return m.KERB
+    return m.CYCLE_TRACK if joined < paved else m.SLABS
+
+
+@kernel
+def _paint(ground, rows, marks):  # type: ignore[no-untyped-def]
     for i in range(ground.shape[0]):
-        x = (i + 0.5) / CELLS_PER_METRE
         for j in range(ground.shape[1]):
-            y = (j + 0.5) / CELLS_PER_METRE
-            nearest, best, joined = 0, 1e9, 1e9
-            best_s, best_d, inside = 0.0, 0.0, 0
-            for n in range(count):
-                s, d = street_coordinates(rows[n], x, y)
-                gap = abs(d) - rows[n, 7]
-                inside += gap < 0.0
-                blend = max(CORNER - abs(gap - joined), 0.0) / CORNER
-                joined = min(gap, joined) - 0.25 * CORNER * blend * blend
-                if gap < best:
-                    nearest, best, best_s, best_d = n, gap, s, d
-            row = rows[nearest]
-            paved = KERB_WIDTH + row[10]
-            if joined >= paved + row[11]:
-                continue
-            street[i, j] = True
-            if inside > 1 or (joined < 0.0 and best >= 0.0):
-                ground[i, j] = m.ASPHALT
-            elif joined < 0.0:
-                ground[i, j] = _marking(row, marks, nearest, best_s, best_d)
-            elif joined < KERB_WIDTH:
-                ground[i, j] = m.KERB
-            elif joined < paved:
-                ground[i, j] = m.CYCLE_TRACK
-            else:
-                ground[i, j] = m.SLABS
+            ground[i, j] = street_material(rows, marks, (i + 0.5) / CELLS_PER_METRE, (j + 0.5) / CELLS_PER_METRE)

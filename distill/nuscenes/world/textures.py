@@ -14,14 +14,15 @@ from distill.nuscenes.world.shapes import ROUND
 
 
 @kernel
-def ground_texture(material, x, y, detail, wetness):  # type: ignore[no-untyped-def]
-    """Texture of the ground at a town point."""
-    patch = smooth_noise(0.13 * x, 0.13 * y, 3.0)
-    grain = 1.0 + detail * (0.5 * (smooth_noise(11.0 * x, 11.0 * y, 0.0) - 0.5) + 0.5 * (hash_noise(int(45 * x), int(45 * y), 1) - 0.5))
+def ground_texture(material, x, y, patch, seam, detail, wetness):  # type: ignore[no-untyped-def]
+    """Texture of the ground at a town point; `patch` and `seam` are slow noises there."""
+    grain = 1.0
+    if detail > 0.03:
+        speckle = hash_noise(int(45 * x), int(45 * y), 1) + smooth_noise(11.0 * x, 11.0 * y, 0.0)
+        grain += 0.5 * detail * (speckle - 1.0)
     if material == m.ASPHALT or material == m.LINE:
-        shade = (0.075 + 0.05 * patch + 0.02 * (smooth_noise(0.9 * x, 0.9 * y, 9.0) - 0.5)) * grain
-        seam = abs(smooth_noise(0.22 * x, 0.22 * y, 5.0) - 0.5)
-        if seam < 0.006:
+        shade = (0.075 + 0.05 * patch) * grain
+        if abs(seam - 0.5) < 0.006:
             shade *= 0.6
         if material == m.LINE:
             worn = smooth_noise(2.3 * x, 2.3 * y, 2.0)
@@ -43,7 +44,7 @@ def ground_texture(material, x, y, detail, wetness):  # type: ignore[no-untyped-
         tuft = smooth_noise(5.0 * x, 5.0 * y, 1.0) - 0.5
         dry = min(1.0, max(0.0, 2.5 * smooth_noise(0.35 * x, 0.35 * y, 6.0) - 1.2))
         lush = (0.9 + 0.5 * detail * tuft + 0.4 * (patch - 0.5)) * (0.4 + 0.6 * grain)
-        return lush * (0.085 + 0.1 * dry), lush * (0.16 + 0.03 * dry), lush * 0.04, 0.0, 0.0
+        return lush * (0.085 + 0.08 * dry), lush * (0.135 + 0.02 * dry), lush * 0.04, 0.0, 0.0
     if material == m.SOIL:
         shade = 0.13 * grain
         return shade, 0.75 * shade, 0.55 * shade, 0.0, 0.0
@@ -106,7 +107,7 @@ def _facade(r, g, b, seed, bay, floor, face, u, v, width, height, detail, darkne
         return _masonry(r, g, b, seed, u, v, detail)
     inset = min(half - abs(across), up - low, high - up)
     if inset < 0.0:
-        if -0.14 < inset and up < low and abs(across) < half + 0.1:
+        if inset > -0.14 and up < low and abs(across) < half + 0.1:
             return 0.5, 0.48, 0.45, 0.0, 0.0
         if abs(up - 0.02 * floor) < 0.12 and storey == 1:
             return 0.8 * r, 0.8 * g, 0.8 * b, 0.0, 0.0

@@ -9,22 +9,18 @@ import numpy as np
 
 from distill.classes import OCC3D_CLASSES
 from distill.nuscenes.world import materials as m
-from distill.nuscenes.world.ground import CELLS_PER_METRE, Ground
-from distill.nuscenes.world.models import STEEL, Colour
-from distill.nuscenes.world.shapes import Shapes, Sketch, joined, rotation
-from distill.nuscenes.world.streets import Crossing, Street, paint
+from distill.nuscenes.world.buildings import HOUSE_FRONT, build_block, build_house, draw_style
+from distill.nuscenes.world.furniture import Foot, put_bench, put_lamp, put_sign, put_traffic_light
+from distill.nuscenes.world.greenery import draw_leaf, grow_bush, grow_tree
+from distill.nuscenes.world.ground import Ground, fill_rectangle, is_free
+from distill.nuscenes.world.plot import Plot
+from distill.nuscenes.world.shapes import Shapes, Sketch, joined
+from distill.nuscenes.world.streets import KERB_WIDTH, Crossing, Street, paint
 
 MANMADE = OCC3D_CLASSES.names.index("manmade")
 VEGETATION = OCC3D_CLASSES.names.index("vegetation")
 
 MARGIN = 110.0  # town beyond both ends of the drive, metres
-WALLS: tuple[Colour, ...] = (
-    (0.5, 0.4, 0.27), (0.52, 0.3, 0.2), (0.6, 0.56, 0.47), (0.3, 0.12, 0.08), (0.42, 0.44, 0.43), (0.55, 0.47, 0.33),
-    (0.24, 0.3, 0.34), (0.62, 0.6, 0.57), (0.4, 0.3, 0.26), (0.34, 0.36, 0.3), (0.6, 0.42, 0.3), (0.2, 0.19, 0.2),
-)  # fmt: skip
-ROOFS: tuple[Colour, ...] = ((0.3, 0.1, 0.06), (0.16, 0.13, 0.12), (0.22, 0.15, 0.12), (0.12, 0.14, 0.17))
-
-
 @dataclass(frozen=True)
 class Town:
     """A town.
@@ -43,7 +39,11 @@ class Town:
 
     def junction_gap(self, street: int, s: float) -> float:
         """Metres from s to the nearest junction on a street, negative inside."""
-        return min((abs(s - c.s) - c.reach for c in self.crossings if c.street == street), default=1e3)
+        return _junction_gap(self.crossings, street, s)
+
+
+def _junction_gap(crossings: list[Crossing], street: int, s: float) -> float:
+    return min((abs(s - c.s) - c.reach for c in crossings if c.street == street), default=1e3)
 
 
 def build_town(rng: np.random.Generator, drive: float) -> Town:
@@ -51,7 +51,7 @@ def build_town(rng: np.random.Generator, drive: float) -> Town:
     extent = math.ceil(drive + 2 * MARGIN)
     streets, crossings = _plan(rng, extent, drive)
     materials, street = paint(streets, crossings, extent)
-    site = _Site(rng, Ground(materials), street.copy(), streets, crossings)
+    site = _Site(rng, Ground(materials), street, streets, crossings)
     site.furnish()
     return Town(Ground(materials), joined([site.manmade.shapes(), site.green.shapes()]), streets, crossings)
 
@@ -73,10 +73,10 @@ def _plan(rng: np.random.Generator, extent: float, drive: float) -> tuple[list[S
     s = rng.uniform(-0.5 * drive, 0.5 * drive) + rng.uniform(5.0, 25.0)  # one junction is always in sight
     spots = [s, s + rng.uniform(55, 80), s - rng.uniform(55, 80)]
     for number, spot in enumerate(spots, start=1):
-        x, y, heading = main.pose(spot, 0.0)
+        x, y, _ = main.pose(spot, 0.0)
         side = Street(
             origin=(x, y),
-            angle=heading + math.pi / 2 + rng.uniform(-0.12, 0.12),
+            angle=main.angle + math.pi / 2 + rng.uniform(-0.12, 0.12),
             bend=0.0,
             wavelength=100.0,
             phase=0.0,
@@ -107,11 +107,8 @@ class _Site:
         self.rng, self.ground, self.taken = rng, ground, taken
         self.streets, self.crossings = streets, crossings
         self.manmade, self.green = Sketch(MANMADE), Sketch(VEGETATION)
-        self.walls = [WALLS[i] for i in rng.choice(len(WALLS), 6, replace=False)]
-        self.roofs = [ROOFS[i] for i in rng.choice(len(ROOFS), 2, replace=False)]
-        self.leaves = np.array([0.1, 0.19, 0.04]) * rng.uniform(0.75, 1.25, 3)
-        self.storeys = rng.uniform(2.5, 5.0)
-        self.greenery = rng.uniform(0.3, 0.65)
+        self.style, self.usual_leaf = draw_style(rng), draw_leaf(rng)
+        self.greenery = rng.uniform(0.3, 0.65)  # share of lots with more green than wall
 
     def furnish(self) -> None:
         """Fill the lots along all streets, then what is left, then the sidewalks."""
@@ -123,266 +120,132 @@ class _Site:
         for number, street in enumerate(self.streets):
             for side in (-1.0, 1.0):
                 self._sidewalk(number, street, side, reach)
-
-    # --- lots -------------------------------------------------------------------------------------------------------
+                self._traffic_lights(number, street, side)
 
     def _line_up(self, street: Street, side: float, reach: float) -> None:
+        """Lots along one side of a street, each as wide as fits."""
         s = -reach
         while s < reach:
-            width = self.rng.uniform(11.0, 22.0)
-            self._lot(street, side, s + 0.5 * width, width)
-            s += width + (0.15 if self.rng.random() < 0.6 else self.rng.uniform(2.0, 5.0))
+            width, kind, depth = self.rng.uniform(11.0, 22.0), self.rng.random(), self.rng.uniform(10.0, 16.0)
+            for share in (1.0, 0.75, 0.5):
+                if self._lot(street, side, s + 0.5 * share * width, share * width, depth, kind):
+                    s += share * width + (0.12 if self.rng.random() < 0.6 else self.rng.uniform(1.0, 4.0))
+                    break
+            else:
+                s += 2.0
 
-    def _lot(self, street: Street, side: float, s: float, width: float) -> None:
-        rng, kind = self.rng, self.rng.random()
-        depth = rng.uniform(10.0, 16.0)
-        if kind < 1.0 - self.greenery:
-            setback = rng.choice([0.0, 0.2, 2.5])
-            pose = self._claim(street, side, s, street.border + setback, depth, width)
-            if pose:
-                self._block(*pose, depth, width)
-        elif kind < 1.0 - 0.5 * self.greenery:
-            pose = self._claim(street, side, s, street.border + 0.3, depth + 4.0, width)
-            if pose:
-                self._house(*pose, depth + 4.0, width)
-        else:
-            pose = self._claim(street, side, s, street.border, depth, width)
-            if pose:
-                self._park(*pose, depth, width)
+    def _lot(self, street: Street, side: float, s: float, width: float, depth: float, kind: float) -> bool:
+        """Build a town house, a house with garden or a park, if its rectangle is free."""
+        build = self._block if kind < 1.0 - self.greenery else self._house_and_garden
+        if kind > 1.0 - 0.35 * self.greenery:
+            build = self._park
+        if build == self._house_and_garden:
+            depth += HOUSE_FRONT
+        for setback in (0.1, 0.7, 1.5):  # a bend keeps rectangles away from the sidewalk
+            x, y, heading = street.pose(s, side * (street.border + setback + 0.5 * depth))
+            plot = Plot(x, y, heading + side * math.pi / 2, depth, width)
+            if self._take(plot):
+                build(plot)
+                return True
+        return False
 
-    def _claim(
-        self, street: Street, side: float, s: float, front: float, depth: float, width: float
-    ) -> tuple[float, float, float] | None:
-        """Take a rectangle beside the street; its centre and the heading of its depth, or None if it is not free."""
-        x, y, heading = street.pose(s, side * (front + 0.5 * depth))
-        yaw = heading + side * math.pi / 2
-        return (x, y, yaw) if self._take(x, y, yaw, depth, width) else None
-
-    def _footprint(self, x: float, y: float, yaw: float, depth: float, width: float) -> tuple[np.ndarray, np.ndarray]:
-        a = np.arange(-0.5 * depth + 0.05, 0.5 * depth, 0.07)
-        b = np.arange(-0.5 * width + 0.05, 0.5 * width, 0.07)
-        a, b = (grid.ravel() for grid in np.meshgrid(a, b, indexing="ij"))
-        c, k = math.cos(yaw), math.sin(yaw)
-        i = np.floor((x + c * a - k * b) * CELLS_PER_METRE).astype(int)
-        j = np.floor((y + k * a + c * b) * CELLS_PER_METRE).astype(int)
-        return i, j
-
-    def _take(self, x: float, y: float, yaw: float, depth: float, width: float) -> bool:
-        i, j = self._footprint(x, y, yaw, depth, width)
-        size = len(self.taken)
-        if i.min() < 0 or j.min() < 0 or i.max() >= size or j.max() >= size or self.taken[i, j].any():
+    def _take(self, plot: Plot) -> bool:
+        """Take a plot if all of it is free."""
+        if not is_free(self.taken, plot.x, plot.y, plot.yaw, plot.depth, plot.width):
             return False
-        self.taken[i, j] = True
+        fill_rectangle(self.taken, plot.x, plot.y, plot.yaw, plot.depth, plot.width, True)
         return True
 
     def _cover(self, x: float, y: float, yaw: float, depth: float, width: float, material: int) -> None:
-        i, j = self._footprint(x, y, yaw, depth, width)
-        self.ground.materials[i, j] = material
+        fill_rectangle(self.ground.materials, x, y, yaw, depth, width, material)
+
+    def _foot(self, x: float, y: float) -> Foot:
+        return (x, y, self.ground.height(x, y))
+
+    def _tree(self, x: float, y: float) -> None:
+        grow_tree(self.rng, self.green, self._foot(x, y), draw_leaf(self.rng, self.usual_leaf))
+
+    def _bush(self, x: float, y: float) -> None:
+        grow_bush(self.rng, self.green, self._foot(x, y), draw_leaf(self.rng, self.usual_leaf))
+
+    def _block(self, plot: Plot) -> None:
+        build_block(self.rng, self.manmade, plot, self.style, 1.0)
 
     def _fill(self) -> None:
         """Taller blocks and groves behind the first row."""
         extent, rng = self.ground.extent, self.rng
-        for _ in range(170):
+        for _ in range(420):
             x, y = rng.uniform(8, extent - 8, 2)
-            yaw = self.streets[0].angle + rng.choice([0.0, math.pi / 2])
-            depth, width = rng.uniform(12, 24, 2)
-            if not self._take(x, y, yaw, depth, width):
+            depth, width = rng.uniform(9, 24, 2)
+            plot = Plot(x, y, self.streets[0].angle + rng.choice([0.0, math.pi / 2]), depth, width)
+            if not self._take(plot):
                 continue
             if rng.random() < 0.55:
-                self._block(x, y, yaw, depth, width, rng.uniform(1.0, 2.4))
+                build_block(rng, self.manmade, plot, self.style, rng.uniform(1.0, 2.2))
             else:
                 for _ in range(int(depth * width / 45)):
-                    a, b = rng.uniform(-0.5, 0.5, 2) * (depth - 3, width - 3)
-                    self._tree(x + math.cos(yaw) * a - math.sin(yaw) * b, y + math.sin(yaw) * a + math.cos(yaw) * b)
+                    self._tree(*plot.anywhere(rng, 0.8))
 
-    # --- buildings --------------------------------------------------------------------------------------------------
-
-    def _wall(self) -> Colour:
-        colour = np.array(self.walls[int(self.rng.integers(len(self.walls)))])
-        r, g, b = np.clip(colour * self.rng.uniform(0.85, 1.15) * self.rng.uniform(0.96, 1.04, 3), 0, 0.8)
-        return (float(r), float(g), float(b))
-
-    def _block(self, x: float, y: float, yaw: float, depth: float, width: float, taller: float = 1.0) -> None:
-        """A town house with a shop floor, cornice, parapet and things on the roof; -x faces the street."""
-        rng, turn, base = self.rng, rotation(yaw), m.KERB_HEIGHT
-        floor = rng.uniform(3.0, 3.5)
-        storeys = max(2, round(self.storeys * taller + rng.uniform(-1.2, 1.2)))
-        height = storeys * floor + 0.8
-        pattern = (float(rng.integers(1, 4000)), rng.uniform(1.7, 3.0), floor)
-        wall = self._wall()
-        trim = tuple(min(0.75, 1.35 * c) for c in wall)
-
-        def at(a: float, b: float, z: float) -> tuple[float, float, float]:
-            return (x + math.cos(yaw) * a - math.sin(yaw) * b, y + math.sin(yaw) * a + math.cos(yaw) * b, base + z)
-
-        self.manmade.box(at(0, 0, 0.5 * height), (depth, width, height), wall, m.FACADE, turn, pattern=pattern)
-        self.manmade.box(at(0, 0, height + 0.12), (depth + 0.4, width + 0.1, 0.24), trim, m.PLAIN, turn)
-        self.manmade.box(at(0, 0, height + 0.5), (depth, width, 0.55), wall, m.ROOF, turn)
-        for _ in range(int(rng.integers(1, 4))):
-            a, b = rng.uniform(-0.35, 0.35, 2) * (depth, width)
-            self.manmade.box(at(a, b, height + 1.3), rng.uniform(0.8, 2.4, 3), STEEL, m.PLAIN, turn)
-        if rng.random() < 0.6:
-            awning = [(0.35, 0.04, 0.04), (0.05, 0.2, 0.12), (0.06, 0.1, 0.3), (0.6, 0.5, 0.3)][int(rng.integers(4))]
-            self.manmade.box(
-                at(-0.5 * depth - 0.5, rng.uniform(-0.2, 0.2) * width, 2.75), (1.1, 0.45 * width, 0.1), awning,
-                m.STRIPES, rotation(yaw) @ rotation(pitch=-0.3), pattern=(0.6, 1.0, 1.0),
-            )  # fmt: skip
-        if rng.random() < 0.5:
-            for level in range(1, storeys):
-                spot = at(-0.5 * depth - 0.45, 0.22 * width, level * floor + 0.15)
-                self.manmade.box(spot, (0.9, 2.6, 0.12), trim, m.PLAIN, turn)
-                spot = at(-0.5 * depth - 0.88, 0.22 * width, level * floor + 0.65)
-                self.manmade.box(spot, (0.05, 2.6, 0.9), STEEL, m.PLAIN, turn)
-
-    def _house(self, x: float, y: float, yaw: float, depth: float, width: float) -> None:
-        """A gabled house in a garden with a hedge or fence towards the street."""
-        rng = self.rng
-
-        def at(a: float, b: float, z: float) -> tuple[float, float, float]:
-            return (
-                x + math.cos(yaw) * a - math.sin(yaw) * b,
-                y + math.sin(yaw) * a + math.cos(yaw) * b,
-                m.KERB_HEIGHT + z,
-            )
-
-        turn, body, front = rotation(yaw), width - rng.uniform(2.5, 4.5), -0.5 * depth
-        deep, floor = 8.5, rng.uniform(2.8, 3.1)
-        centre, height = front + 4.2 + 0.5 * deep, floor * float(rng.choice([1, 2, 2])) + 0.4
-        pattern = (float(rng.integers(1, 4000)), rng.uniform(2.2, 3.2), floor)
-        self.manmade.box(at(centre, 0, 0.5 * height), (deep, body, height), self._wall(), m.FACADE, turn, pattern=pattern)
-        ridge, roof = rng.uniform(2.4, 3.6), self.roofs[int(rng.integers(2))]
-        along = rng.random() < 0.6
-        size = (body + 0.9, deep + 1.0, ridge) if along else (deep + 1.0, body + 0.9, ridge)
-        facing = rotation(yaw + math.pi / 2) if along else turn
-        self.manmade.box(at(centre, 0, height + 0.5 * ridge), size, roof, m.ROOF, facing, taper=(1.0, 0.03))
-        spot = at(centre + 1.2, 0.3 * body, height + ridge)
-        self.manmade.box(spot, (0.7, 0.7, 1.8), (0.3, 0.14, 0.1), m.BRICK, turn)
-        door = rng.uniform(-0.3, 0.3) * body
-        self._cover(*at(front + 2.0, door, 0)[:2], yaw, 4.4, 1.3, m.SLABS)
-        gap = 1.3
-        for low, high in ((-0.5 * width, door - gap), (door + gap, 0.5 * width)):
-            if high - low < 1.0:
+    def _house_and_garden(self, plot: Plot) -> None:
+        """A house, the path to it, and a hedge or wall with bushes and a tree towards the street."""
+        rng, front, half = self.rng, -0.5 * plot.depth, 0.5 * plot.width
+        build_house(rng, self.manmade, plot, self.style)
+        path = rng.uniform(-0.3, 0.3) * plot.width
+        x, y, _ = plot.at(front + 2.0, path)
+        self._cover(x, y, plot.yaw, 4.4, 1.3, m.SLABS)
+        for low, high in ((-half, path - 1.3), (path + 1.3, half)):
+            middle, span = 0.5 * (low + high), high - low
+            if span < 1.0:
                 continue
-            spot, span = 0.5 * (low + high), high - low
             if rng.random() < 0.65:
-                tall = rng.uniform(0.9, 1.7)
-                self.green.box(at(front + 0.5, spot, 0.5 * tall), (0.8, span, tall), self._leaf(), m.LEAVES, turn)
+                tall, leaf = rng.uniform(0.9, 1.7), draw_leaf(rng, self.usual_leaf)
+                self.green.box(plot.at(front + 0.5, middle, 0.5 * tall), (0.8, span, tall), leaf, m.LEAVES, plot.turn)
             else:
-                self.manmade.box(at(front + 0.2, spot, 0.5), (0.15, span, 1.0), (0.4, 0.3, 0.2), m.BRICK, turn)
-        for b in rng.uniform(-0.45, 0.45, 2) * width:
-            self._bush(*at(front + rng.uniform(1.8, 3.4), b, 0)[:2])
+                spot = plot.at(front + 0.2, middle, 0.5)
+                self.manmade.box(spot, (0.15, span, 1.0), (0.4, 0.3, 0.2), m.BRICK, plot.turn)
+        for b in rng.uniform(-0.45, 0.45, 2) * plot.width:
+            self._bush(*plot.at(front + rng.uniform(1.8, 3.4), b)[:2])
         if rng.random() < 0.7:
-            self._tree(*at(front + 2.2, rng.uniform(-0.4, 0.4) * width, 0)[:2])
+            self._tree(*plot.at(front + 2.2, rng.uniform(-0.4, 0.4) * plot.width)[:2])
 
-    def _park(self, x: float, y: float, yaw: float, depth: float, width: float) -> None:
-        """Grass or a paved square with trees, bushes and benches."""
-        rng, square = self.rng, self.rng.random() < 0.35
-        c, k = math.cos(yaw), math.sin(yaw)
+    def _park(self, plot: Plot) -> None:
+        """Grass with a path, or a paved square, with trees, bushes and benches."""
+        rng, area = self.rng, plot.depth * plot.width
+        square = rng.random() < 0.35
         if square:
-            self._cover(x, y, yaw, depth, width, m.COBBLES)
+            self._cover(plot.x, plot.y, plot.yaw, plot.depth, plot.width, m.COBBLES)
         elif rng.random() < 0.5:
-            self._cover(x, y, yaw, depth, 2.0, m.SLABS)
-        for _ in range(int(depth * width / (90 if square else 55)) + 1):
-            a, b = rng.uniform(-0.45, 0.45, 2) * (depth, width)
-            self._tree(x + c * a - k * b, y + k * a + c * b)
+            self._cover(plot.x, plot.y, plot.yaw, plot.depth, 2.0, m.SLABS)
+        for _ in range(int(area / (90 if square else 55)) + 1):
+            self._tree(*plot.anywhere(rng, 0.9))
         for _ in range(0 if square else 5):
-            a, b = rng.uniform(-0.45, 0.45, 2) * (depth, width)
-            self._bush(x + c * a - k * b, y + k * a + c * b)
-        for b in (-0.25, 0.25):
-            a = -0.5 * depth + 1.0
-            self._bench(x + c * a - k * b * width, y + k * a + c * b * width, yaw)
-
-    # --- greenery and furniture -------------------------------------------------------------------------------------
-
-    def _leaf(self) -> Colour:
-        r, g, b = self.leaves * self.rng.uniform(0.8, 1.25) * self.rng.uniform(0.93, 1.07, 3)
-        return (float(r), float(g), float(b))
-
-    def _tree(self, x: float, y: float) -> None:
-        rng, green, base, leaf = self.rng, self.green, self.ground.height(x, y), self._leaf()
-        height = rng.uniform(5.0, 9.5)
-        stem, girth = rng.uniform(0.28, 0.4) * height, rng.uniform(0.24, 0.42)
-        bark = (0.13, 0.095, 0.07)
-        green.round((x, y, base + 0.6 * stem), (girth, girth, 1.2 * stem), bark, m.BARK, taper=0.65)
-        if rng.random() < 0.18:
-            for level in range(3):
-                z, wide = base + stem * 0.5 + (0.2 + 0.27 * level) * height, (0.5 - 0.11 * level) * height
-                green.round((x, y, z), (wide, wide, 0.42 * height), leaf, m.LEAVES, taper=0.08)
-            return
-        spread = rng.uniform(0.42, 0.6) * (height - stem)
-        middle = base + stem + 0.5 * (height - stem)
-        green.ellipsoid((x, y, middle), (1.5 * spread, 1.5 * spread, height - stem), leaf, m.LEAVES)
-        for n in range(int(rng.integers(5, 8))):
-            angle = 2.4 * n + rng.uniform(-0.5, 0.5)
-            out, up = rng.uniform(0.45, 0.7) * spread, rng.uniform(-0.28, 0.32) * (height - stem)
-            size = rng.uniform(0.7, 1.1, 3) * spread
-            spot = (x + out * math.cos(angle), y + out * math.sin(angle), middle + up)
-            green.ellipsoid(spot, size, tuple(rng.uniform(0.85, 1.15) * c for c in leaf), m.LEAVES)
-
-    def _bush(self, x: float, y: float) -> None:
-        rng, base, leaf = self.rng, self.ground.height(x, y), self._leaf()
-        for _ in range(3):
-            size = rng.uniform((0.8, 0.8, 0.6), (1.5, 1.5, 1.3))
-            spot = (x + rng.uniform(-0.5, 0.5), y + rng.uniform(-0.5, 0.5), base + 0.4 * size[2])
-            self.green.ellipsoid(spot, size, leaf, m.LEAVES)
-
-    def _bench(self, x: float, y: float, yaw: float) -> None:
-        turn, base = rotation(yaw), self.ground.height(x, y)
-        self.manmade.box((x, y, base + 0.45), (0.5, 1.7, 0.08), (0.25, 0.14, 0.07), m.BARK, turn)
-        spot = (x + 0.25 * math.cos(yaw), y + 0.25 * math.sin(yaw), base + 0.75)
-        self.manmade.box(spot, (0.07, 1.7, 0.45), (0.25, 0.14, 0.07), m.BARK, turn)
-        self.manmade.box((x, y, base + 0.2), (0.4, 1.3, 0.4), (0.2, 0.2, 0.2), m.PLAIN, turn, taper=(0.9, 0.95))
+            self._bush(*plot.anywhere(rng, 0.9))
+        for share in (-0.25, 0.25):
+            put_bench(self.manmade, plot.at(1.0 - 0.5 * plot.depth, share * plot.width), plot.yaw)
 
     def _sidewalk(self, number: int, street: Street, side: float, reach: float) -> None:
-        """Street trees, lamps, signs and a bus shelter along one side of a street."""
-        rng, n = self.rng, 0
-        edge = street.half_width + 0.25 + street.cycle_track
-        s, spacing, trees = -reach + 4.0, rng.uniform(8.0, 13.0), rng.random() < 0.75
-        while s < reach - 4.0:
-            gap = min((abs(s - c.s) - c.reach for c in self.crossings if c.street == number), default=1e3)
+        """Trees, lamps and signs between the carriageway and the people walking."""
+        rng, edge = self.rng, street.half_width + KERB_WIDTH + street.cycle_track
+        spacing, trees = rng.uniform(8.0, 13.0), rng.random() < 0.75
+        for n, s in enumerate(np.arange(4.0 - reach, reach - 4.0, spacing)):
             x, y, heading = street.pose(s, side * (edge + 0.6))
-            inside = 2.0 < min(x, y) and max(x, y) < self.ground.extent - 2.0
-            if inside and gap > 7.5 and self.ground.at(np.array(x), np.array(y)) in (m.SLABS, m.GRASS):
-                if n % 3 == 1:
-                    self._lamp(x, y, heading + side * math.pi / 2)
-                elif trees:
-                    self._cover(x, y, heading, 1.2, 1.2, m.SOIL)
-                    self._tree(x, y)
-                elif n % 3 == 2:
-                    self._sign(x, y, heading)
-            n += 1
-            s += spacing
-        self._corner_posts(number, street, side, edge)
-
-    def _lamp(self, x: float, y: float, outward: float) -> None:
-        base, grey = self.ground.height(x, y), (0.12, 0.13, 0.14)
-        self.manmade.round((x, y, base + 3.2), (0.17, 0.17, 6.4), grey, taper=0.6)
-        reach = 0.9
-        spot = (x - reach * math.cos(outward), y - reach * math.sin(outward), base + 6.3)
-        self.manmade.box(spot, (2.0, 0.09, 0.09), grey, m.PLAIN, rotation(outward))
-        spot = (x - 1.9 * reach * math.cos(outward), y - 1.9 * reach * math.sin(outward), base + 6.22)
-        self.manmade.box(spot, (0.7, 0.28, 0.12), (0.8, 0.75, 0.6), m.LAMP, rotation(outward))
-
-    def _sign(self, x: float, y: float, heading: float) -> None:
-        base = self.ground.height(x, y)
-        colour = [(0.6, 0.03, 0.03), (0.03, 0.12, 0.5), (0.75, 0.55, 0.05)][int(self.rng.integers(3))]
-        self.manmade.round((x, y, base + 1.2), (0.08, 0.08, 2.4), STEEL)
-        self.manmade.round((x, y, base + 2.3), (0.62, 0.62, 0.06), colour, m.LAMP, rotation(heading) @ rotation(pitch=math.pi / 2))
-
-    def _corner_posts(self, number: int, street: Street, side: float, edge: float) -> None:
-        """Traffic lights on the right-hand side before each junction."""
-        for crossing in self.crossings:
-            if crossing.street != number:
+            inside = min(x, y) > 2.0 and max(x, y) < self.ground.extent - 2.0
+            paved = self.ground.at(np.array(x), np.array(y)) in (m.SLABS, m.GRASS)
+            if not (inside and paved) or _junction_gap(self.crossings, number, s) < 7.5:
                 continue
-            s = crossing.s + side * (crossing.reach + 6.4)  # side -1 drives along +s and arrives at a smaller s
-            x, y, heading = street.pose(s, side * (edge + 0.4))
-            base, back = self.ground.height(x, y), heading + (math.pi if side < 0 else 0.0)
-            self.manmade.round((x, y, base + 1.7), (0.14, 0.14, 3.4), (0.1, 0.1, 0.1))
-            spot = (x + 0.16 * math.cos(back), y + 0.16 * math.sin(back))
-            self.manmade.box((*spot, base + 3.0), (0.24, 0.34, 0.95), (0.02, 0.02, 0.02), m.PLAIN, rotation(back))
-            lit = int(self.rng.integers(3))
-            for k, colour in enumerate(((0.9, 0.05, 0.03), (0.9, 0.5, 0.03), (0.05, 0.8, 0.3))):
-                glow = colour if k == lit else tuple(0.1 * c for c in colour)
-                spot = (x + 0.29 * math.cos(back), y + 0.29 * math.sin(back))
-                turn = rotation(back) @ rotation(pitch=math.pi / 2)
-                self.manmade.round((*spot, base + 3.3 - 0.29 * k), (0.2, 0.2, 0.05), glow, m.LAMP, turn)
+            if n % 3 == 1:
+                put_lamp(self.manmade, self._foot(x, y), heading - side * math.pi / 2)
+            elif trees:
+                self._cover(x, y, heading, 1.2, 1.2, m.SOIL)
+                self._tree(x, y)
+            elif n % 3 == 2:
+                put_sign(rng, self.manmade, self._foot(x, y), heading)
+
+    def _traffic_lights(self, number: int, street: Street, side: float) -> None:
+        """A light on the right-hand side before each junction; side -1 drives towards larger s."""
+        edge = street.half_width + KERB_WIDTH + street.cycle_track
+        for crossing in self.crossings:
+            if crossing.street == number:
+                x, y, heading = street.pose(crossing.s + side * (crossing.reach + 6.4), side * (edge + 0.4))
+                facing = heading + (math.pi if side < 0 else 0.0)
+                put_traffic_light(self.rng, self.manmade, self._foot(x, y), facing)

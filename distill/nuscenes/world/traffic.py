@@ -101,7 +101,7 @@ class _Crowd:
         d = main.half_width - 0.5 * PARKING
         must: list[Callable[[float, float], None]] = [self._roadworks, self._roadworks]
         must += [self._parker(make, d) for make in (models.trailer, models.truck, models.bus, models.trailer)]
-        must += [self._two_wheelers, self._two_wheelers]
+        must += [self._two_wheelers] * 3
         for place in must:
             run = self._run_of_slots(free, reach)
             if run is not None:
@@ -144,8 +144,8 @@ class _Crowd:
     def _two_wheelers(self, s: float, side: float) -> None:
         """Motorcycles and bicycles across two bays."""
         d = side * (self.town.streets[0].half_width - 1.25)
-        for n, offset in enumerate(np.linspace(-5.2, 5.2, 8)):
-            make = models.motorcycle if n % 2 else models.bicycle
+        for n, offset in enumerate(np.linspace(-5.6, 5.6, 9)):
+            make = models.bicycle if n % 3 == 1 else models.motorcycle
             turn = side * math.pi / 2 + self.rng.normal(0, 0.12)
             self._add(make(self.rng, False), 0, s + offset, d, turn, "cycle.without_rider")
 
@@ -158,8 +158,10 @@ class _Crowd:
             self._add(models.barrier(rng), 0, s + end, side * d, turn, "")
         for k in range(3):
             self._add(models.barrier(rng), 0, s - 3.6 + 3.6 * k, side * (d - 1.5), math.pi / 2, "")
-        for k in range(4):
-            self._add(models.traffic_cone(rng), 0, s - 5.4 + 3.6 * k, side * (d - 1.45), 0.0, "")
+        for k in range(7):
+            self._add(models.traffic_cone(rng), 0, s - 5.4 + 1.8 * k, side * (d - 1.9), 0.0, "")
+        for k in range(3):
+            self._add(models.traffic_cone(rng), 0, s - 6.6, side * (d - 0.9 + 0.9 * k), 0.0, "")
         self._add(models.debris(rng), 0, s - 3.9, side * (d + 0.1), rng.uniform(-0.3, 0.3), "")
 
     # --- moving -----------------------------------------------------------------------------------------------------

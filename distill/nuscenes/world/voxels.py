@@ -92,10 +92,10 @@ def _fill(semantics, filled, solid, tags, low):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _march(semantics, mask, ox, oy, oz, dx, dy, dz, low):  # type: ignore[no-untyped-def]
+def _march(semantics, mask, trail, ox, oy, oz, dx, dy, dz, low):  # type: ignore[no-untyped-def]
     """Walk a ray to its first occupied voxel; mark all voxels on the way (Amanatides & Woo 1987).
 
-    As in Occ3D, a ray that leaves the grid without meeting a surface observes nothing.
+    As in Occ3D, a ray that leaves the grid without meeting a surface observes nothing. `trail` int64 (L,) is scratch.
     """
     position, direction = (ox - low[0], oy - low[1], oz - low[2]), (dx, dy, dz)
     first, last = 0.0, 1e9
@@ -109,48 +109,50 @@ def _march(semantics, mask, ox, oy, oz, dx, dy, dz, low):  # type: ignore[no-unt
         first, last = max(first, min(a, b)), min(last, max(a, b))
     if first >= last:
         return
-    for writing in range(2):
-        t = first + 1e-6
-        i = int(math.floor((position[0] + t * dx) / _SIZE))
-        j = int(math.floor((position[1] + t * dy) / _SIZE))
-        k = int(math.floor((position[2] + t * dz) / _SIZE))
-        step_x, step_y, step_z = _SIZE / max(abs(dx), 1e-9), _SIZE / max(abs(dy), 1e-9), _SIZE / max(abs(dz), 1e-9)
-        next_x = ((i + (dx > 0.0)) * _SIZE - position[0]) / dx if abs(dx) > 1e-9 else 1e9
-        next_y = ((j + (dy > 0.0)) * _SIZE - position[1]) / dy if abs(dy) > 1e-9 else 1e9
-        next_z = ((k + (dz > 0.0)) * _SIZE - position[2]) / dz if abs(dz) > 1e-9 else 1e9
-        met = False
-        while 0 <= i < semantics.shape[0] and 0 <= j < semantics.shape[1] and 0 <= k < semantics.shape[2]:
-            if writing:
-                mask[i, j, k] = 1
-            if semantics[i, j, k] != FREE:
-                met = True
-                break
-            if next_x < next_y and next_x < next_z:
-                i, next_x = i + (1 if dx > 0.0 else -1), next_x + step_x
-            elif next_y < next_z:
-                j, next_y = j + (1 if dy > 0.0 else -1), next_y + step_y
-            else:
-                k, next_z = k + (1 if dz > 0.0 else -1), next_z + step_z
-        if not met:
+    t = first + 1e-6
+    i = int(math.floor((position[0] + t * dx) / _SIZE))
+    j = int(math.floor((position[1] + t * dy) / _SIZE))
+    k = int(math.floor((position[2] + t * dz) / _SIZE))
+    step_x, step_y, step_z = _SIZE / max(abs(dx), 1e-9), _SIZE / max(abs(dy), 1e-9), _SIZE / max(abs(dz), 1e-9)
+    next_x = ((i + (dx > 0.0)) * _SIZE - position[0]) / dx if abs(dx) > 1e-9 else 1e9
+    next_y = ((j + (dy > 0.0)) * _SIZE - position[1]) / dy if abs(dy) > 1e-9 else 1e9
+    next_z = ((k + (dz > 0.0)) * _SIZE - position[2]) / dz if abs(dz) > 1e-9 else 1e9
+    nx, ny, nz = semantics.shape
+    labels, marks, count = semantics.ravel(), mask.ravel(), 0
+    while 0 <= i < nx and 0 <= j < ny and 0 <= k < nz:
+        voxel = (i * ny + j) * nz + k
+        trail[count] = voxel
+        count += 1
+        if labels[voxel] != FREE:
+            for n in range(count):
+                marks[trail[n]] = 1
             return
+        if next_x < next_y and next_x < next_z:
+            i, next_x = i + (1 if dx > 0.0 else -1), next_x + step_x
+        elif next_y < next_z:
+            j, next_y = j + (1 if dy > 0.0 else -1), next_y + step_y
+        else:
+            k, next_z = k + (1 if dz > 0.0 else -1), next_z + step_z
 
 
 @kernel
 def _observe_picture(semantics, mask, rays, columns, rows, low):  # type: ignore[no-untyped-def]
+    trail = np.empty(semantics.shape[0] + semantics.shape[1] + semantics.shape[2], np.int64)
     for r in range(rows):
         for c in range(columns):
             u, v = c + hash_noise(r, c, 1), r + hash_noise(r, c, 2)
             dx = rays[3, 0] + u * rays[4, 0] + v * rays[5, 0]
             dy = rays[3, 1] + u * rays[4, 1] + v * rays[5, 1]
             dz = rays[3, 2] + u * rays[4, 2] + v * rays[5, 2]
-            _march(semantics, mask, rays[0, 0], rays[0, 1], rays[0, 2], dx, dy, dz, low)
+            _march(semantics, mask, trail, rays[0, 0], rays[0, 1], rays[0, 2], dx, dy, dz, low)
 
 
 @kernel
 def _observe_rays(semantics, mask, origin, directions, low):  # type: ignore[no-untyped-def]
+    trail = np.empty(semantics.shape[0] + semantics.shape[1] + semantics.shape[2], np.int64)
     for n in range(len(directions)):
         d = directions[n]
-        _march(semantics, mask, origin[0], origin[1], origin[2], d[0], d[1], d[2], low)
+        _march(semantics, mask, trail, origin[0], origin[1], origin[2], d[0], d[1], d[2], low)
 
 
 def observe_picture(semantics: np.ndarray, mask: np.ndarray, rays: np.ndarray, size: tuple[int, int]) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 
 # name, sun elevation range (degrees), sun strength, sky strength, cloud cover, haze per metre, wetness, darkness
 _KINDS: tuple[tuple[str, tuple[float, float], float, float, float, float, float, float], ...] = (
-    ("clear noon", (40, 60), 2.7, 0.62, 0.25, 0.0022, 0.0, 0.0),
-    ("low sun", (16, 28), 2.5, 0.55, 0.35, 0.0030, 0.0, 0.0),
+    ("clear noon", (38, 58), 2.7, 0.75, 0.3, 0.0022, 0.0, 0.0),
+    ("low sun", (16, 28), 2.5, 0.62, 0.4, 0.0030, 0.0, 0.0),
     ("partly cloudy", (30, 55), 2.0, 0.75, 0.6, 0.0030, 0.0, 0.0),
     ("overcast", (35, 55), 0.25, 1.25, 1.0, 0.0050, 0.0, 0.0),
     ("wet overcast", (35, 55), 0.15, 1.05, 1.0, 0.0085, 1.0, 0.1),
-    ("haze", (25, 45), 0.9, 1.1, 0.8, 0.0150, 0.0, 0.0),
+    ("haze", (25, 45), 0.9, 1.1, 0.8, 0.0105, 0.0, 0.0),
     ("dusk", (5, 9), 0.75, 0.42, 0.4, 0.0045, 0.0, 0.75),
 )
 
@@ -59,8 +59,8 @@ def draw_weather(rng: np.random.Generator, kind: int) -> Weather:
     warmth = np.clip(1.0 - elevation / math.radians(45), 0.0, 1.0)
     sun_colour = sun * np.array([1.0, 0.95 - 0.28 * warmth, 0.86 - 0.5 * warmth])
     grey = np.clip(1.6 * clouds - 0.6, 0.0, 1.0)
-    zenith = sky * ((1 - grey) * np.array([0.13, 0.28, 0.62]) + grey * np.array([0.55, 0.57, 0.6]))
-    horizon = sky * ((1 - grey) * np.array([0.75, 0.82, 0.95]) + grey * np.array([0.7, 0.71, 0.73]))
+    zenith = sky * ((1 - grey) * np.array([0.26, 0.52, 1.05]) + grey * np.array([0.85, 0.88, 0.92]))
+    horizon = sky * ((1 - grey) * np.array([1.15, 1.3, 1.45]) + grey * np.array([1.0, 1.01, 1.03]))
     if darkness > 0.5:
         zenith, horizon = sky * np.array([0.16, 0.22, 0.48]), sky * np.array([1.15, 0.72, 0.5])
     sky_colour = sky * ((1 - grey) * np.array([0.72, 0.84, 1.05]) + grey * np.array([0.97, 1.0, 1.03]))

@@ -30,7 +30,7 @@ def test_intrinsics_follow_the_pixels(index, seed):
     """The source encodes its own coordinates (red = column, green = row): read them back, to 0.05 result pixels."""
     keyframe, size = index.keyframe("late"), (48, 112)
     transform = STRONG.draw(np.random.default_rng(seed), source_sizes(keyframe), size)
-    images, intrinsics = read_images(keyframe, transform.images, size)
+    images, intrinsics, _ = read_images(keyframe, transform.images, size)
     expected = seen_in_source(keyframe, intrinsics, size)
     found = images.transpose(0, 2, 3, 1)[..., :2] + 0.5
     height, width = source_sizes(keyframe)[0]
@@ -49,12 +49,15 @@ def test_fit_is_flashocc_geometry():
     np.testing.assert_allclose(fit.matrix(704), [[0.44, 0, 0], [0, 0.44, -140], [0, 0, 1]])
 
 
-def test_area_outside_the_source_is_black(index):
+@pytest.mark.parametrize("flip", [False, True])
+def test_around_the_content_it_is_black(index, flip):
     keyframe, size = index.keyframe("late"), (64, 96)
-    small = ImageTransform(scale=0.2, offset=(-10.0, -20.0), flip=False)  # 250x141 becomes 50x28.2
-    images, _ = read_images(keyframe, [small] * 6, size)
-    assert (images[:, 2, 20:48, 10:60] > 90).all()
-    for outside in (images[..., :20, :], images[..., 48:, :], images[..., :10], images[..., 60:]):
+    small = ImageTransform(scale=0.2, offset=(-10.0, -20.0), flip=flip)  # 250x141 becomes 50x28.2
+    images, _, windows = read_images(keyframe, [small] * 6, size)
+    left, right = (36, 86) if flip else (10, 60)
+    assert windows.tolist() == [[left, 20, right, 48]] * 6
+    assert (images[:, 2, 20:48, left:right] > 90).all()
+    for outside in (images[..., :20, :], images[..., 48:, :], images[..., :left], images[..., right:]):
         assert not outside.any()
 
 
@@ -64,7 +67,7 @@ def test_colour_factors(index):
 
     def read(**factors):
         transform = ImageTransform(plain.scale, plain.offset, flip=False, **factors)
-        images, intrinsics = read_images(keyframe, [transform] * 6, size)
+        images, intrinsics, _ = read_images(keyframe, [transform] * 6, size)
         return images.astype(float), intrinsics
 
     original, intrinsics = read()

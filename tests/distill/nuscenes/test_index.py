@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pyquaternion import Quaternion
 
-import distill.nuscenes.index as index_module
+import distill.nuscenes.devkit as devkit
 from distill.errors import InputError
 from distill.nuscenes.index import CAMERAS, load_index
 
@@ -61,7 +61,7 @@ def test_camera_to_ego_includes_the_motion_between_the_exposures(index):
 
 def test_second_opening_reads_no_tables(dataroot, tmp_path, monkeypatch):
     first = load_index(dataroot, VERSION, tmp_path / "cache")
-    monkeypatch.setattr(index_module, "open_devkit", None)
+    monkeypatch.setattr(devkit, "open_devkit", None)
     second = load_index(dataroot, VERSION, tmp_path / "cache")
     assert second.tokens == first.tokens
     np.testing.assert_array_equal(second.keyframe("late").cam2ego(), first.keyframe("late").cam2ego())
@@ -88,14 +88,14 @@ def test_a_crash_while_caching_leaves_no_index(dataroot, tmp_path, monkeypatch):
 
 def test_processes_starting_together_read_the_tables_once(dataroot, tmp_path, monkeypatch):
     reads = multiprocessing.get_context("fork").Value("i", 0)
-    read_tables = index_module.read_tables
+    read_tables = devkit.read_tables
 
     def counted(nusc):
         with reads.get_lock():
             reads.value += 1
         return read_tables(nusc)
 
-    monkeypatch.setattr(index_module, "read_tables", counted)
+    monkeypatch.setattr(devkit, "read_tables", counted)
     starts = multiprocessing.get_context("fork")
     ranks = [starts.Process(target=load_index, args=(dataroot, VERSION, tmp_path / "cache")) for _ in range(3)]
     for rank in ranks:

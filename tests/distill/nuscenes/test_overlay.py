@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.nuscenes.index import open_devkit
+from distill.nuscenes.devkit import open_devkit
 from distill.nuscenes.overlay import IMAGE_SIZE, boxes_of, draw_overlay, main
 from distill.nuscenes.points import project
 

@@ -1,0 +1,137 @@
+"""Real processes, killed and racing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+from conftest import TOKENS, contents, open_writer, write
+
+from distill.store import TeacherStore
+
+FORK = multiprocessing.get_context("fork")
+# What makes a change visible or durable; a process may die before each.
+STEPS = ((os, "fsync"), (Path, "open"), (Path, "replace"), (Path, "unlink"), (Path, "rename"))
+
+
+def in_process(work: Callable[[], None]) -> int:
+    """Run `work` in a process of its own; its exit code, negative for a signal."""
+    process = FORK.Process(target=work)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def die_at(step: int) -> None:
+    """Let this process be killed before its `step`-th file operation."""
+    done = 0
+
+    def counted(original: Callable) -> Callable:
+        def call(*args: object, **kwargs: object) -> object:
+            nonlocal done
+            done += 1
+            if done == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return call
+
+    for owner, name in STEPS:
+        setattr(owner, name, counted(getattr(owner, name)))
+
+
+@pytest.fixture
+def uninterrupted(tmp_path: Path) -> dict[str, bytes]:
+    write(open_writer(tmp_path / "uninterrupted.zarr"), *TOKENS)
+    return contents(tmp_path / "uninterrupted.zarr")
+
+
+def check_and_resume(path: Path, expected: dict[str, bytes]) -> None:
+    """What reads as present is whole, and going on ends in the same bytes as not stopping."""
+    if path.exists():
+        store = TeacherStore(path)
+        for token in store.present:
+            store.verify(token)
+    writer = open_writer(path)
+    write(writer, *writer.missing(TOKENS))
+    assert contents(path) == expected
+
+
+def test_killed_before_every_single_file_operation(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    path = tmp_path / "killed.zarr"
+    step, exit_code = 0, -signal.SIGKILL
+    write(open_writer(path), *TOKENS)
+
+    def overwrite() -> None:
+        die_at(step)
+        write(open_writer(path), TOKENS[2])
+
+    while exit_code == -signal.SIGKILL:
+        step += 1
+        exit_code = in_process(overwrite)
+        assert TeacherStore(path).present >= set(TOKENS) - {TOKENS[2]}
+        check_and_resume(path, uninterrupted)
+    assert exit_code == 0
+    assert step > 20  # 5 files, each opened, synced, renamed and its folder synced
+
+
+def test_killed_while_creating(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    step, exit_code = 0, -signal.SIGKILL
+
+    def create() -> None:
+        die_at(step)
+        open_writer(tmp_path / f"killed-{step}.zarr")
+
+    while exit_code == -signal.SIGKILL:
+        step += 6
+        exit_code = in_process(create)
+        check_and_resume(tmp_path / f"killed-{step}.zarr", uninterrupted)
+    assert exit_code == 0
+    assert step > 12
+
+
+def test_killed_at_random_moments(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    path, moments = tmp_path / "killed.zarr", random.Random(0)
+    open_writer(path)
+
+    def dump_forever() -> None:
+        writer = open_writer(path)
+        while True:
+            write(writer, *TOKENS)
+
+    for _ in range(12):
+        process = FORK.Process(target=dump_forever)
+        process.start()
+        time.sleep(moments.uniform(0.02, 0.12))
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        store = TeacherStore(path)
+        assert len(store.present) >= len(TOKENS) - 1 or len(store.present) >= 0
+        for token in store.present:
+            store.verify(token)
+    check_and_resume(path, uninterrupted)
+
+
+def test_two_processes_create_and_fill_one_store(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    path, barrier = tmp_path / "shared.zarr", FORK.Barrier(2)
+
+    def dump(barrier: Barrier, rank: int) -> None:
+        barrier.wait()
+        write(open_writer(path), *TOKENS[rank::2])
+
+    ranks = [FORK.Process(target=dump, args=(barrier, rank)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    assert [process.exitcode for process in ranks] == [0, 0]
+    assert contents(path) == uninterrupted
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["shared.zarr", "uninterrupted.zarr"]

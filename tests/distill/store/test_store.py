@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GRID, IDENTITY, SCENES, TOKENS, contents, open_writer, teacher_output, write
+
+from distill.classes import OCC3D_CLASSES
+from distill.errors import InputError
+from distill.grids import OCC3D, SURROUNDOCC
+from distill.store import DamagedSample, StoreWriter, TeacherStore
+from distill.store.codec import MAX_KL
+
+READERS: tuple[Callable[[TeacherStore, str], object], ...] = (
+    TeacherStore.codes,
+    TeacherStore.semantics,
+    TeacherStore.bev_probs,
+)
+ARRAYS = ("voxel_logits", "voxel_semantics", "bev_probs", "bev_semantics")
+
+
+def chunk(path: Path, array: str, row: int) -> Path:
+    (found,) = (path / array).glob(f"c.{row}.*")
+    return found
+
+
+def flip_a_byte(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 0x10
+    file.write_bytes(content)
+
+
+def test_reads_back_what_the_teacher_said(path: Path) -> None:
+    store = TeacherStore(path)
+    assert store.present == set(TOKENS[:3])
+    assert store.tokens == TOKENS
+    assert store.identity == IDENTITY
+    for token in store.present:
+        log_probs, bev = teacher_output(token)
+        codes = store.codes(token)
+        assert codes.dtype == np.uint8
+        p, q = np.exp(log_probs), store.log_prob_table[codes]
+        q = q - np.log(np.exp(q).sum(-1, keepdims=True))
+        assert (p * (log_probs - q)).sum(-1).max() < MAX_KL[1]
+        np.testing.assert_array_equal(store.semantics(token), log_probs.argmax(-1))
+        np.testing.assert_allclose(store.bev_probs(token), bev, rtol=1 / 128, atol=3e-9)
+
+
+def test_plain_zarr_reads_it_without_our_code(path: Path, tmp_path: Path) -> None:
+    program = """
+import sys, warnings
+import numpy as np
+import zarr
+warnings.simplefilter("error")
+group = zarr.open(sys.argv[1], mode="r")
+assert not any(name.split(".")[0] in ("distill", "kernels") for name in sys.modules)
+row = list(group["tokens"][:]).index(sys.argv[2])
+assert group["scenes"][row] == "scene-0001"
+logits = group["voxel_logits"][row].astype("f4")
+assert np.isfinite(logits).all() and abs(np.exp(logits).sum(-1) - 1).max() < 0.03
+assert np.isnan(group["voxel_logits"][4]).all()
+assert group["checksums"][row].all() and not group["checksums"][4].any()
+sample = {name: group[name][row] for name in ("voxel_semantics", "bev_probs", "bev_semantics")}
+np.savez(sys.argv[3], voxel_logits=logits, **sample)
+assert {"schema", "teacher", "checkpoint_sha256", "config", "grid", "classes", "content", "quantisation",
+        "bev_rule", "code_version"} <= set(group.attrs)
+"""
+    arguments = [str(path), TOKENS[1], str(tmp_path / "read.npz")]
+    subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, check=True)
+    read, store = np.load(tmp_path / "read.npz"), TeacherStore(path)
+    np.testing.assert_array_equal(read["voxel_logits"], store.log_prob_table[store.codes(TOKENS[1])])
+    np.testing.assert_array_equal(read["voxel_semantics"], store.semantics(TOKENS[1]))
+    np.testing.assert_array_equal(read["bev_probs"], store.bev_probs(TOKENS[1]))
+    np.testing.assert_array_equal(read["bev_semantics"], teacher_output(TOKENS[1])[1].argmax(-1))
+
+
+def test_can_be_sent_to_loader_workers(path: Path) -> None:
+    store = TeacherStore(path)
+    sent = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(sent.codes(TOKENS[0]), store.codes(TOKENS[0]))
+
+
+def test_writing_again_replaces_a_sample(path: Path) -> None:
+    writer = open_writer(path)
+    writer.write(TOKENS[0], *teacher_output(TOKENS[4]))
+    store = TeacherStore(path)
+    np.testing.assert_array_equal(store.semantics(TOKENS[0]), teacher_output(TOKENS[4])[0].argmax(-1))
+    store.verify(TOKENS[0])
+    assert writer.missing(TOKENS) == TOKENS[3:]
+
+
+def test_summary_counts_and_weighs(path: Path) -> None:
+    size = sum(chunk(path, array, row).stat().st_size for array in ARRAYS for row in range(3)) / 3
+    assert TeacherStore(path).summary() == f"{path}: 3 of 5 keyframes, {size / 1e6:.2f} MB per keyframe"
+
+
+@pytest.mark.parametrize("position", [0, 20, -1])
+@pytest.mark.parametrize("array", ARRAYS)
+def test_a_flipped_byte_is_found(path: Path, array: str, position: int) -> None:
+    file = chunk(path, array, 1)
+    flip_a_byte(file, position)
+    store = TeacherStore(path)
+    with pytest.raises(DamagedSample) as raised:
+        store.verify(TOKENS[1])
+    for expected in (TOKENS[1], array, str(file), "dump.overwrite=true"):
+        assert expected in str(raised.value)
+    for token in (TOKENS[0], TOKENS[2]):
+        store.verify(token)
+    if array != "bev_semantics":
+        with pytest.raises(DamagedSample):
+            READERS[ARRAYS.index(array)](store, TOKENS[1])
+
+
+@pytest.mark.parametrize("harm", ["truncated", "deleted", "swapped", "record"])
+@pytest.mark.parametrize("read", READERS)
+def test_other_damage_is_found(path: Path, harm: str, read: Callable[[TeacherStore, str], object]) -> None:
+    file = chunk(path, ARRAYS[READERS.index(read)], 1)
+    if harm == "truncated":
+        os.truncate(file, 3)
+    elif harm == "deleted":
+        file.unlink()
+    elif harm == "swapped":  # intact in itself, but of another keyframe
+        file.write_bytes(Path(str(file).replace("c.1.", "c.0.")).read_bytes())
+    else:
+        flip_a_byte(path / "checksums" / "c.1.0", 0)
+    with pytest.raises(DamagedSample, match=TOKENS[1]):
+        read(TeacherStore(path), TOKENS[1])
+
+
+def test_damaged_samples_can_be_discarded_and_written_again(path: Path) -> None:
+    before = contents(path)
+    flip_a_byte(chunk(path, "bev_semantics", 2), 7)
+    writer = open_writer(path)
+    assert writer.discard_damaged(TOKENS) == 1
+    assert writer.missing(TOKENS) == TOKENS[2:]
+    write(writer, TOKENS[2])
+    assert contents(path) == before
+
+
+def test_damaged_tokens_are_found(path: Path) -> None:
+    flip_a_byte(path / "tokens" / "c" / "0", 30)
+    with pytest.raises(InputError, match="tokens"):
+        TeacherStore(path)
+
+
+def test_absent_and_foreign_samples_are_told_apart(path: Path) -> None:
+    store = TeacherStore(path)
+    with pytest.raises(InputError, match="occ-dump") as absent:
+        store.codes(TOKENS[4])
+    assert not isinstance(absent.value, DamagedSample)
+    with pytest.raises(InputError, match="another dataset version"):
+        store.codes("no such token")
+
+
+def test_another_grid_or_class_set_is_refused(path: Path) -> None:
+    store = TeacherStore(path)
+    store.check(GRID, OCC3D_CLASSES)
+    with pytest.raises(InputError, match="grid"):
+        store.check(dataclasses.replace(GRID, frame="lidar"), OCC3D_CLASSES)
+    renamed = dataclasses.replace(OCC3D_CLASSES, names=("noise", *OCC3D_CLASSES.names[1:]))
+    with pytest.raises(InputError, match="noise"):
+        store.check(GRID, renamed)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"teacher": "flash"}, "teacher is 'fusion' there, 'flash' here"),
+        ({"checkpoint_sha256": "00"}, "checkpoint_sha256 is '5f5f"),
+        ({"config": {"width": 64, "views": ["front", "back"]}}, "config.width is 32 there, 64 here"),
+        ({"config": {"width": 32, "views": ["front"]}}, "config.views.1 is 'back' there, 'nothing' here"),
+        ({"grid": dataclasses.replace(GRID, voxel_size=0.5)}, "grid.voxel_size is 1.0 there, 0.5 here"),
+        ({"classes": ("noise", *IDENTITY.classes[1:])}, "classes.0 is 'others' there, 'noise' here"),
+        ({"bev_rule": "topmost"}, "bev_rule is 'noisy_or' there, 'topmost' here"),
+        ({"levels": (0.0, -1.0, *IDENTITY.levels[2:])}, "quantisation.levels.1 is"),
+    ],
+)
+def test_another_dump_is_not_continued(path: Path, change: dict, expected: str) -> None:
+    with pytest.raises(InputError, match="give another store.path") as raised:
+        StoreWriter.open(path, dataclasses.replace(IDENTITY, **change), TOKENS, SCENES)
+    assert expected in str(raised.value)
+
+
+def test_another_dataset_version_is_not_continued(path: Path) -> None:
+    with pytest.raises(InputError, match="keyframes is 5 there, 4 here"):
+        StoreWriter.open(path, IDENTITY, TOKENS[:4], SCENES[:4])
+    with pytest.raises(InputError, match=f"tokens.0 is '{TOKENS[0]}' there"):
+        StoreWriter.open(path, IDENTITY, TOKENS[::-1], SCENES)
+
+
+def test_same_shape_is_not_the_same_grid() -> None:
+    assert OCC3D.shape == SURROUNDOCC.shape
+    assert OCC3D != SURROUNDOCC
+
+
+def test_what_is_no_store_is_refused(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        TeacherStore(tmp_path / "nowhere.zarr")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    for open_it in (TeacherStore, open_writer):
+        with pytest.raises(InputError, match="is not a teacher store"):
+            open_it(tmp_path / "photos")
+        with pytest.raises(InputError, match="no teacher store"):
+            open_it(path / "voxel_logits")
+    description = json.loads((path / "zarr.json").read_text())
+    description["attributes"]["schema"] = 2
+    (path / "zarr.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match="schema 2, this version reads schema 1"):
+        TeacherStore(path)
+
+
+def test_output_that_is_no_distribution_is_not_written(path: Path) -> None:
+    writer, (log_probs, bev) = open_writer(path), teacher_output(TOKENS[3])
+    log_probs[1, 2, 3, 4] = np.nan
+    with pytest.raises(InputError, match=f"{TOKENS[3]} was not written: 1 of 256 voxels"):
+        writer.write(TOKENS[3], log_probs, bev)
+    with pytest.raises(InputError, match="shapes"):
+        writer.write(TOKENS[3], log_probs[:4], bev)
+    assert writer.missing(TOKENS) == TOKENS[3:]
+
+
+@pytest.mark.parametrize("array", [*ARRAYS, "checksums"])
+def test_a_full_disk_leaves_a_valid_store(path: Path, array: str) -> None:
+    """/dev/full answers every write with the kernel's own ENOSPC."""
+    writer = open_writer(path)
+    file = chunk(path, array, 0)
+    file.with_name(file.name + ".partial").symlink_to("/dev/full")
+    with pytest.raises(InputError, match="No space left on device"):
+        write(writer, TOKENS[0])
+    assert writer.missing(TOKENS) == [TOKENS[0], *TOKENS[3:]]
+    assert writer.discard_damaged(TOKENS) == 0
+    write(writer, TOKENS[0])
+    TeacherStore(path).verify(TOKENS[0])
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """A store of which this process may change nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "teacher.zarr"
+        write(open_writer(path), *TOKENS[:3])
+        for place in (Path(folder), path, *path.rglob("*")):
+            place.chmod(0o555 if place.is_dir() else 0o444)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)  # permissions do not stop root
+        yield path
+        os.seteuid(user)
+        for place in (Path(folder), path, *path.rglob("*")):
+            place.chmod(0o755)
+
+
+def test_a_read_only_store_is_read_and_not_harmed(read_only: Path) -> None:
+    before, writer = contents(read_only), open_writer(read_only)
+    for token in (TOKENS[0], TOKENS[3]):
+        with pytest.raises(InputError, match="Permission denied"):
+            write(writer, token)
+    with pytest.raises(InputError, match=r"cannot create the store .* Permission denied"):
+        open_writer(read_only.with_name("new.zarr"))
+    assert contents(read_only) == before
+    TeacherStore(read_only).verify(TOKENS[0])
