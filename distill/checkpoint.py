@@ -119,7 +119,8 @@ def load_training_state(file: Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{file}: not a checkpoint ({type(error).__name__}): give a run's best.pt or last.pt") from error
+        reason = type(error).__name__
+        raise InputError(f"{file}: not a checkpoint ({reason}): give a run's best.pt or last.pt") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{file}: not a checkpoint of this project (format is not {FORMAT!r}): give a run's best.pt")
     return content
@@ -136,7 +137,7 @@ def save_training_state(file: Path, content: dict[str, Any]) -> None:
         os.replace(temporary, file)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise InputError(f"{file}: cannot write the checkpoint ({error}): free some space or choose another output=") from error
+        raise InputError(f"{file}: cannot write it ({error}): free some space or choose another output=") from error
 
 
 def export(checkpoint: Checkpoint, file: Path) -> None:

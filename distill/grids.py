@@ -52,7 +52,8 @@ class VoxelGrid:
     @classmethod
     def from_dict(cls, description: dict[str, Any]) -> VoxelGrid:
         """Rebuild a grid from `to_dict`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in description.items()})
+        lower, shape = tuple(description["lower"]), tuple(description["shape"])
+        return cls(description["name"], description["frame"], lower, description["voxel_size"], shape)
 
 
 # Occ3D-nuScenes: the ego frame of the keyframe (systems.md 0.1).

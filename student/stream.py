@@ -27,24 +27,12 @@ class TeacherStream(Dataset[dict[str, Any]]):
         frames: what to join.
         stores: teacher stores; without any, samples pass as they are.
         missing: "error" or "skip": what to do about a frame that no store holds, or holds damaged.
-
-    Raises:
-        InputError: `missing` is "error" and a frame is in no store.
     """
 
     def __init__(self, frames: FrameDataset, stores: list[TeacherStore], missing: str) -> None:
-        if missing not in ("error", "skip"):
-            raise InputError(f"store.missing={missing}: choose error or skip")
         self.frames = frames
         self.stores = stores
         self.missing = missing
-        untaught = [token for token in frames.keyframes.tokens if stores and find_store(stores, token) is None]
-        if untaught and missing == "error":
-            paths = ", ".join(str(store.path) for store in stores)
-            raise InputError(
-                f"{len(untaught)} of {len(frames)} training keyframes (first {untaught[0]}) are not in {paths}: "
-                "dump them with occ-dump, or set store.missing=skip"
-            )
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -91,15 +79,26 @@ def find_store(stores: list[TeacherStore], token: str) -> TeacherStore | None:
     return next((store for store in stores if token in store.present), None)
 
 
-def open_stores(config: DictConfig) -> list[TeacherStore]:
-    """Open the configured stores for a student on `config.grid`.
+def open_stores(config: DictConfig, tokens: list[str]) -> list[TeacherStore]:
+    """Open the configured stores for a student on `config.grid` that is taught about `tokens`; none for kd=none.
 
     Raises:
-        InputError: a store does not exist, or has another grid, class set or schema.
+        InputError: a store does not exist, or has another grid, class set or schema; a token is in none of them and
+            store.missing is "error".
     """
+    if config.kd.loss is None:
+        return []
+    if config.store.missing not in ("error", "skip"):
+        raise InputError(f"store.missing={config.store.missing}: choose error or skip")
     stores = [TeacherStore(Path(path)) for path in config.store.paths]
     if not stores:
         raise InputError(f"kd={config.kd.name} needs a teacher: give store.paths=[...], or kd=none")
     for store in stores:
         store.check(instantiate(config.grid), instantiate(config.classes))
+    untaught = [token for token in tokens if find_store(stores, token) is None]
+    if untaught and config.store.missing == "error":
+        raise InputError(
+            f"{len(untaught)} of {len(tokens)} training keyframes (first {untaught[0]}) are not in "
+            f"{', '.join(config.store.paths)}: dump them with occ-dump, or set store.missing=skip"
+        )
     return stores

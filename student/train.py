@@ -18,7 +18,7 @@ from distill.errors import InputError
 from distill.metrics import OccupancyScore
 from distill.nuscenes.dataroot import open_dataroot
 from distill.nuscenes.frames import FrameDataset, collate
-from distill.nuscenes.index import NuScenesIndex
+from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.store import TeacherStore
 from student.sampler import ResumableSampler
 from student.scoring import score_network
@@ -40,8 +40,9 @@ def main(config: DictConfig) -> None:
         # every rank starts from the same weights; DDP broadcasts the first rank's anyway
         torch.manual_seed(config.seed)
         network = instantiate(config.student.network)
-        stores = [] if config.kd.loss is None else open_stores(config)
-        loader = training_loader(config, index, stores)
+        keyframes = index.keyframes("train")[: config.trainer.max_samples]
+        stores = open_stores(config, keyframes.tokens)
+        loader = training_loader(config, keyframes, stores)
         scorer = validation(config, index, device)
         losses = [instantiate(node) for node in (config.trainer.loss, config.kd.loss) if node is not None]
         facts = {
@@ -77,13 +78,12 @@ def make_folder(output: Path) -> None:
         raise InputError(f"{output}: cannot write here ({error.strerror}): choose another output=") from error
 
 
-def training_loader(config: DictConfig, index: NuScenesIndex, stores: list[TeacherStore]) -> DataLoader:
-    """Batches of the training split joined with the teacher stores.
+def training_loader(config: DictConfig, keyframes: Keyframes, stores: list[TeacherStore]) -> DataLoader:
+    """Batches of `keyframes` joined with the teacher stores.
 
     Raises:
-        InputError: batch size and ranks do not fit, or a store does not fit the student.
+        InputError: batch size, ranks and keyframes do not fit.
     """
-    keyframes = index.keyframes("train")[: config.trainer.max_samples]
     ranks.check_enough(len(keyframes), "training keyframes")
     if config.trainer.batch_size % ranks.world_size():
         raise InputError(
@@ -102,9 +102,7 @@ def training_loader(config: DictConfig, index: NuScenesIndex, stores: list[Teach
         seed=config.seed,
         **config.student.inputs,
     )
-    sampler = ResumableSampler(
-        len(keyframes), config.trainer.batch_size, config.seed, ranks.rank(), ranks.world_size()
-    )
+    sampler = ResumableSampler(len(keyframes), config.trainer.batch_size, config.seed, ranks.rank(), ranks.world_size())
     return DataLoader(
         TeacherStream(frames, stores, config.store.missing),
         batch_sampler=sampler,

@@ -83,7 +83,8 @@ class Dump:
 def main(config: DictConfig) -> None:
     """Dump the configured splits; see conf/dump.yaml."""
     index = open_dataroot(config.data)
-    chosen = [token for split in config.dump.splits for token in index.keyframes(split).tokens][: config.dump.max_samples]
+    chosen = [token for split in config.dump.splits for token in index.keyframes(split).tokens]
+    chosen = chosen[: config.dump.max_samples]
     ranks.check_enough(len(chosen), "keyframes")
     classes = instantiate(config.classes)
     teacher: Teacher = instantiate(config.teacher)
@@ -103,6 +104,7 @@ def open_writer(config: DictConfig, index: NuScenesIndex, teacher: Teacher) -> S
     """Create the store of this dump or go on with it; a store of another teacher is refused."""
     description = OmegaConf.to_container(config.teacher, resolve=True)
     assert isinstance(description, dict)
+    description.pop("checkpoint", None)  # known by its digest, wherever the file lies
     identity = StoreIdentity(
         teacher=config.teacher.name,
         checkpoint_sha256=teacher.checkpoint_sha256,

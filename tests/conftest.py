@@ -12,8 +12,12 @@ import pytest
 BIN = Path(sys.executable).parent
 SHARED = Path(__file__).parent.parent.parent / "shared"
 # a world and a student just large enough to run everything
-WORLD = ("data.world.train_scenes=1", "data.world.val_scenes=1", "data.world.keyframes_per_scene=4")
-SMALL_WORLD = (*WORLD, "data.world.image_size=[320,180]")
+SMALL_WORLD = (
+    "data.world.train_scenes=1",
+    "data.world.val_scenes=1",
+    "data.world.keyframes_per_scene=4",
+    "data.world.image_size=[320,180]",
+)
 SMALL_STUDENT = (
     "experiment=demo",
     "student.inputs.image_size=[64,160]",

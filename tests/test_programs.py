@@ -17,17 +17,13 @@ import zarr
 from conftest import SMALL_STUDENT, Workshop
 from PIL import Image
 
+from distill.store import TeacherStore
+
 STORE = "stores/demo-fusion.zarr"
 
 
-def committed(store: Path) -> int:
-    return len(zarr.open_group(store, mode="r")["tokens"]) and sum(1 for _ in _present(store))
-
-
-def _present(store: Path) -> set[str]:
-    from distill.store import TeacherStore
-
-    return set(TeacherStore(store).present)
+def present(store: Path) -> frozenset[str]:
+    return TeacherStore(store).present
 
 
 @pytest.fixture
@@ -101,17 +97,17 @@ def test_killed_dump_resumes_without_a_broken_sample(copy):
     shutil.rmtree(copy.folder / "stores")
     process = subprocess.Popen(copy.command("occ-dump", "gate.min_miou=1"), cwd=copy.folder)
     store = copy.folder / STORE
-    while not store.exists() or len(_present(store)) < 2:
+    while not store.exists() or len(present(store)) < 2:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    survived = _present(store)
+    survived = present(store)
     assert 2 <= len(survived) < 8
     printed = copy.ok("occ-dump", "gate.min_miou=1", "dump.verify=true")
     assert "0 damaged samples" in printed
     assert f"{len(survived)} of 8 keyframes are present" in printed
-    assert len(_present(store)) == 8
+    assert len(present(store)) == 8
 
 
 # --- several ranks
@@ -121,7 +117,7 @@ def test_two_ranks_dump_what_one_rank_dumps(copy, workshop):
     shutil.rmtree(copy.folder / "stores")
     copy.ok("occ-dump", "gate.min_miou=1", ranks=2)
     one, two = (zarr.open_group(shop.folder / STORE, mode="r") for shop in (workshop, copy))
-    assert len(_present(copy.folder / STORE)) == 8
+    assert len(present(copy.folder / STORE)) == 8
     assert np.array_equal(one["voxel_semantics"][3], two["voxel_semantics"][3])
 
 
@@ -170,10 +166,10 @@ def test_a_weak_teacher_is_stopped(copy):
 
 
 def test_another_teacher_may_not_write_into_a_store(workshop, trained):
-    before = _present(workshop.folder / STORE)
+    before = present(workshop.folder / STORE)
     line = workshop.refused("occ-dump", "teacher=checkpoint", "teacher.name=fusion", f"teacher.checkpoint={trained}")
     assert "checkpoint" in line
-    assert _present(workshop.folder / STORE) == before
+    assert present(workshop.folder / STORE) == before
 
 
 def test_a_truncated_image_is_named(copy):
@@ -196,16 +192,26 @@ def test_a_store_on_another_grid_is_refused(copy):
     assert "grid" in copy.refused("occ-train-student", *SMALL_STUDENT)
 
 
-def test_a_damaged_sample_is_an_error_or_is_counted(copy):
-    chunk = next(path for path in (copy.folder / STORE / "voxel_logits" / "c").rglob("*") if path.is_file())
+def test_a_damaged_sample_is_an_error_or_skipped_and_can_be_redone(copy):
+    store = TeacherStore(copy.folder / STORE)
+    train = json.loads((copy.folder / "data/demo/v1.0-demo/splits.json").read_text())["train"]
+    scenes = zarr.open_group(store.path, mode="r")["scenes"][:].tolist()
+    row = scenes.index(train[0])
+    chunk = next((store.path / "voxel_logits").glob(f"c.{row}.*"))
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
     chunk.write_bytes(content)
-    overrides = (*SMALL_STUDENT, "trainer.epochs=1", "data.splits=null") if False else (*SMALL_STUDENT, "trainer.epochs=1")
-    printed = copy.run("occ-dump", "dump.verify=true", "gate.min_miou=1")
-    assert "1 damaged samples found" in printed.stdout
-    assert "1 to dump" in printed.stdout
-    copy.ok("occ-train-student", *overrides)
+
+    epoch = (*SMALL_STUDENT, "trainer.epochs=1")
+    assert store.tokens[row] in copy.refused("occ-train-student", *epoch, "output=runs/strict")
+    copy.ok("occ-train-student", *epoch, "output=runs/skip", "store.missing=skip")
+    (entry,) = map(json.loads, (copy.folder / "runs/skip/metrics.jsonl").read_text().splitlines())
+    assert entry["frames_without_teacher"] == 1
+
+    printed = copy.ok("occ-dump", "dump.verify=true", "gate.min_miou=1")
+    assert "1 damaged samples found" in printed
+    assert "1 to dump" in printed
+    store.verify(store.tokens[row])
 
 
 def test_more_ranks_than_samples(workshop):

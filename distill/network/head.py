@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,6 +34,9 @@ class ChannelToHeight(nn.Module):
         self.conv = conv_norm_act(in_channels, in_channels, 3)
         self.column = nn.Linear(in_channels, bev_stride**2 * hidden_channels)
         self.logits = nn.Linear(hidden_channels, grid.shape[2] * len(classes))
+        # start from the class frequencies, or free space drowns everything else at first (RetinaNet, Lin et al. 2017)
+        prior = torch.tensor(classes.frequencies, dtype=torch.float32)
+        self.logits.bias.data = (prior / prior.sum()).log().repeat(grid.shape[2])
 
     def forward(self, bev_BCXY: Tensor) -> Tensor:
         """(B, in, X / bev_stride, Y / bev_stride) -> logits (B, X, Y, Z, C); the class is the fastest index."""

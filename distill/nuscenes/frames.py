@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from distill.augment import Augmentation, Transform
 from distill.errors import InputError
 from distill.nuscenes.images import read_images
-from distill.nuscenes.index import Keyframe, Keyframes
+from distill.nuscenes.index import Keyframe
 from distill.nuscenes.labels import no_labels, read_labels
 from distill.nuscenes.points import depth_maps, read_points
 
@@ -45,7 +45,7 @@ class FrameDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        keyframes: Keyframes,
+        keyframes: Sequence[Keyframe],
         image_size: tuple[int, int],
         depth_stride: int | None,
         lidar: bool,

@@ -36,7 +36,7 @@ _SEGMENTS = (
     (1, 3),
     (2, 2),
 )
-# T: the bound on KL_T(teacher || decoded) of a voxel, nats.
+# T: the bound on KL_T(teacher || decoded) of a voxel, nats. Larger T would need levels below exp(-20).
 MAX_KL = {1: 1e-4, 2: 1e-3}
 
 # Significant bits of a stored BEV probability.
@@ -52,15 +52,15 @@ def _levels() -> np.ndarray:
 LOG_PROBS = _levels()
 
 # Finding the nearest level: cells of 1/64 nat, narrower than any step, hold at most one border between two levels.
-_CELLS_PER_NAT = 64
-_DEEPEST = -float(LOG_PROBS[-1])
+_CELLS_PER_NAT = np.float32(64)
+_DEEPEST = -LOG_PROBS[-1]
 _BORDERS = np.append(-(LOG_PROBS[1:] + LOG_PROBS[:-1]) / 2, np.float32(np.inf))
 _CELLS = np.arange(int(_DEEPEST * _CELLS_PER_NAT) + 1) / _CELLS_PER_NAT
 _CODE_OF_CELL = np.searchsorted(_BORDERS, _CELLS).astype(np.uint8)
 # A log-probability may exceed 0 by this much through the teacher's own arithmetic.
-_ROUNDING = 1e-3
+_ROUNDING = np.float32(1e-3)
 # By how much the decoded probabilities of a voxel may miss 1: rounding explains less than half of it.
-_SUM_TOLERANCE = 0.05
+_SUM_TOLERANCE = np.float32(0.05)
 
 
 def encode_voxels(log_probs_XYZC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,24 +98,23 @@ def _encode(log_probs_XYZC, code_of_cell, borders, levels, probs, bits_CZXY, sem
     """Fill the bits of the float16 levels and the argmax; return the number of voxels that are no distribution."""
     X, Y, Z, C = log_probs_XYZC.shape
     wrong = 0
-    for z in range(Z):
-        for x in range(X):
+    for x in range(X):
+        for z in range(Z):
             for y in range(Y):
-                total, best = np.float32(0), 0
+                total, best, highest = np.float32(0), 0, log_probs_XYZC[x, y, z, 0]
+                numbers = True
                 for c in range(C):
                     log_prob = log_probs_XYZC[x, y, z, c]
-                    if log_prob > log_probs_XYZC[x, y, z, best]:
-                        best = c
-                    if not log_prob <= _ROUNDING:  # NaN too
-                        total = np.float32(np.inf)
-                        break
-                    depth = max(min(-log_prob, _DEEPEST), np.float32(0))
+                    if log_prob > highest:
+                        best, highest = c, log_prob
+                    numbers &= log_prob <= _ROUNDING
+                    depth = min(-log_prob, _DEEPEST) if log_prob < 0 else np.float32(0)  # NaN takes 0
                     code = code_of_cell[int(depth * _CELLS_PER_NAT)]
                     code += depth > borders[code]
                     bits_CZXY[c, z, x, y] = levels[code]
                     total += probs[code]
                 semantics_XYZ[x, y, z] = best
-                wrong += abs(total - 1) > _SUM_TOLERANCE
+                wrong += not (numbers and abs(total - np.float32(1)) <= _SUM_TOLERANCE)
     return wrong
 
 
@@ -127,7 +126,7 @@ def round_probs(probs: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: a value is NaN or negative, or the classes (last axis) do not sum to one.
     """
-    if not (np.all(probs >= 0) and np.allclose(probs.sum(-1), 1, rtol=0, atol=_SUM_TOLERANCE)):
+    if not (np.all(probs >= 0) and np.allclose(probs.sum(-1), 1, rtol=0, atol=float(_SUM_TOLERANCE))):
         raise ValueError("the BEV probabilities are no distributions over the classes")
     bits = np.maximum(probs, np.exp(LOG_PROBS[-1]), dtype=np.float32).view(np.uint32)
     dropped = 24 - PROBABILITY_BITS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from distill.errors import InputError
 from distill.grids import VoxelGrid
 from distill.network.layers import conv_norm_act
 from kernels.bev_pool import bev_pool
@@ -22,9 +23,12 @@ class LiftSplat(nn.Module):
         depth_bins: number of equal bins; nothing to do with the height of the grid.
         bev_stride: voxel columns along the edge of one BEV cell.
         grid: the voxels; points outside it, in z too, are dropped.
+
+    Raises:
+        InputError: the grid cannot be divided into such BEV cells.
     """
 
-    centres_D: Tensor
+    depth_centres: Tensor
     lower_3: Tensor
     cell_3: Tensor
 
@@ -38,6 +42,8 @@ class LiftSplat(nn.Module):
         grid: VoxelGrid,
     ) -> None:
         super().__init__()
+        if any(count % bev_stride for count in grid.shape[:2]):
+            raise InputError(f"lift.bev_stride={bev_stride} does not divide {grid.shape[:2]} voxel columns: use 1 or 2")
         self.depth_range = (float(depth_range[0]), float(depth_range[1]))
         self.split = (depth_bins, channels)
         self.bev_shape = (grid.shape[0] // bev_stride, grid.shape[1] // bev_stride)
@@ -45,7 +51,7 @@ class LiftSplat(nn.Module):
         self.depth_and_context = nn.Conv2d(in_channels, sum(self.split), 1)
         lower, upper = self.depth_range
         centres_D = lower + (torch.arange(depth_bins) + 0.5) * (upper - lower) / depth_bins
-        self.register_buffer("centres_D", centres_D, persistent=False)
+        self.register_buffer("depth_centres", centres_D, persistent=False)
         self.register_buffer("lower_3", torch.tensor(grid.lower, dtype=torch.float32), persistent=False)
         cell_3 = torch.tensor([bev_stride, bev_stride, grid.shape[2]]) * grid.voxel_size
         self.register_buffer("cell_3", cell_3.float(), persistent=False)
@@ -66,7 +72,7 @@ class LiftSplat(nn.Module):
         depth_BNDHW, context_BNCHW = raw_BCHW.unflatten(0, feat_BNCHW.shape[:2]).split(self.split, dim=2)
         height, width = feat_BNCHW.shape[-2:]
         with torch.autocast(feat_BNCHW.device.type, enabled=False):
-            points = frustum(height, width, stride, self.centres_D, intrinsics.float(), cam2ego.float())
+            points = frustum(height, width, stride, self.depth_centres, intrinsics.float(), cam2ego.float())
             cell_BNDHW = self.cells(points)
             x, y = self.bev_shape
             probs_BNDHW = depth_BNDHW.float().softmax(2)

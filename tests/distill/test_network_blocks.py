@@ -143,3 +143,11 @@ def test_head_puts_shares_height_and_classes_where_they_belong():
             hidden_BXY = nn.functional.softplus(bev_BCXY[:, 3 * (2 * i + j)])
             expected = hidden_BXY[..., None, None] + 1000 * (18 * height + class_id)
             torch.testing.assert_close(logits_BXYZC[:, i::2, j::2], expected)
+
+
+def test_head_starts_from_the_class_frequencies():
+    head = ChannelToHeight(in_channels=4, hidden_channels=4, bev_stride=1, grid=OCC3D, classes=OCC3D_CLASSES)
+    nn.init.zeros_(head.logits.weight)
+    probabilities = head(torch.randn(1, 4, 3, 3)).softmax(-1)
+    frequencies = torch.tensor(OCC3D_CLASSES.frequencies, dtype=torch.float32)
+    torch.testing.assert_close(probabilities, (frequencies / frequencies.sum()).expand_as(probabilities))

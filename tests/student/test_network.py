@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill.errors import InputError
 from distill.grids import OCC3D, VoxelGrid
 from student.network.lift import LiftSplat
 
@@ -123,6 +124,11 @@ def test_every_sample_is_lifted_with_its_own_calibration():
     together, _ = lift()(feat, STRIDE, intrinsics, cam2ego)
     for b in range(2):
         torch.testing.assert_close(together[b : b + 1], splat(lift(), feat[b : b + 1], cameras[b])[0])
+
+
+def test_bev_cells_must_divide_the_grid():
+    with pytest.raises(InputError, match="bev_stride=3 does not divide"):
+        lift(bev_stride=3)
 
 
 def test_autocast_does_not_touch_the_geometry():

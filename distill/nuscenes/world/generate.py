@@ -105,7 +105,7 @@ def _is_ready(root: Path, config: WorldConfig) -> bool:
     if file.is_file():
         if json.loads(file.read_text()) == config.manifest():
             return True
-        raise InputError(f"{root}: a demo world of another configuration or generator: delete it or choose another root")
+        raise InputError(f"{root}: a demo world made with other settings: delete it or choose another root")
     if not root.is_dir() or any(root.iterdir()):
         raise InputError(f"{root}: exists and is not a demo world: choose an empty or new folder as root")
     return False

@@ -106,9 +106,10 @@ def is_free(taken, x, y, yaw, depth, width):  # type: ignore[no-untyped-def]
 def fill_rectangle(raster, x, y, yaw, depth, width, value):  # type: ignore[no-untyped-def]
     """Set the cells of a rectangle around (x, y), its depth along `yaw`."""
     reach, cos, sin = 0.5 * np.hypot(depth, width), np.cos(yaw), np.sin(yaw)
-    for i in range(max(0, int((x - reach) * CELLS_PER_METRE)), min(len(raster), int((x + reach) * CELLS_PER_METRE) + 1)):
-        low, high = int((y - reach) * CELLS_PER_METRE), int((y + reach) * CELLS_PER_METRE) + 1
-        for j in range(max(0, low), min(raster.shape[1], high)):
+    low_i, high_i = int((x - reach) * CELLS_PER_METRE), int((x + reach) * CELLS_PER_METRE) + 1
+    low_j, high_j = int((y - reach) * CELLS_PER_METRE), int((y + reach) * CELLS_PER_METRE) + 1
+    for i in range(max(0, low_i), min(raster.shape[0], high_i)):
+        for j in range(max(0, low_j), min(raster.shape[1], high_j)):
             if _in_rectangle(i, j, x, y, cos, sin, depth, width):
                 raster[i, j] = value
 

@@ -138,7 +138,8 @@ def truck(rng: np.random.Generator) -> Model:
     """A lorry with a cab and a box body."""
     sketch = _sketch("vehicle.truck")
     length, width, height = rng.uniform(6.4, 8.5), 2.4, rng.uniform(2.9, 3.5)
-    paint, body = _pick(rng, CAR_COLOURS), _pick(rng, ((0.7, 0.7, 0.68), (0.5, 0.3, 0.1), (0.1, 0.2, 0.4), (0.6, 0.6, 0.2)))
+    paint = _pick(rng, CAR_COLOURS)
+    body = _pick(rng, ((0.7, 0.7, 0.68), (0.5, 0.3, 0.1), (0.1, 0.2, 0.4), (0.6, 0.6, 0.2)))
     front = 0.5 * length
     sketch.box((front - 0.95, 0, 0.95), (1.9, width - 0.1, 1.0), paint, m.PAINT)
     sketch.box((front - 1.0, 0, 1.95), (1.8, width - 0.16, 1.0), paint, m.CABIN, taper=(0.82, 0.94))
@@ -201,7 +202,8 @@ def construction_vehicle(rng: np.random.Generator) -> Model:
 def _rider(sketch: Sketch, rng: np.random.Generator, seat: float, lean: float) -> None:
     """Somebody sitting on two wheels."""
     coat, trousers, skin = _pick(rng, CLOTHES), _pick(rng, CLOTHES), _pick(rng, SKINS)
-    sketch.round((0.06, 0, seat + 0.3), (0.28, 0.42, 0.62), coat, turn=rotation(pitch=lean) @ _UPSIDE_DOWN, taper=0.82)
+    tilt = rotation(pitch=lean) @ _UPSIDE_DOWN
+    sketch.round((0.06, 0, seat + 0.3), (0.28, 0.42, 0.62), coat, turn=tilt, taper=0.82)
     sketch.ellipsoid((0.16, 0, seat + 0.55), (0.28, 0.46, 0.28), coat)
     for side in (-1.0, 1.0):
         sketch.round((0.15, side * 0.16, seat - 0.12), (0.17, 0.17, 0.6), trousers, turn=rotation(pitch=-0.9))
@@ -212,14 +214,24 @@ def _rider(sketch: Sketch, rng: np.random.Generator, seat: float, lean: float) -
     sketch.ellipsoid((x - 0.01, 0, seat + 0.88), (0.28, 0.25, 0.22), _pick(rng, CLOTHES), m.PAINT)
 
 
+# Tubes of a bicycle frame: (x, z) of both ends, metres.
+_FRAME_TUBES = (
+    ((-0.52, 0.34), (-0.15, 0.85)),
+    ((-0.1, 0.35), (-0.18, 0.9)),
+    ((-0.1, 0.35), (0.4, 0.8)),
+    ((-0.15, 0.8), (0.4, 0.82)),
+    ((0.52, 0.34), (0.38, 1.02)),
+    ((-0.52, 0.34), (-0.1, 0.35)),
+)
+
+
 def bicycle(rng: np.random.Generator, ridden: bool) -> Model:
     """A bicycle, parked or ridden."""
     sketch = _sketch("vehicle.bicycle")
     paint = _pick(rng, CAR_COLOURS)
     for x in (-0.52, 0.52):
         sketch.round((x, 0, 0.34), (0.68, 0.68, 0.06), TYRE, m.SPOKES, _ACROSS)
-    for start, end in (((-0.52, 0.34), (-0.15, 0.85)), ((-0.1, 0.35), (-0.18, 0.9)), ((-0.1, 0.35), (0.4, 0.8)),
-                       ((-0.15, 0.8), (0.4, 0.82)), ((0.52, 0.34), (0.38, 1.02)), ((-0.52, 0.34), (-0.1, 0.35))):  # fmt: skip
+    for start, end in _FRAME_TUBES:
         dx, dz = end[0] - start[0], end[1] - start[1]
         centre = (0.5 * (start[0] + end[0]), 0, 0.5 * (start[1] + end[1]))
         sketch.box(centre, (math.hypot(dx, dz), 0.05, 0.055), paint, m.PAINT, rotation(pitch=-math.atan2(dz, dx)))
@@ -258,10 +270,12 @@ def pedestrian(rng: np.random.Generator) -> Model:
     for side in (-1.0, 1.0):
         stride = side * swing
         leg = (0.42 * k * math.sin(stride), side * 0.1, 0.43 * k)
-        sketch.round(leg, (0.15 * k, 0.15 * k, 0.86 * k), trousers, turn=rotation(pitch=-stride) @ _UPSIDE_DOWN, taper=0.8)
+        tilt = rotation(pitch=-stride) @ _UPSIDE_DOWN
+        sketch.round(leg, (0.15 * k, 0.15 * k, 0.86 * k), trousers, turn=tilt, taper=0.8)
         sketch.box((0.86 * k * math.sin(stride) + 0.05, side * 0.1, 0.05), (0.27, 0.1, 0.1), DARK)
         arm = (-0.25 * k * math.sin(stride), side * 0.27 * k, 1.12 * k)
-        sketch.round(arm, (0.11 * k, 0.11 * k, 0.62 * k), coat, turn=rotation(pitch=stride) @ _UPSIDE_DOWN, taper=0.83)
+        tilt = rotation(pitch=stride) @ _UPSIDE_DOWN
+        sketch.round(arm, (0.11 * k, 0.11 * k, 0.62 * k), coat, turn=tilt, taper=0.83)
     sketch.round((0, 0, 1.1 * k), (0.27 * k, 0.44 * k, 0.6 * k), coat, turn=_UPSIDE_DOWN, taper=0.82)
     sketch.ellipsoid((0, 0, 1.36 * k), (0.26 * k, 0.46 * k, 0.26 * k), coat)
     sketch.round((0, 0, 1.48 * k), (0.12, 0.12, 0.12), skin)
@@ -277,7 +291,8 @@ def traffic_cone(rng: np.random.Generator) -> Model:
     sketch = _sketch("movable_object.trafficcone")
     height = rng.uniform(0.8, 1.0)
     sketch.box((0, 0, 0.03), (0.42, 0.42, 0.06), DARK)
-    sketch.round((0, 0, 0.5 * height), (0.4, 0.4, height), SAFETY_ORANGE, m.STRIPES, taper=0.18, pattern=(0.52 * height, 0, 0))
+    size, band = (0.4, 0.4, height), 0.52 * height
+    sketch.round((0, 0, 0.5 * height), size, SAFETY_ORANGE, m.STRIPES, taper=0.18, pattern=(band, 0, 0))
     return _model("movable_object.trafficcone", sketch)
 
 
@@ -301,7 +316,8 @@ def container(rng: np.random.Generator) -> Model:
     paint = _pick(rng, ((0.06, 0.25, 0.1), (0.05, 0.1, 0.3), (0.1, 0.1, 0.11), (0.45, 0.35, 0.05)))
     wide = rng.random() < 0.5
     width, length, height = (1.35, 1.0, 1.3) if wide else (0.6, 0.7, 1.05)
-    sketch.box((0, 0, 0.5 * height), (length, width, height - 0.16), paint, turn=_UPSIDE_DOWN, taper=(0.86, 0.88))
+    size = (length, width, height - 0.16)
+    sketch.box((0, 0, 0.5 * height), size, paint, turn=_UPSIDE_DOWN, taper=(0.86, 0.88))
     sketch.box((0, 0, height), (length, width, 0.1), (0.6 * paint[0], 0.6 * paint[1], 0.6 * paint[2]))
     _wheels(sketch, [-0.3 * length], 0.46 * width, 0.1, 0.06)
     return _model("movable_object.pushable_pullable", sketch)

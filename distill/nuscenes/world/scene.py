@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -90,7 +91,6 @@ class Scene:
         centre = np.array([0.5 * extent, 0.5 * extent, 0.0])
         self._sun = parallel_view(self.weather.towards_sun, centre, 1.2 * extent, SHADOW_SCALE)
         self._above = parallel_view(np.array([0.0, 0.0, 1.0]), centre, extent, ABOVE_SCALE)
-        self._town_shadow, self._town_above = (self._shadow(view, self.town.shapes) for view in (self._sun, self._above))
 
     def ego(self, time: float) -> np.ndarray:
         """Ego frame to town, float64 (4, 4)."""
@@ -102,6 +102,11 @@ class Scene:
 
     # --- cameras ----------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _town_shadows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Depth maps of the town from the sun and from above: the same in every picture."""
+        return self._shadow(self._sun, self.town.shapes), self._shadow(self._above, self.town.shapes)
+
     @staticmethod
     def _shadow(view: View, shapes: Shapes) -> np.ndarray:
         depth = np.full(view.size[::-1], FAR, np.float32)
@@ -109,10 +114,10 @@ class Scene:
         return depth
 
     def _with_shadows_of(self, actors: Shapes) -> tuple[np.ndarray, np.ndarray]:
-        maps = (self._town_shadow.copy(), self._town_above.copy())
-        for depth, view in zip(maps, (self._sun, self._above), strict=True):
-            draw(depth, np.empty(depth.shape, np.int32), view, actors, 0)
-        return maps
+        shadow, above = (depth.copy() for depth in self._town_shadows)
+        draw(shadow, np.empty(shadow.shape, np.int32), self._sun, actors, 0)
+        draw(above, np.empty(above.shape, np.int32), self._above, actors, 0)
+        return shadow, above
 
     def photograph(self, mount: sensors.CameraMount, keyframe: int) -> Picture:
         """The picture a camera takes for a keyframe, at its own time."""
@@ -129,10 +134,9 @@ class Scene:
         draw_ground(depth, drawn, view.rays, ground)
         shadow, above = self._with_shadows_of(actors)
         light = np.empty((*depth.shape, 3), np.float32)
-        shade(
-            light, depth, drawn, view.rays, shapes.solid, shapes.look, shapes.tags, ground, *self._plan,
-            shadow, map_matrix(self._sun), above, map_matrix(self._above), self.weather.row(),
-        )  # fmt: skip
+        tables = (shapes.solid, shapes.look, shapes.tags)
+        maps = (shadow, map_matrix(self._sun), above, map_matrix(self._above))
+        shade(light, depth, drawn, view.rays, tables, (ground, *self._plan), maps, self.weather.row())
         grain = 1000 * keyframe + abs(mount.delay_us) + self.seed[-1]
         image = develop(light, drawn, self.weather.darkness, grain)
         instances = np.where(drawn >= 0, shapes.tags[drawn, INSTANCE], -1)

@@ -19,8 +19,7 @@ class CameraMount:
     Attributes:
         channel: nuScenes channel name.
         position: x, y, z in the ego frame, metres.
-        yaw: viewing direction, radians to the left of straight ahead.
-        pitch: radians, positive looks down.
+        aim: viewing direction, degrees to the left of straight ahead and degrees downwards.
         focal: pixels at 1600 x 900.
         principal: pixels at 1600 x 900.
         delay_us: exposure relative to the LiDAR time stamp, microseconds.
@@ -28,8 +27,7 @@ class CameraMount:
 
     channel: str
     position: tuple[float, float, float]
-    yaw: float
-    pitch: float
+    aim: tuple[float, float]
     focal: float
     principal: tuple[float, float]
     delay_us: int
@@ -38,7 +36,7 @@ class CameraMount:
         """Optical frame (x right, y down, z forward) to ego, float64 (4, 4)."""
         optical = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
         pose = np.eye(4)
-        pose[:3, :3] = rotation(self.yaw, self.pitch) @ optical
+        pose[:3, :3] = rotation(*np.radians(self.aim)) @ optical
         pose[:3, 3] = self.position
         return pose
 
@@ -49,17 +47,13 @@ class CameraMount:
         return np.array([[self.focal * scale, 0.0, cx], [0.0, self.focal * scale, cy], [0.0, 0.0, 1.0]])
 
 
-def _degrees(value: float) -> float:
-    return math.radians(value)
-
-
 CAMERAS = (
-    CameraMount("CAM_FRONT_LEFT", (1.52, 0.49, 1.51), _degrees(55.0), _degrees(0.3), 1271.0, (824.0, 480.0), -43_000),
-    CameraMount("CAM_FRONT", (1.70, 0.02, 1.51), _degrees(0.0), _degrees(0.2), 1266.0, (816.0, 491.0), -35_000),
-    CameraMount("CAM_FRONT_RIGHT", (1.55, -0.49, 1.50), _degrees(-55.5), _degrees(0.4), 1261.0, (808.0, 495.0), -27_000),
-    CameraMount("CAM_BACK_LEFT", (1.04, 0.48, 1.59), _degrees(108.5), _degrees(0.1), 1257.0, (792.0, 493.0), -1_000),
-    CameraMount("CAM_BACK", (0.03, 0.00, 1.58), _degrees(180.0), _degrees(0.4), 809.0, (829.0, 482.0), -10_000),
-    CameraMount("CAM_BACK_RIGHT", (1.01, -0.48, 1.56), _degrees(-110.0), _degrees(0.2), 1259.0, (807.0, 501.0), -20_000),
+    CameraMount("CAM_FRONT_LEFT", (1.52, 0.49, 1.51), (55.0, 0.3), 1271.0, (824.0, 480.0), -43_000),
+    CameraMount("CAM_FRONT", (1.70, 0.02, 1.51), (0.0, 0.2), 1266.0, (816.0, 491.0), -35_000),
+    CameraMount("CAM_FRONT_RIGHT", (1.55, -0.49, 1.50), (-55.5, 0.4), 1261.0, (808.0, 495.0), -27_000),
+    CameraMount("CAM_BACK_LEFT", (1.04, 0.48, 1.59), (108.5, 0.1), 1257.0, (792.0, 493.0), -1_000),
+    CameraMount("CAM_BACK", (0.03, 0.00, 1.58), (180.0, 0.4), 809.0, (829.0, 482.0), -10_000),
+    CameraMount("CAM_BACK_RIGHT", (1.01, -0.48, 1.56), (-110.0, 0.2), 1259.0, (807.0, 501.0), -20_000),
 )
 
 LIDAR_POSITION = (0.94, 0.0, 1.84)

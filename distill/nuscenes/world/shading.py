@@ -16,7 +16,7 @@ from distill.nuscenes.world.noise import cloud_noise, hash_noise, kernel, smooth
 from distill.nuscenes.world.shapes import BOX, ELLIPSOID, FAR, KIND, MATERIAL, enter, unit_frame
 from distill.nuscenes.world.streets import street_material
 from distill.nuscenes.world.textures import ground_texture, shape_texture
-from distill.nuscenes.world.visibility import GROUND, SKY, View
+from distill.nuscenes.world.visibility import GROUND, SKY, View, at_pixel
 
 # Columns of `Weather.row`.
 _SUN_AT, _SUN, _LIGHT, _HORIZON, _ZENITH, _CLOUDS, _HAZE, _WET, _DARK = 0, 3, 6, 9, 12, 15, 16, 17, 18
@@ -86,7 +86,7 @@ def _in_shadow(shadow, to_map, x, y, z, bias):  # type: ignore[no-untyped-def]
     u = to_map[0, 0] * x + to_map[0, 1] * y + to_map[0, 2] * z + to_map[0, 3] - 0.5
     v = to_map[1, 0] * x + to_map[1, 1] * y + to_map[1, 2] * z + to_map[1, 3] - 0.5
     depth = to_map[2, 0] * x + to_map[2, 1] * y + to_map[2, 2] * z + to_map[2, 3] - bias
-    c, r = int(math.floor(u)), int(math.floor(v))
+    c, r = math.floor(u), math.floor(v)
     if c < 0 or r < 0 or c + 1 >= shadow.shape[1] or r + 1 >= shadow.shape[0]:
         return 0.0
     a, b = u - c, v - r
@@ -128,22 +128,14 @@ def _normal(kind, face, tx, ty, x, y, z):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _ray(rays, u, v):  # type: ignore[no-untyped-def]
-    return (
-        rays[3, 0] + u * rays[4, 0] + v * rays[5, 0],
-        rays[3, 1] + u * rays[4, 1] + v * rays[5, 1],
-        rays[3, 2] + u * rays[4, 2] + v * rays[5, 2],
-    )
-
-
-@kernel
-def _ground_surface(rays, u, v, x, y, far, ground, rows, marks, w):  # type: ignore[no-untyped-def]
+def _ground_surface(rays, u, v, x, y, far, plan, w):  # type: ignore[no-untyped-def]
     """Texture and normal z (0 on a kerb's face) of the ground seen through (u, v), averaged over some rays."""
+    ground, rows, marks = plan
     r = g = b = gloss = upright = 0.0
     patch, seam = smooth_noise(0.13 * x, 0.13 * y, 3.0), smooth_noise(0.22 * x, 0.22 * y, 5.0)
     count = 0
     for k in range(4 if far else 2):
-        dx, dy, dz = _ray(rays, u - 0.25 + 0.5 * (k & 1), v - 0.25 + 0.5 * (((k + 1) >> 1) & 1))
+        dx, dy, dz = at_pixel(rays, 3, u - 0.25 + 0.5 * (k & 1), v - 0.25 + 0.5 * (((k + 1) >> 1) & 1))
         t, material, face = enter_ground(ground, rays[0, 0], rays[0, 1], rays[0, 2], dx, dy, dz)
         if t >= FAR:
             continue
@@ -172,7 +164,7 @@ def _shape_surface(rays, u, v, far, row, look, kind, material, w):  # type: igno
     count = 0
     for k in range((5 if far else 3) if fine else 1):
         a, c = (u, v) if k == 0 else (u - 0.25 + 0.5 * (k & 1), v - 0.25 + 0.5 * ((k >> 1) & 1))
-        wx, wy, wz = _ray(rays, a, c)
+        wx, wy, wz = at_pixel(rays, 3, a, c)
         dx = frame[0] * wx + frame[1] * wy + frame[2] * wz
         dy = frame[3] * wx + frame[4] * wy + frame[5] * wz
         dz = frame[6] * wx + frame[7] * wy + frame[8] * wz
@@ -195,67 +187,91 @@ def _shape_surface(rays, u, v, far, row, look, kind, material, w):  # type: igno
 
 
 @kernel
-def shade(image, depth, drawn, rays, solid, look, tags, ground, rows, marks, shadow, sun_map, above, above_map, w):  # type: ignore[no-untyped-def]
-    """Fill `image` float32 (H, W, 3) with linear light from a z-buffer; arguments as made by `Scene`."""
+def _rustle(nx, ny, nz, x, y, z):  # type: ignore[no-untyped-def]
+    """The normal of a crown, ruffled by its leaves."""
+    nx += 1.6 * (smooth_noise(4.0 * x, 4.0 * y, 4.0 * z) - 0.5)
+    ny += 1.6 * (smooth_noise(4.0 * x + 31.0, 4.0 * y, 4.0 * z) - 0.5)
+    nz += 1.6 * (smooth_noise(4.0 * x, 4.0 * y + 31.0, 4.0 * z) - 0.5) + 0.25
+    length = math.sqrt(nx * nx + ny * ny + nz * nz) + 1e-6
+    return nx / length, ny / length, nz / length
+
+
+@kernel
+def _light(maps, x, y, z, nx, ny, nz, leaves, standing, w):  # type: ignore[no-untyped-def]
+    """Light that reaches a point: (share of the sun, share of the sky, openness to the sky)."""
+    shadow, sun_map, above, above_map = maps
+    facing = nx * w[0] + ny * w[1] + nz * w[2]
+    facing = 0.3 + 0.7 * facing if leaves else facing  # leaves let light through
+    sun = 0.0
+    if facing > 0.0:
+        lift, bias = (0.35, 0.6) if leaves else (0.06, 0.2)
+        sun = facing * (1.0 - _in_shadow(shadow, sun_map, x + lift * nx, y + lift * ny, z + lift * nz, bias))
+    opened = _openness(above, above_map, x + 2.3 * nx, y + 2.3 * ny, z + 0.1)  # clear of what the point belongs to
+    low = 0.7 + 0.3 * min(1.0, max(0.0, z) / 0.8) if standing else 1.0
+    bounce = 0.1 * (1.0 - nz) * max(0.0, w[2])
+    return sun + bounce, (0.62 + 0.38 * nz) * (0.3 + 0.7 * opened) * low, opened
+
+
+@kernel
+def _mirrored(dx, dy, dz, nx, ny, nz, gloss, opened, w):  # type: ignore[no-untyped-def]
+    """Sky seen in a glossy surface, Schlick-like; dim where houses would be mirrored."""
+    against = -(nx * dx + ny * dy + nz * dz)
+    mx, my, mz = dx + 2.0 * against * nx, dy + 2.0 * against * ny, dz + 2.0 * against * nz
+    r, g, b, _ = _clear_sky(mx, my, mz, w)
+    dim = 1.0 if mz > 0.12 else 0.35 + 5.0 * max(mz, 0.0)
+    shine = gloss * (0.12 + 0.88 * (1.0 - max(0.0, min(1.0, against))) ** 4) * dim * (0.4 + 0.6 * opened)
+    return shine * min(r, 3.0), shine * min(g, 3.0), shine * min(b, 3.0)
+
+
+@kernel
+def _radiance(rays, u, v, t, number, shapes, plan, maps, w):  # type: ignore[no-untyped-def]
+    """Light that leaves the surface seen through (u, v) at ray length t towards the camera."""
+    dx, dy, dz = at_pixel(rays, 3, u, v)
+    x, y, z = rays[0, 0] + t * dx, rays[0, 1] + t * dy, rays[0, 2] + t * dz
+    norm = math.sqrt(dx * dx + dy * dy + dz * dz)
+    dx, dy, dz = dx / norm, dy / norm, dz / norm
+    leaves = False
+    if number == GROUND:
+        r, g, b, gloss, nz = _ground_surface(rays, u, v, x, y, t > 12.0, plan, w)
+        nx, ny, glow = 0.0, 0.0, 0.0
+    else:
+        solid, look, tags = shapes
+        leaves = tags[number, MATERIAL] == m.LEAVES
+        r, g, b, gloss, glow, nx, ny, nz = _shape_surface(
+            rays, u, v, t > 15.0, solid[number], look[number], tags[number, KIND], tags[number, MATERIAL], w
+        )
+        if leaves:
+            nx, ny, nz = _rustle(nx, ny, nz, x, y, z)
+    sun, sky, opened = _light(maps, x, y, z, nx, ny, nz, leaves, number >= 0, w)
+    r *= sun * w[_SUN] + sky * w[_LIGHT] + glow
+    g *= sun * w[_SUN + 1] + sky * w[_LIGHT + 1] + glow
+    b *= sun * w[_SUN + 2] + sky * w[_LIGHT + 2] + glow
+    if gloss > 0.01:
+        mr, mg, mb = _mirrored(dx, dy, dz, nx, ny, nz, gloss, opened, w)
+        r, g, b = r + mr, g + mg, b + mb
+    clear = math.exp(-w[_HAZE] * t * norm)
+    r, g, b = clear * r, clear * g, clear * b
+    veil = 1.0 - clear
+    return r + veil * w[_HORIZON], g + veil * w[_HORIZON + 1], b + veil * w[_HORIZON + 2]
+
+
+@kernel
+def shade(image, depth, drawn, rays, shapes, plan, maps, w):  # type: ignore[no-untyped-def]
+    """Fill `image` float32 (H, W, 3) with linear light.
+
+    depth, drawn: the z-buffer; rays: the view's; shapes: (solid, look, tags); plan: (ground, street rows, crossing
+    marks); maps: (sun's depth map, its matrix, depth map from above, its matrix); w: `Weather.row`.
+    """
     for row in range(image.shape[0]):
         for column in range(image.shape[1]):
-            u, v = column + 0.5, row + 0.5
-            dx, dy, dz = _ray(rays, u, v)
-            norm = math.sqrt(dx * dx + dy * dy + dz * dz)
-            number = drawn[row, column]
+            u, v, number = column + 0.5, row + 0.5, drawn[row, column]
             if number == SKY:
+                dx, dy, dz = at_pixel(rays, 3, u, v)
+                norm = math.sqrt(dx * dx + dy * dy + dz * dz)
                 r, g, b = _backdrop(dx / norm, dy / norm, dz / norm, w)
-                image[row, column, 0], image[row, column, 1], image[row, column, 2] = r, g, b
-                continue
-            t = depth[row, column]
-            x, y, z = rays[0, 0] + t * dx, rays[0, 1] + t * dy, rays[0, 2] + t * dz
-            dx, dy, dz = dx / norm, dy / norm, dz / norm
-            glow, leaves = 0.0, False
-            if number == GROUND:
-                r, g, b, gloss, nz = _ground_surface(rays, u, v, x, y, t > 12.0, ground, rows, marks, w)
-                nx, ny = 0.0, 0.0
             else:
-                material = tags[number, MATERIAL]
-                leaves = material == m.LEAVES
-                r, g, b, gloss, glow, nx, ny, nz = _shape_surface(
-                    rays, u, v, t > 15.0, solid[number], look[number], tags[number, KIND], material, w
-                )
-            if leaves:
-                bump = 1.6
-                nx += bump * (smooth_noise(4.0 * x, 4.0 * y, 4.0 * z) - 0.5)
-                ny += bump * (smooth_noise(4.0 * x + 31.0, 4.0 * y, 4.0 * z) - 0.5)
-                nz += bump * (smooth_noise(4.0 * x, 4.0 * y + 31.0, 4.0 * z) - 0.5) + 0.25
-                length = math.sqrt(nx * nx + ny * ny + nz * nz) + 1e-6
-                nx, ny, nz = nx / length, ny / length, nz / length
-            facing = nx * w[0] + ny * w[1] + nz * w[2]
-            if leaves:
-                facing = 0.3 + 0.7 * facing
-            sunlight = 0.0
-            if facing > 0.0:
-                lift = 0.35 if leaves else 0.06
-                lit = 1.0 - _in_shadow(shadow, sun_map, x + lift * nx, y + lift * ny, z + lift * nz, 0.2 + 0.4 * leaves)
-                sunlight = facing * lit
-            opened = _openness(above, above_map, x + 2.3 * nx, y + 2.3 * ny, z + 0.1)  # clear of what it belongs to
-            low = 0.7 + 0.3 * min(1.0, max(0.0, z) / 0.8) if number >= 0 else 1.0
-            ambient = (0.62 + 0.38 * nz) * (0.3 + 0.7 * opened) * low
-            bounce = 0.1 * (1.0 - nz) * max(0.0, w[2])
-            lr = r * (sunlight * w[_SUN] + ambient * w[_LIGHT] + bounce * w[_SUN])
-            lg = g * (sunlight * w[_SUN + 1] + ambient * w[_LIGHT + 1] + bounce * 0.95 * w[_SUN + 1])
-            lb = b * (sunlight * w[_SUN + 2] + ambient * w[_LIGHT + 2] + bounce * 0.85 * w[_SUN + 2])
-            if gloss > 0.01:
-                against = -(nx * dx + ny * dy + nz * dz)
-                mx, my, mz = dx + 2.0 * against * nx, dy + 2.0 * against * ny, dz + 2.0 * against * nz
-                fresnel = gloss * (0.12 + 0.88 * (1.0 - max(0.0, min(1.0, against))) ** 4)
-                sr, sg, sb, _ = _clear_sky(mx, my, mz, w)
-                dim = 1.0 if mz > 0.12 else 0.35 + 5.0 * max(mz, 0.0)
-                shine = fresnel * dim * (0.4 + 0.6 * opened)
-                sr, sg, sb = min(sr, 3.0), min(sg, 3.0), min(sb, 3.0)
-                lr, lg, lb = lr + shine * sr, lg + shine * sg, lb + shine * sb
-            lr, lg, lb = lr + glow * r, lg + glow * g, lb + glow * b
-            clear = math.exp(-w[_HAZE] * t * norm)
-            image[row, column, 0] = clear * lr + (1.0 - clear) * w[_HORIZON]
-            image[row, column, 1] = clear * lg + (1.0 - clear) * w[_HORIZON + 1]
-            image[row, column, 2] = clear * lb + (1.0 - clear) * w[_HORIZON + 2]
+                r, g, b = _radiance(rays, u, v, depth[row, column], number, shapes, plan, maps, w)
+            image[row, column, 0], image[row, column, 1], image[row, column, 2] = r, g, b
 
 
 @kernel

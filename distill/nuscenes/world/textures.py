@@ -35,7 +35,8 @@ def ground_texture(material, x, y, patch, seam, detail, wetness):  # type: ignor
         return shade, 0.98 * shade, 0.94 * shade, 0.0, 0.0
     if material == m.SLABS:
         u, v = x / 0.62, y / 0.62
-        shade = 0.25 + 0.07 * detail * (hash_noise(int(math.floor(u)), int(math.floor(v)), 4) - 0.5) + 0.08 * (patch - 0.5)
+        slab = hash_noise(math.floor(u), math.floor(v), 4) - 0.5
+        shade = 0.25 + 0.07 * detail * slab + 0.08 * (patch - 0.5)
         if u - math.floor(u) < 0.05 or v - math.floor(v) < 0.05:
             shade *= 1.0 - 0.45 * math.sqrt(detail)
         shade *= (0.5 + 0.5 * grain) * (1.0 - 0.35 * wetness)
@@ -51,7 +52,7 @@ def ground_texture(material, x, y, patch, seam, detail, wetness):  # type: ignor
     if material == m.COBBLES:
         row = math.floor(y / 0.2)
         u = x / 0.3 + 0.5 * (int(row) & 1)
-        stone = hash_noise(int(math.floor(u)), int(row), 8) - 0.5
+        stone = hash_noise(math.floor(u), int(row), 8) - 0.5
         shade = 0.26 + 0.1 * detail * stone + 0.06 * (patch - 0.5)
         if u - math.floor(u) < 0.1 or y / 0.2 - row < 0.13:
             shade *= 1.0 - 0.4 * math.sqrt(detail)
@@ -77,7 +78,7 @@ def _masonry(r, g, b, seed, u, v, detail):  # type: ignore[no-untyped-def]
     if seed % 3 == 0:
         row = math.floor(v / 0.085)
         w = u / 0.25 + 0.5 * (int(row) & 1)
-        stain *= 1.0 + 0.4 * detail * (hash_noise(int(math.floor(w)), int(row), seed) - 0.5)
+        stain *= 1.0 + 0.4 * detail * (hash_noise(math.floor(w), int(row), seed) - 0.5)
         if v / 0.085 - row < 0.14 or w - math.floor(w) < 0.05:
             stain *= 1.0 + 0.35 * detail
     else:
@@ -86,8 +87,9 @@ def _masonry(r, g, b, seed, u, v, detail):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _facade(r, g, b, seed, bay, floor, face, u, v, width, height, detail, darkness):  # type: ignore[no-untyped-def]
+def _facade(look, face, u, v, width, height, detail, darkness):  # type: ignore[no-untyped-def]
     """A wall with a grid of windows; u runs along the wall, v up from its foot, metres."""
+    r, g, b, seed, bay, floor = look[0], look[1], look[2], int(look[3]), look[4], look[5]
     bays, storeys = max(1, int(width / bay + 0.5)), max(1, int(height / floor))
     column, storey = int(u / width * bays), int(v / floor)
     bay = width / bays
@@ -153,10 +155,8 @@ def shape_texture(material, kind, look, face, x, y, z, hx, hy, hz, wx, wy, wz, d
     if material == m.FACADE:
         if face >= 4:
             return 0.16, 0.155, 0.15, 0.0, 0.0
-        across, half = (y * hy, hy) if face < 2 else (x * hx, hx)
-        return _facade(
-            r, g, b, int(look[3]), look[4], look[5], face, across + half, z * hz + hz, 2.0 * half, 2.0 * hz, detail, darkness
-        )
+        along, half = (y * hy, hy) if face < 2 else (x * hx, hx)
+        return _facade(look, face, along + half, z * hz + hz, 2.0 * half, 2.0 * hz, detail, darkness)
     if material == m.LEAVES:
         coarse, fine = smooth_noise(2.6 * wx, 2.6 * wy, 2.6 * wz), smooth_noise(9.0 * wx, 9.0 * wy, 9.0 * wz)
         lush = (0.45 + 0.75 * coarse + 0.8 * detail * (fine - 0.5)) * (0.85 + 0.25 * z)

@@ -21,6 +21,8 @@ MANMADE = OCC3D_CLASSES.names.index("manmade")
 VEGETATION = OCC3D_CLASSES.names.index("vegetation")
 
 MARGIN = 110.0  # town beyond both ends of the drive, metres
+
+
 @dataclass(frozen=True)
 class Town:
     """A town.
@@ -108,7 +110,7 @@ class _Site:
         self.streets, self.crossings = streets, crossings
         self.manmade, self.green = Sketch(MANMADE), Sketch(VEGETATION)
         self.style, self.usual_leaf = draw_style(rng), draw_leaf(rng)
-        self.greenery = rng.uniform(0.3, 0.65)  # share of lots with more green than wall
+        self.greenery = rng.uniform(0.4, 0.7)  # share of lots with more green than wall
 
     def furnish(self) -> None:
         """Fill the lots along all streets, then what is left, then the sidewalks."""
@@ -226,7 +228,7 @@ class _Site:
     def _sidewalk(self, number: int, street: Street, side: float, reach: float) -> None:
         """Trees, lamps and signs between the carriageway and the people walking."""
         rng, edge = self.rng, street.half_width + KERB_WIDTH + street.cycle_track
-        spacing, trees = rng.uniform(8.0, 13.0), rng.random() < 0.75
+        spacing, trees = rng.uniform(6.5, 11.0), rng.random() < 0.85
         for n, s in enumerate(np.arange(4.0 - reach, reach - 4.0, spacing)):
             x, y, heading = street.pose(s, side * (edge + 0.6))
             inside = min(x, y) > 2.0 and max(x, y) < self.ground.extent - 2.0

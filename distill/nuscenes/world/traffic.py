@@ -14,7 +14,10 @@ from distill.nuscenes.world.shapes import rigid
 from distill.nuscenes.world.streets import PARKING, Street
 from distill.nuscenes.world.town import Town
 
+CYCLES = ("vehicle.bicycle", "vehicle.motorcycle")
 SLOT = 6.5  # length of a parking bay, metres
+
+Maker = Callable[[np.random.Generator], Model]
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,10 @@ class _Crowd:
         """Fill the parking lanes; every rare kind stands somewhere along the drive."""
         rng, main = self.rng, self.town.streets[0]
         reach = 0.5 * self.length + 32.0
-        free = {
-            side: [s for s in np.arange(-reach - 30, reach + 30, SLOT) if self.town.junction_gap(0, s) > 11.0 + 0.5 * SLOT]
-            for side in (-1.0, 1.0)
-        }
+        free = {side: self._bays(0, reach + 30.0) for side in (-1.0, 1.0)}
         d = main.half_width - 0.5 * PARKING
-        must: list[Callable[[float, float], None]] = [self._roadworks, self._roadworks]
-        must += [self._parker(make, d) for make in (models.trailer, models.truck, models.bus, models.trailer)]
-        must += [self._two_wheelers] * 3
+        parkers = [self._parker(make, d) for make in (models.trailer, models.truck, models.bus, models.trailer)]
+        must = [self._two_wheelers, self._roadworks, *parkers, self._two_wheelers, self._roadworks, self._two_wheelers]
         for place in must:
             run = self._run_of_slots(free, reach)
             if run is not None:
@@ -113,6 +112,11 @@ class _Crowd:
         for number, street in enumerate(self.town.streets[1:], start=1):
             if street.parking:
                 self._park_side_street(number, street)
+
+    def _bays(self, street: int, reach: float) -> list[float]:
+        """Middles of the parking bays of a street, clear of junctions."""
+        spots = np.arange(-reach, reach, SLOT)
+        return [float(s) for s in spots if self.town.junction_gap(street, s) > 11.0 + 0.5 * SLOT]
 
     def _run_of_slots(self, free: dict[float, list[float]], reach: float) -> tuple[float, float] | None:
         """Take two neighbouring bays near the drive: (s between them, side)."""
@@ -128,17 +132,17 @@ class _Crowd:
         first, second = free[side].pop(i), free[side].pop(i)
         return 0.5 * (first + second), side
 
-    def _park_one(self, make: Callable[[np.random.Generator], Model], street: int, s: float, d: float, side: float) -> None:
+    def _park_one(self, make: Maker, street: int, s: float, d: float, side: float) -> None:
         turn = (0.0 if side < 0 else math.pi) + self.rng.normal(0, 0.015)
         self._add(make(self.rng), street, s + self.rng.uniform(-0.5, 0.5), d, turn, "vehicle.parked")
 
-    def _parker(self, make: Callable[[np.random.Generator], Model], d: float) -> Callable[[float, float], None]:
+    def _parker(self, make: Maker, d: float) -> Callable[[float, float], None]:
         return lambda s, side: self._park_one(make, 0, s, side * d, side)
 
     def _park_side_street(self, number: int, street: Street) -> None:
         for side in (-1.0, 1.0):
-            for s in np.arange(-60.0, 60.0, SLOT):
-                if self.town.junction_gap(number, s) > 11.0 + 0.5 * SLOT and self.rng.random() < 0.7:
+            for s in self._bays(number, 60.0):
+                if self.rng.random() < 0.7:
                     self._park_one(models.car, number, s, side * (street.half_width - 0.5 * PARKING), side)
 
     def _two_wheelers(self, s: float, side: float) -> None:
@@ -199,8 +203,8 @@ class _Crowd:
 
     def _drive_one(self, s: float, d: float, turn: float, speed: float) -> None:
         model = self._vehicle()
-        cycle = model.category in ("vehicle.bicycle", "vehicle.motorcycle")
-        self._add(model, 0, s, d, turn, "cycle.with_rider" if cycle else "vehicle.moving", (speed, 0.0))
+        attribute = "cycle.with_rider" if model.category in CYCLES else "vehicle.moving"
+        self._add(model, 0, s, d, turn, attribute, (speed, 0.0))
 
     def wait_at_junctions(self) -> None:
         """Vehicles standing at the stop lines of the side streets, and people crossing behind them."""
@@ -214,8 +218,7 @@ class _Crowd:
                 for _ in range(int(rng.integers(0, 3))):
                     model = self._vehicle()
                     s += 0.5 * model.size[1] + 0.4
-                    cycle = model.category in ("vehicle.bicycle", "vehicle.motorcycle")
-                    attribute = "cycle.with_rider" if cycle else "vehicle.stopped"
+                    attribute = "cycle.with_rider" if model.category in CYCLES else "vehicle.stopped"
                     self._add(model, crossing.street, side * s, d, 0.0 if side < 0 else math.pi, attribute)
                     s += 0.5 * model.size[1] + 1.2
                 if crossing.zebra:

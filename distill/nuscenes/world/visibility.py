@@ -28,6 +28,7 @@ from distill.nuscenes.world.shapes import (
 
 NEAR = 0.1  # metres
 SKY, GROUND = -1, -2  # in place of a shape number
+_SCAN_RANGE = 110.0  # metres beyond which the LiDAR looks for nothing
 
 _CORNERS = np.array([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)], dtype=np.float64)
 _EDGES = np.array([[i, j] for i in range(8) for j in range(i) if np.abs(_CORNERS[i] - _CORNERS[j]).sum() == 2])
@@ -113,41 +114,52 @@ def draw(depth: np.ndarray, drawn: np.ndarray, view: View, shapes: Shapes, first
 
 
 @kernel
+def at_pixel(rays, first, u, v):  # type: ignore[no-untyped-def]
+    """Origin (first = 0) or direction (first = 3) of the ray through (u, v)."""
+    return (
+        rays[first, 0] + u * rays[first + 1, 0] + v * rays[first + 2, 0],
+        rays[first, 1] + u * rays[first + 1, 1] + v * rays[first + 2, 1],
+        rays[first, 2] + u * rays[first + 1, 2] + v * rays[first + 2, 2],
+    )
+
+
+@kernel
+def _to_unit_frame(local, rays, row):  # type: ignore[no-untyped-def]
+    """The rays of a view in the unit frame of a shape, into `local` (6, 3)."""
+    frame = unit_frame(row)
+    for i in range(6):
+        x, y, z = rays[i, 0], rays[i, 1], rays[i, 2]
+        if i == 0:
+            x, y, z = x - row[0], y - row[1], z - row[2]
+        for k in range(3):
+            local[i, k] = frame[3 * k] * x + frame[3 * k + 1] * y + frame[3 * k + 2] * z
+
+
+@kernel
 def _draw(depth, drawn, rays, rectangles, solid, tags, first):  # type: ignore[no-untyped-def]
     local = np.empty((6, 3))
     for n in range(len(solid)):
-        c0, c1, r0, r1 = rectangles[n]
-        if c0 >= c1 or r0 >= r1:
+        first_column, end_column, first_row, end_row = rectangles[n]
+        if first_column >= end_column or first_row >= end_row:
             continue
-        row = solid[n]
-        frame = unit_frame(row)
-        for i in range(6):
-            x, y, z = rays[i, 0], rays[i, 1], rays[i, 2]
-            if i == 0:
-                x, y, z = x - row[0], y - row[1], z - row[2]
-            for k in range(3):
-                local[i, k] = frame[3 * k] * x + frame[3 * k + 1] * y + frame[3 * k + 2] * z
-        kind, material = tags[n, KIND], tags[n, MATERIAL]
-        tx, ty = row[15], row[16]
-        for r in range(r0, r1):
+        _to_unit_frame(local, rays, solid[n])
+        kind, material, tx, ty = tags[n, KIND], tags[n, MATERIAL], solid[n, 15], solid[n, 16]
+        for r in range(first_row, end_row):
             v = r + 0.5
-            for c in range(c0, c1):
+            for c in range(first_column, end_column):
                 u = c + 0.5
-                ox = local[0, 0] + u * local[1, 0] + v * local[2, 0]
-                oy = local[0, 1] + u * local[1, 1] + v * local[2, 1]
-                oz = local[0, 2] + u * local[1, 2] + v * local[2, 2]
-                dx = local[3, 0] + u * local[4, 0] + v * local[5, 0]
-                dy = local[3, 1] + u * local[4, 1] + v * local[5, 1]
-                dz = local[3, 2] + u * local[4, 2] + v * local[5, 2]
+                ox, oy, oz = at_pixel(local, 0, u, v)
+                dx, dy, dz = at_pixel(local, 3, u, v)
                 t, _ = enter(kind, tx, ty, ox, oy, oz, dx, dy, dz)
-                if NEAR < t < depth[r, c]:
-                    wx = rays[0, 0] + u * rays[1, 0] + v * rays[2, 0] + t * (rays[3, 0] + u * rays[4, 0] + v * rays[5, 0])
-                    wy = rays[0, 1] + u * rays[1, 1] + v * rays[2, 1] + t * (rays[3, 1] + u * rays[4, 1] + v * rays[5, 1])
-                    wz = rays[0, 2] + u * rays[1, 2] + v * rays[2, 2] + t * (rays[3, 2] + u * rays[4, 2] + v * rays[5, 2])
-                    x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
-                    if not passes_through(material, x, y, z, dx, dy, dz, wx, wy, wz):
-                        depth[r, c] = t
-                        drawn[r, c] = first + n
+                if t <= NEAR or t >= depth[r, c]:
+                    continue
+                px, py, pz = at_pixel(rays, 0, u, v)
+                qx, qy, qz = at_pixel(rays, 3, u, v)
+                x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
+                if passes_through(material, x, y, z, dx, dy, dz, px + t * qx, py + t * qy, pz + t * qz):
+                    continue
+                depth[r, c] = t
+                drawn[r, c] = first + n
 
 
 @kernel
@@ -155,10 +167,7 @@ def draw_ground(depth, drawn, rays, ground):  # type: ignore[no-untyped-def]
     """Draw the ground into the z-buffer of a perspective view."""
     for r in range(depth.shape[0]):
         for c in range(depth.shape[1]):
-            u, v = c + 0.5, r + 0.5
-            dx = rays[3, 0] + u * rays[4, 0] + v * rays[5, 0]
-            dy = rays[3, 1] + u * rays[4, 1] + v * rays[5, 1]
-            dz = rays[3, 2] + u * rays[4, 2] + v * rays[5, 2]
+            dx, dy, dz = at_pixel(rays, 3, c + 0.5, r + 0.5)
             t, _, _ = enter_ground(ground, rays[0, 0], rays[0, 1], rays[0, 2], dx, dy, dz)
             if t < depth[r, c]:
                 depth[r, c] = t
@@ -166,11 +175,34 @@ def draw_ground(depth, drawn, rays, ground):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def _scan_shape(ranges, seen, origin, directions, first, count, row, tag, number):  # type: ignore[no-untyped-def]
+    """One shape in `count` columns of one ring."""
+    frame = unit_frame(row)
+    x, y, z = origin[0] - row[0], origin[1] - row[1], origin[2] - row[2]
+    ox = frame[0] * x + frame[1] * y + frame[2] * z
+    oy = frame[3] * x + frame[4] * y + frame[5] * z
+    oz = frame[6] * x + frame[7] * y + frame[8] * z
+    for k in range(count):
+        column = (first + k) % len(ranges)
+        d = directions[column]
+        dx = frame[0] * d[0] + frame[1] * d[1] + frame[2] * d[2]
+        dy = frame[3] * d[0] + frame[4] * d[1] + frame[5] * d[2]
+        dz = frame[6] * d[0] + frame[7] * d[1] + frame[8] * d[2]
+        t, _ = enter(tag[KIND], row[15], row[16], ox, oy, oz, dx, dy, dz)
+        if t >= ranges[column]:
+            continue
+        px, py, pz = origin[0] + t * d[0], origin[1] + t * d[1], origin[2] + t * d[2]
+        ux, uy, uz = ox + t * dx, oy + t * dy, oz + t * dz
+        if not passes_through(tag[MATERIAL], ux, uy, uz, dx, dy, dz, px, py, pz):
+            ranges[column], seen[column] = t, number
+
+
+@kernel
 def scan(ranges, seen, origin, directions, elevations, solid, tags, ground):  # type: ignore[no-untyped-def]
     """Range image of a LiDAR: ranges float64 (R, A) in metres and shape numbers int32 (R, A), both filled here.
 
     directions float64 (R, A, 3) are unit vectors in the world; column a looks along azimuth 2 pi a / A of the world,
-    elevations float64 (R,) ascend, radians.
+    elevations float64 (R,) are radians.
     """
     rings, columns = ranges.shape
     for ring in range(rings):
@@ -182,30 +214,14 @@ def scan(ranges, seen, origin, directions, elevations, solid, tags, ground):  # 
         row = solid[n]
         x, y, z = row[0] - origin[0], row[1] - origin[1], row[2] - origin[2]
         radius = math.sqrt(row[12] ** 2 + row[13] ** 2 + row[14] ** 2)
-        flat, far = math.sqrt(x * x + y * y), math.sqrt(x * x + y * y + z * z)
-        if far - radius > 110.0:
+        flat, far = math.hypot(x, y), math.sqrt(x * x + y * y + z * z)
+        if far - radius > _SCAN_RANGE:
             continue
         width = math.pi if flat <= radius else math.asin(radius / flat)
         reach = math.pi if far <= radius else math.asin(radius / far)
-        azimuth, elevation = math.atan2(y, x), math.atan2(z, flat)
-        first = int(math.floor((azimuth - width) / (2.0 * math.pi) * columns))
-        count = min(columns, int(math.ceil(width / math.pi * columns)) + 2)
-        frame = unit_frame(row)
-        ox = -(frame[0] * x + frame[1] * y + frame[2] * z)
-        oy = -(frame[3] * x + frame[4] * y + frame[5] * z)
-        oz = -(frame[6] * x + frame[7] * y + frame[8] * z)
+        first = math.floor((math.atan2(y, x) - width) / (2.0 * math.pi) * columns)
+        count = min(columns, math.ceil(width / math.pi * columns) + 2)
+        elevation = math.atan2(z, flat)
         for ring in range(rings):
-            if abs(elevations[ring] - elevation) > reach and reach < 1.5:
-                continue
-            for k in range(count):
-                column = (first + k) % columns
-                d = directions[ring, column]
-                dx = frame[0] * d[0] + frame[1] * d[1] + frame[2] * d[2]
-                dy = frame[3] * d[0] + frame[4] * d[1] + frame[5] * d[2]
-                dz = frame[6] * d[0] + frame[7] * d[1] + frame[8] * d[2]
-                t, _ = enter(tags[n, KIND], row[15], row[16], ox, oy, oz, dx, dy, dz)
-                if t < ranges[ring, column]:
-                    px, py, pz = origin[0] + t * d[0], origin[1] + t * d[1], origin[2] + t * d[2]
-                    ux, uy, uz = ox + t * dx, oy + t * dy, oz + t * dz
-                    if not passes_through(tags[n, MATERIAL], ux, uy, uz, dx, dy, dz, px, py, pz):
-                        ranges[ring, column], seen[ring, column] = t, n
+            if abs(elevations[ring] - elevation) <= reach:
+                _scan_shape(ranges[ring], seen[ring], origin, directions[ring], first, count, row, tags[n], n)

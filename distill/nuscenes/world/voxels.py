@@ -68,8 +68,8 @@ def _fill(semantics, filled, solid, tags, low):  # type: ignore[no-untyped-def]
             row[k] = max(row[k], _THIN)
         for axis in range(3):
             reach = abs(row[3 + axis]) * row[12] + abs(row[6 + axis]) * row[13] + abs(row[9 + axis]) * row[14]
-            start[axis] = max(0, int(math.floor((row[axis] - reach - low[axis]) / _SIZE)))
-            stop[axis] = min(semantics.shape[axis], int(math.floor((row[axis] + reach - low[axis]) / _SIZE)) + 1)
+            start[axis] = max(0, math.floor((row[axis] - reach - low[axis]) / _SIZE))
+            stop[axis] = min(semantics.shape[axis], math.floor((row[axis] + reach - low[axis]) / _SIZE) + 1)
         frame = unit_frame(row)
         for i in range(start[0], stop[0]):
             for j in range(start[1], stop[1]):
@@ -110,9 +110,9 @@ def _march(semantics, mask, trail, ox, oy, oz, dx, dy, dz, low):  # type: ignore
     if first >= last:
         return
     t = first + 1e-6
-    i = int(math.floor((position[0] + t * dx) / _SIZE))
-    j = int(math.floor((position[1] + t * dy) / _SIZE))
-    k = int(math.floor((position[2] + t * dz) / _SIZE))
+    i = math.floor((position[0] + t * dx) / _SIZE)
+    j = math.floor((position[1] + t * dy) / _SIZE)
+    k = math.floor((position[2] + t * dz) / _SIZE)
     step_x, step_y, step_z = _SIZE / max(abs(dx), 1e-9), _SIZE / max(abs(dy), 1e-9), _SIZE / max(abs(dz), 1e-9)
     next_x = ((i + (dx > 0.0)) * _SIZE - position[0]) / dx if abs(dx) > 1e-9 else 1e9
     next_y = ((j + (dy > 0.0)) * _SIZE - position[1]) / dy if abs(dy) > 1e-9 else 1e9

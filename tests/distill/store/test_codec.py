@@ -28,9 +28,9 @@ def voxels(log_probs: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("temperature", "mu"), [(1, 3.295e-5), (2, 8.2e-4)])
 def test_the_bound_holds_for_every_distribution(temperature: int, mu: float) -> None:
-    """The inequality in the docstring of `codec`, at the ends of every rounding interval, where it is tightest."""
+    """The inequality in the docstring of `codec`, for errors of all sizes around every level."""
     bound, depths = MAX_KL[temperature], -LOG_PROBS.astype(np.float64)
-    middles, half_steps = (depths[1:] + depths[:-1]) / 2, np.diff(depths) / 2
+    half_steps = np.diff(depths) / 2
     for inside in np.linspace(0, 1, 9):  # from the level to the far end, upwards and downwards
         for error in (inside * half_steps, -inside * half_steps):
             level = np.where(error > 0, depths[:-1], depths[1:])
@@ -39,14 +39,13 @@ def test_the_bound_holds_for_every_distribution(temperature: int, mu: float) -> 
             assert (s * phi <= bound * s - mu * s**temperature + mu / CLASSES).all()
     # beyond the last level s * phi(u) < exp(-depth / T), whatever the error
     assert np.exp(-depths[-1] / temperature) <= mu / CLASSES
-    assert middles[-1] > 18
 
 
 def test_levels_are_256_falling_float16_numbers() -> None:
     assert LOG_PROBS.shape == (256,)
     assert LOG_PROBS[0] == 0
     assert (np.diff(LOG_PROBS) < 0).all()
-    assert (LOG_PROBS == LOG_PROBS.astype(np.float16)).all()
+    assert np.array_equal(LOG_PROBS, LOG_PROBS.astype(np.float16))
 
 
 @settings(max_examples=60, deadline=None)
@@ -91,13 +90,11 @@ def test_rounds_to_the_nearest_level() -> None:
 
 
 def test_semantics_are_the_argmax_of_the_teacher_itself() -> None:
-    close = np.log(np.array([[0.3, 0.3001, 0.3999 - 0.3001 + 0.3001], [0.33, 0.3405, 0.3295]]))
     rng = np.random.default_rng(0)
     teacher = voxels(log_softmax(rng.normal(0, 0.01, (5000, CLASSES))))
     levels, semantics = encode_voxels(teacher)
     np.testing.assert_array_equal(semantics, teacher.argmax(-1))
     assert (levels.argmax(-1) != semantics).any()  # which the rounded values could not tell
-    np.testing.assert_array_equal(encode_voxels(voxels(log_softmax(close)))[1].ravel(), [2, 1])
 
 
 def test_codes_stand_for_the_levels() -> None:
@@ -121,7 +118,13 @@ def not_log_probabilities() -> dict[str, np.ndarray]:
     nan[3] = -np.inf
     nan[3, :2] = np.nan, 0.0
     positive[:, 5] = 4.0
-    return {"NaN": nan, "positive": positive, "logits": good + 0.5, "probabilities": np.exp(good), "all -inf": good - np.inf}
+    return {
+        "NaN": nan,
+        "positive": positive,
+        "logits": good + 0.5,
+        "probabilities": np.exp(good),
+        "all -inf": good - np.inf,
+    }
 
 
 @pytest.mark.parametrize("kind", not_log_probabilities())

@@ -12,7 +12,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
-from conftest import TOKENS, contents, open_writer, write
+from tiny_store import TOKENS, contents, open_writer, teacher_output, write
 
 from distill.store import TeacherStore
 
@@ -54,21 +54,21 @@ def uninterrupted(tmp_path: Path) -> dict[str, bytes]:
     return contents(tmp_path / "uninterrupted.zarr")
 
 
-def check_and_resume(path: Path, expected: dict[str, bytes]) -> None:
-    """What reads as present is whole, and going on ends in the same bytes as not stopping."""
-    if path.exists():
-        store = TeacherStore(path)
-        for token in store.present:
-            store.verify(token)
+def verify_present(path: Path) -> None:
+    store = TeacherStore(path)
+    for token in store.present:
+        store.verify(token)
+
+
+def resume(path: Path) -> None:
     writer = open_writer(path)
     write(writer, *writer.missing(TOKENS))
-    assert contents(path) == expected
 
 
 def test_killed_before_every_single_file_operation(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     path = tmp_path / "killed.zarr"
-    step, exit_code = 0, -signal.SIGKILL
     write(open_writer(path), *TOKENS)
+    step, exit_code = 0, -signal.SIGKILL
 
     def overwrite() -> None:
         die_at(step)
@@ -76,9 +76,12 @@ def test_killed_before_every_single_file_operation(tmp_path: Path, uninterrupted
 
     while exit_code == -signal.SIGKILL:
         step += 1
+        open_writer(path).write(TOKENS[2], *teacher_output("99"))
         exit_code = in_process(overwrite)
         assert TeacherStore(path).present >= set(TOKENS) - {TOKENS[2]}
-        check_and_resume(path, uninterrupted)
+        verify_present(path)
+        write(open_writer(path), TOKENS[2])
+        assert contents(path) == uninterrupted
     assert exit_code == 0
     assert step > 20  # 5 files, each opened, synced, renamed and its folder synced
 
@@ -93,14 +96,15 @@ def test_killed_while_creating(tmp_path: Path, uninterrupted: dict[str, bytes]) 
     while exit_code == -signal.SIGKILL:
         step += 6
         exit_code = in_process(create)
-        check_and_resume(tmp_path / f"killed-{step}.zarr", uninterrupted)
+        resume(tmp_path / f"killed-{step}.zarr")
+        assert contents(tmp_path / f"killed-{step}.zarr") == uninterrupted
     assert exit_code == 0
     assert step > 12
 
 
 def test_killed_at_random_moments(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     path, moments = tmp_path / "killed.zarr", random.Random(0)
-    open_writer(path)
+    write(open_writer(path), *TOKENS)
 
     def dump_forever() -> None:
         writer = open_writer(path)
@@ -113,11 +117,10 @@ def test_killed_at_random_moments(tmp_path: Path, uninterrupted: dict[str, bytes
         time.sleep(moments.uniform(0.02, 0.12))
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
-        store = TeacherStore(path)
-        assert len(store.present) >= len(TOKENS) - 1 or len(store.present) >= 0
-        for token in store.present:
-            store.verify(token)
-    check_and_resume(path, uninterrupted)
+        assert len(TeacherStore(path).present) >= len(TOKENS) - 1  # all but the one in flight
+        verify_present(path)
+        resume(path)
+        assert contents(path) == uninterrupted
 
 
 def test_two_processes_create_and_fill_one_store(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
@@ -135,3 +138,24 @@ def test_two_processes_create_and_fill_one_store(tmp_path: Path, uninterrupted: 
     assert [process.exitcode for process in ranks] == [0, 0]
     assert contents(path) == uninterrupted
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["shared.zarr", "uninterrupted.zarr"]
+
+
+def test_a_sample_is_committed_when_all_its_chunks_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no kill can show, but a power cut would: each file synced, renamed, its folder synced; the record last."""
+    path, events, replace = tmp_path / "teacher.zarr", [], Path.replace
+    writer = open_writer(path)
+
+    def traced_replace(source: Path, target: Path) -> Path:
+        events.append(("rename", target))
+        return replace(source, target)
+
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: events.append(("sync", Path(os.readlink(f"/proc/self/fd/{handle}"))))
+    )
+    monkeypatch.setattr(Path, "replace", traced_replace)
+    write(writer, TOKENS[1])
+    expected = []
+    for array in ("voxel_logits", "voxel_semantics", "bev_probs", "bev_semantics", "checksums"):
+        (file,) = (path / array).glob("c.1.*")
+        expected += [("sync", file.with_name(file.name + ".partial")), ("rename", file), ("sync", file.parent)]
+    assert events == expected

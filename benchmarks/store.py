@@ -1,0 +1,129 @@
+"""What storing one keyframe costs: our store against the prototype's compressed float16 file, on the same output.
+
+    python benchmarks/store.py                     a synthetic teacher (--seed)
+    python benchmarks/store.py --input logits.npy  a real one: logits or log-probabilities (X, Y, Z, C), float
+
+Times are the best of several runs on one core, from files in the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+
+from distill.bev import bev_log_probs
+from distill.classes import OCC3D_CLASSES
+from distill.grids import OCC3D
+from distill.store import StoreIdentity, StoreWriter, TeacherStore
+
+TOKEN = "0" * 32
+
+
+def smooth_noise(generator: torch.Generator, shape: tuple[int, ...], cell: float) -> torch.Tensor:
+    """Noise of unit deviation that changes over `cell` voxels."""
+    coarse = torch.randn(1, 1, *(int(size / cell) + 2 for size in shape), generator=generator)
+    mode = "trilinear" if len(shape) == 3 else "bilinear"
+    noise = torch.nn.functional.interpolate(coarse, shape, mode=mode, align_corners=True)[0, 0]
+    return noise / noise.std()
+
+
+def synthetic_logits(seed: int) -> torch.Tensor:
+    """Logits (X, Y, Z, C) like a network's: confident air, fuzzy ground, walls and objects, noise in all classes."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y, z = OCC3D.shape
+    above_ground = torch.arange(z) - (3 + smooth_noise(generator, (x, y), 40)).unsqueeze(-1)
+    logits = torch.zeros(*OCC3D.shape, len(OCC3D_CLASSES))
+    for index, name in enumerate(OCC3D_CLASSES.names):
+        plan = smooth_noise(generator, (x, y), 12).unsqueeze(-1)
+        if name == "free":
+            logits[..., index] = 5 + 2.5 * above_ground.clamp(-1, 3)
+        elif name in ("driveable_surface", "other_flat", "sidewalk", "terrain"):
+            logits[..., index] = (6 + 4 * plan) * (-(above_ground**2)).exp()
+        else:
+            tall = 12 if name in ("manmade", "vegetation") else 3
+            logits[..., index] = 8 * (plan - 1.5).clamp(0, 1.5) * ((above_ground > 0) & (above_ground < tall)) - 2
+        logits[..., index] += 0.8 * smooth_noise(generator, OCC3D.shape, 4) + 0.3 * smooth_noise(
+            generator, OCC3D.shape, 1.5
+        )
+    return logits
+
+
+def cpu_name() -> str:
+    """The processor's name where Linux tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def best_ms(work: Callable[[], object], repeats: int = 7) -> float:
+    """Shortest of several runs, milliseconds, after one to warm up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return 1e3 * min(times)
+
+
+def kl(teacher: torch.Tensor, decoded: torch.Tensor, temperature: float) -> float:
+    """Mean KL(teacher || decoded) over voxels at a temperature, nats."""
+    p, q = ((values.double() / temperature).log_softmax(-1) for values in (teacher, decoded))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def measure(log_probs: torch.Tensor, folder: Path) -> None:
+    """Print the table."""
+    classes = log_probs.shape[-1]
+    identity = StoreIdentity("benchmark", "", {}, OCC3D, OCC3D_CLASSES.names[:classes])
+    writer = StoreWriter.open(folder / "teacher.zarr", identity, [TOKEN], ["scene-0000"])
+    voxel, bev = log_probs.numpy(), bev_log_probs(log_probs, free=classes - 1).exp().numpy()
+    write_ms = best_ms(lambda: writer.write(TOKEN, voxel, bev), repeats=3)
+    store = TeacherStore(writer.store.path)
+
+    file, channels_first = folder / "prototype.npz", voxel.transpose(3, 0, 1, 2).astype(np.float16)
+    npz_ms = best_ms(lambda: np.savez_compressed(file, logits=channels_first), repeats=1)
+    plain = zarr.open_array(store.path / "voxel_logits", mode="r")
+    sizes = {name: array.path(store.path, 0).stat().st_size for name, array in store.arrays.items()}
+
+    print(f"{'':38s}{'MB':>8s}{'write ms':>10s}{'read ms':>9s}")
+    rows: tuple[tuple[str, int, str, Callable[[], object]], ...] = (
+        ("prototype: savez_compressed float16", file.stat().st_size, f"{npz_ms:.0f}", lambda: np.load(file)["logits"]),
+        ("voxel_logits, to uint8 codes", sizes["voxel_logits"], "", lambda: store.codes(TOKEN)),
+        ("voxel_logits, to float16, plain zarr", sizes["voxel_logits"], "", lambda: plain[0]),
+        ("bev_probs", sizes["bev_probs"], "", lambda: store.bev_probs(TOKEN)),
+        ("voxel_semantics", sizes["voxel_semantics"], "", lambda: store.semantics(TOKEN)),
+    )
+    for name, size, written, read in rows:
+        print(f"{name:38s}{size / 1e6:8.2f}{written:>10s}{best_ms(read):9.1f}")
+    print(f"{'sample, all four arrays, fsynced':38s}{sum(sizes.values()) / 1e6:8.2f}{write_ms:10.0f}")
+    decoded = torch.from_numpy(store.log_prob_table[store.codes(TOKEN)])
+    for temperature in (1, 2):
+        print(f"mean KL(teacher || stored), T={temperature}: {kl(log_probs, decoded, temperature):.1e} nats")
+
+
+def main() -> None:
+    """Measure on the chosen teacher output."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logits = torch.from_numpy(np.load(options.input)) if options.input else synthetic_logits(options.seed)
+    source = options.input or f"synthetic, seed {options.seed}"
+    print(f"{source}, {tuple(logits.shape)}; one core of {os.cpu_count()}, {cpu_name()}")
+    with tempfile.TemporaryDirectory() as folder:
+        measure(logits.float().log_softmax(-1), Path(folder))
+
+
+if __name__ == "__main__":
+    main()
