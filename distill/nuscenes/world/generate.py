@@ -8,20 +8,19 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from distill.errors import InputError
 from distill.nuscenes.world.keyframe import KeyframeFacts, SceneId, write_keyframe
-from distill.nuscenes.world.materials import KERB
 from distill.nuscenes.world.scene import Scene
-from distill.nuscenes.world.tables import Tables, add_scene, shared_tables, write_tables
+from distill.nuscenes.world.tables import add_scene, shared_tables, write_tables
 
 GENERATOR_VERSION = 1  # raise it whenever the same configuration would give other bytes
 MANIFEST = "world.json"
@@ -71,30 +70,40 @@ def ensure_world(root: Path, config: WorldConfig, workers: int) -> None:
         workers: processes that render; 1 renders in this process.
 
     Raises:
-        InputError: `root` holds something else: another world, or files that are not a world.
+        InputError: `root` holds something else (another world, or files that are not a world) or cannot be written.
     """
     _check_config(config)
     root = root.absolute()
     if _is_ready(root, config):
         return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(root.with_name(f".{root.name}.lock")):
-        if _is_ready(root, config):
-            return
-        building = root.with_name(f".{root.name}.building")
-        if building.exists():
-            shutil.rmtree(building)
-        building.mkdir()
-        _generate(building, config, workers)
-        if root.exists():
-            root.rmdir()
-        os.replace(building, root)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(root.with_name(f".{root.name}.lock")):
+            if not _is_ready(root, config):
+                _make(root, config, workers)
+    except OSError as error:
+        raise InputError(
+            f"{root}: cannot write the demo world ({error}): free some space or choose another root"
+        ) from error
+
+
+def _make(root: Path, config: WorldConfig, workers: int) -> None:
+    building = root.with_name(f".{root.name}.building")
+    if building.exists():
+        shutil.rmtree(building)
+    building.mkdir()
+    _generate(building, config, workers)
+    if root.exists():
+        root.rmdir()
+    os.replace(building, root)
 
 
 def _check_config(config: WorldConfig) -> None:
-    width, height = config.image_size
-    if min(config.train_scenes + config.val_scenes, config.keyframes_per_scene, width, height) < 1:
-        raise InputError(f"data: a demo world needs scenes, keyframes and pixels, got {config}: give positive counts")
+    counts = (config.train_scenes, config.val_scenes)
+    if min(counts) < 0 or sum(counts) < 1 or min(config.keyframes_per_scene, *config.image_size) < 1:
+        raise InputError(f"data.world: scenes, keyframes and image_size must be positive, got {config}: correct them")
+    if not 1 <= config.jpeg_quality <= 95:
+        raise InputError(f"data.world: jpeg_quality is {config.jpeg_quality}: give 1 to 95")
 
 
 def _is_ready(root: Path, config: WorldConfig) -> bool:
@@ -127,10 +136,8 @@ def _generate(root: Path, config: WorldConfig, workers: int) -> None:
             facts[scene, keyframe] = fact
             bar.update()
     tables = shared_tables()
-    for identity in config.scenes():
-        of_scene = [facts[identity, k] for k in range(config.keyframes_per_scene)]
-        add_scene(tables, identity, _scene(identity, config), of_scene)
-        _write_map(root, tables, _scene(identity, config))
+    for scene in config.scenes():
+        add_scene(tables, scene, [facts[scene, k] for k in range(config.keyframes_per_scene)], config.image_size)
     splits = {split: [s.name for s in config.scenes() if s.split == split] for split in ("train", "val")}
     write_tables(root, tables, splits)
     (root / MANIFEST).write_text(json.dumps(config.manifest(), indent=1))
@@ -146,8 +153,16 @@ def _rendered(tasks: list[_Task], workers: int) -> Iterator[_Rendered]:
     if workers == 1:
         yield from map(_render, tasks[1:])
         return
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
-        yield from pool.imap_unordered(_render, tasks[1:])
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
+    try:
+        for future in as_completed([pool.submit(_render, task) for task in tasks[1:]]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "demo world: a rendering process was killed, out of memory? Free some and start again"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _render(task: _Task) -> _Rendered:
@@ -159,11 +174,3 @@ def _render(task: _Task) -> _Rendered:
 @lru_cache(maxsize=1)
 def _scene(identity: SceneId, config: WorldConfig) -> Scene:
     return Scene(identity.entropy, identity.number, config.keyframes_per_scene, config.image_size)
-
-
-def _write_map(root: Path, tables: Tables, scene: Scene) -> None:
-    """The drivable area as a nuScenes map mask: 0.1 m per pixel, y up."""
-    file = root / tables["map"][-1]["filename"]
-    file.parent.mkdir(exist_ok=True)
-    drivable = (scene.town.ground.materials < KERB).T[::-1]
-    Image.fromarray(np.where(drivable, 255, 0).astype(np.uint8)).save(file)

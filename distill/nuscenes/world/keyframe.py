@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from distill.nuscenes.world import sensors
+from distill.nuscenes.world.materials import KERB
 from distill.nuscenes.world.scene import PERIOD, Picture, Scene
 
 FIRST_TIMESTAMP = 1_700_000_000_000_000  # microseconds
@@ -36,6 +37,11 @@ class SceneId:
         """Seed of everything in the scene; splits never share one."""
         return (self.seed, ("train", "val").index(self.split), self.number)
 
+    @property
+    def map_file(self) -> str:
+        """The scene's map mask, relative to the root."""
+        return f"maps/{self.token('map')}.png"
+
     def timestamp(self, keyframe: int) -> int:
         """LiDAR time of a keyframe, microseconds."""
         order = ("train", "val").index(self.split) * 10_000 + self.number
@@ -53,9 +59,21 @@ def make_token(*parts: object) -> str:
 
 @dataclass(frozen=True)
 class Annotation:
-    """A box: instance number, pose of its bottom centre in the town, LiDAR points in it, visible share in [0, 1]."""
+    """A box of one keyframe.
+
+    Attributes:
+        instance: number of the thing within its scene.
+        category, attribute: nuScenes names; the attribute may be "".
+        size: (width, length, height), metres.
+        pose: bottom centre to town, float64 (4, 4).
+        points: LiDAR returns from it.
+        visible: share seen by the cameras, 0 to 1.
+    """
 
     instance: int
+    category: str
+    attribute: str
+    size: tuple[float, float, float]
     pose: np.ndarray
     points: int
     visible: float
@@ -73,14 +91,15 @@ class SensorFrame:
 
 @dataclass(frozen=True)
 class KeyframeFacts:
-    """What the tables need to know about a written keyframe."""
+    """What the tables need to know about a written keyframe: its files, its boxes and its weather's name."""
 
     sensors: list[SensorFrame]
     annotations: list[Annotation]
+    weather: str
 
 
 def write_keyframe(root: Path, identity: SceneId, scene: Scene, keyframe: int, jpeg_quality: int) -> KeyframeFacts:
-    """Render one keyframe into a dataroot."""
+    """Render one keyframe into a dataroot; the first of a scene also writes the scene's map."""
     frames, pictures = [], []
     for mount in sensors.CAMERAS:
         picture = scene.photograph(mount, keyframe)
@@ -98,7 +117,15 @@ def write_keyframe(root: Path, identity: SceneId, scene: Scene, keyframe: int, j
         _prepare(file), semantics=labels.semantics, mask_lidar=labels.mask_lidar, mask_camera=labels.mask_camera
     )
     points = np.bincount(sweep.instances[sweep.instances >= 0], minlength=len(scene.actors))
-    return KeyframeFacts(frames, _annotations(scene, keyframe, points, pictures))
+    if keyframe == 0:
+        _write_map(_prepare(root / identity.map_file), scene)
+    return KeyframeFacts(frames, _annotations(scene, keyframe, points, pictures), scene.weather.name)
+
+
+def _write_map(file: Path, scene: Scene) -> None:
+    """The drivable area as a nuScenes map mask: 0.1 m per pixel, y up."""
+    drivable = (scene.town.ground.materials < KERB).T[::-1]
+    Image.fromarray(np.where(drivable, 255, 0).astype(np.uint8)).save(file)
 
 
 def _prepare(file: Path) -> Path:
@@ -119,8 +146,9 @@ def _annotations(scene: Scene, keyframe: int, points: np.ndarray, pictures: list
     for number, actor in enumerate(scene.actors):
         pose = actor.pose(scene.town, time)
         if points[number] and np.linalg.norm(pose[:2, 3] - ego) < ANNOTATION_RANGE:
-            visible = _visible_share(pose, actor.model.size, pictures)
-            found.append(Annotation(number, pose, int(points[number]), visible))
+            model, count = actor.model, int(points[number])
+            visible = _visible_share(pose, model.size, pictures)
+            found.append(Annotation(number, model.category, actor.attribute, model.size, pose, count, visible))
     return found
 
 

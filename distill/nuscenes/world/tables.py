@@ -11,9 +11,8 @@ import numpy as np
 from pyquaternion import Quaternion
 
 from distill.nuscenes.world import sensors
-from distill.nuscenes.world.keyframe import KeyframeFacts, SceneId, make_token
+from distill.nuscenes.world.keyframe import Annotation, KeyframeFacts, SceneId, make_token
 from distill.nuscenes.world.models import CATEGORY_CLASS
-from distill.nuscenes.world.scene import Scene
 
 VERSION = "v1.0-demo"
 
@@ -50,7 +49,7 @@ def _named(table: str, name: str) -> Row:
     return {"token": make_token(table, name), "name": name, "description": ""}
 
 
-def add_scene(tables: Tables, identity: SceneId, scene: Scene, facts: list[KeyframeFacts]) -> None:
+def add_scene(tables: Tables, identity: SceneId, facts: list[KeyframeFacts], image_size: tuple[int, int]) -> None:
     """Append the rows of one recorded scene."""
     token = identity.token
     samples = [token("sample", k) for k in range(len(facts))]
@@ -68,7 +67,7 @@ def add_scene(tables: Tables, identity: SceneId, scene: Scene, facts: list[Keyfr
             "token": token("map"),
             "log_tokens": [token("log")],
             "category": "semantic_prior",
-            "filename": f"maps/{token('map')}.png",
+            "filename": identity.map_file,
         }
     )
     tables["scene"].append(
@@ -79,23 +78,23 @@ def add_scene(tables: Tables, identity: SceneId, scene: Scene, facts: list[Keyfr
             "first_sample_token": samples[0],
             "last_sample_token": samples[-1],
             "name": identity.name,
-            "description": f"Procedural town, {scene.weather.name}",
+            "description": f"Procedural town, {facts[0].weather}",
         }
     )
     for k, sample in enumerate(samples):
         row = {"token": sample, "timestamp": identity.timestamp(k), "scene_token": token("scene")}
         tables["sample"].append(row | _links(samples, k))
-    tables["calibrated_sensor"] += _calibration(identity, scene)
-    _add_sensor_frames(tables, identity, scene, facts, samples)
-    _add_annotations(tables, identity, scene, facts, samples)
+    tables["calibrated_sensor"] += _calibration(identity, image_size)
+    _add_sensor_frames(tables, identity, facts, samples, image_size)
+    _add_annotations(tables, identity, facts, samples)
 
 
 def _links(tokens: list[str], k: int) -> Row:
     return {"prev": tokens[k - 1] if k > 0 else "", "next": tokens[k + 1] if k + 1 < len(tokens) else ""}
 
 
-def _calibration(identity: SceneId, scene: Scene) -> list[Row]:
-    mounts = [(c.channel, c.camera2ego(), c.intrinsics(scene.size).tolist()) for c in sensors.CAMERAS]
+def _calibration(identity: SceneId, image_size: tuple[int, int]) -> list[Row]:
+    mounts = [(c.channel, c.camera2ego(), c.intrinsics(image_size).tolist()) for c in sensors.CAMERAS]
     return [
         {
             "token": identity.token("calibrated_sensor", channel),
@@ -108,7 +107,11 @@ def _calibration(identity: SceneId, scene: Scene) -> list[Row]:
 
 
 def _add_sensor_frames(
-    tables: Tables, identity: SceneId, scene: Scene, facts: list[KeyframeFacts], samples: list[str]
+    tables: Tables,
+    identity: SceneId,
+    facts: list[KeyframeFacts],
+    samples: list[str],
+    image_size: tuple[int, int],
 ) -> None:
     for number in range(len(facts[0].sensors)):
         channel = facts[0].sensors[number].channel
@@ -126,48 +129,50 @@ def _add_sensor_frames(
                     "timestamp": frame.timestamp,
                     "fileformat": "jpg" if picture else "pcd",
                     "is_key_frame": True,
-                    "height": scene.size[1] if picture else 0,
-                    "width": scene.size[0] if picture else 0,
+                    "height": image_size[1] if picture else 0,
+                    "width": image_size[0] if picture else 0,
                     "filename": frame.file,
                     **_links(tokens, k),
                 }
             )
 
 
-def _add_annotations(
-    tables: Tables, identity: SceneId, scene: Scene, facts: list[KeyframeFacts], samples: list[str]
-) -> None:
-    seen: dict[int, list[tuple[int, Row]]] = {}
+def _add_annotations(tables: Tables, identity: SceneId, facts: list[KeyframeFacts], samples: list[str]) -> None:
+    chains: dict[int, list[Row]] = {}
+    categories: dict[int, str] = {}
     for k, fact in enumerate(facts):
         for box in fact.annotations:
-            actor = scene.actors[box.instance]
-            pose = box.pose.copy()
-            pose[2, 3] += 0.5 * actor.model.size[2]
-            level = next(n for n, (limit, _) in enumerate(_VISIBILITY, start=1) if box.visible <= limit)
-            row = {
-                "token": identity.token("sample_annotation", box.instance, k),
-                "sample_token": samples[k],
-                "instance_token": identity.token("instance", box.instance),
-                "visibility_token": str(level),
-                "attribute_tokens": [make_token("attribute", actor.attribute)] if actor.attribute else [],
-                "size": list(actor.model.size),
-                "num_lidar_pts": box.points,
-                "num_radar_pts": 0,
-                **_pose(pose),
-            }
-            seen.setdefault(box.instance, []).append((k, row))
-    for instance, boxes in seen.items():
-        tokens = [row["token"] for _, row in boxes]
+            chains.setdefault(box.instance, []).append(_annotation(identity, box, samples[k], k))
+            categories[box.instance] = box.category
+    for instance, chain in chains.items():
+        tokens = [row["token"] for row in chain]
         tables["instance"].append(
             {
                 "token": identity.token("instance", instance),
-                "category_token": make_token("category", scene.actors[instance].model.category),
+                "category_token": make_token("category", categories[instance]),
                 "nbr_annotations": len(tokens),
                 "first_annotation_token": tokens[0],
                 "last_annotation_token": tokens[-1],
             }
         )
-        tables["sample_annotation"] += [row | _links(tokens, n) for n, (_, row) in enumerate(boxes)]
+        tables["sample_annotation"] += [row | _links(tokens, n) for n, row in enumerate(chain)]
+
+
+def _annotation(identity: SceneId, box: Annotation, sample: str, keyframe: int) -> Row:
+    """One box, without the links to the boxes before and after it."""
+    pose = box.pose.copy()
+    pose[2, 3] += 0.5 * box.size[2]
+    return {
+        "token": identity.token("sample_annotation", box.instance, keyframe),
+        "sample_token": sample,
+        "instance_token": identity.token("instance", box.instance),
+        "visibility_token": str(next(n for n, (limit, _) in enumerate(_VISIBILITY, start=1) if box.visible <= limit)),
+        "attribute_tokens": [make_token("attribute", box.attribute)] if box.attribute else [],
+        "size": list(box.size),
+        "num_lidar_pts": box.points,
+        "num_radar_pts": 0,
+        **_pose(pose),
+    }
 
 
 def _pose(pose: np.ndarray) -> Row:
