@@ -175,23 +175,24 @@ def lovasz_softmax(probs_VC: torch.Tensor, labels_V: torch.Tensor) -> torch.Tens
     Returns:
         A scalar in [0, 1]; 0 without voxels.
     """
-    present_P = labels_V.bincount(minlength=probs_VC.shape[1]).nonzero().squeeze(1)
-    foreground_PV = labels_V == present_P.unsqueeze(1)
-    errors_PV = (foreground_PV.to(probs_VC.dtype) - probs_VC.index_select(1, present_P).T).abs()
+    present = labels_V.bincount(minlength=probs_VC.shape[1]).nonzero().flatten().tolist()
+    losses = [_lovasz_binary(probs_V, labels_V == id) for id, probs_V in enumerate(probs_VC.unbind(1)) if id in present]
+    return torch.stack(losses).mean() if losses else probs_VC.sum()
+
+
+def _lovasz_binary(probs_V: torch.Tensor, foreground_V: torch.Tensor) -> torch.Tensor:
+    """The Lovász hinge of one class that is present: errors, weighed by what each adds to the Jaccard loss."""
+    errors_V = torch.where(foreground_V, 1 - probs_V, probs_V)
     with torch.no_grad():
-        order_PV = errors_PV.argsort(dim=1, descending=True)
-        gradient_PV = _jaccard_gradient(foreground_PV.gather(1, order_PV).to(probs_VC.dtype))
-        gradient_PV = torch.empty_like(gradient_PV).scatter_(1, order_PV, gradient_PV)
-    return (errors_PV * gradient_PV).sum() / max(len(present_P), 1)
-
-
-def _jaccard_gradient(foreground_PV: torch.Tensor) -> torch.Tensor:
-    """What each voxel, in the order of falling error, adds to the Jaccard loss of its class."""
-    total_P1 = foreground_PV.sum(1, keepdim=True)
-    missed_PV = foreground_PV.cumsum(1)
-    union_PV = total_P1 + (1 - foreground_PV).cumsum(1)
-    jaccard_PV = 1 - (total_P1 - missed_PV) / union_PV
-    return jaccard_PV.diff(dim=1, prepend=torch.zeros_like(total_P1))
+        # in the order of falling error the Jaccard loss is 1 after the last foreground voxel: the rest adds nothing
+        index_K = (errors_V >= errors_V[foreground_V].min()).nonzero().squeeze(1)
+        index_K = index_K[errors_V[index_K].argsort(descending=True)]
+        foreground_K = foreground_V[index_K].to(probs_V.dtype)
+        total = foreground_K.sum()
+        jaccard_K = 1 - (total - foreground_K.cumsum(0)) / (total + (1 - foreground_K).cumsum(0))
+        weights_V = torch.zeros_like(errors_V)
+        weights_V[index_K] = jaccard_K.diff(prepend=jaccard_K.new_zeros(1))
+    return (errors_V * weights_V).sum()
 
 
 def depth_cross_entropy(

@@ -153,11 +153,10 @@ def test_masks_are_what_rays_see(root, devkit):
 def test_every_class_occurs_in_both_splits():
     for split in (0, 1):
         seen = set()
-        for number in range(3):
-            scene = Scene((0, split, number), number, 3, (64, 36))
-            for keyframe in (0, 2):
-                labels = scene.labels(keyframe)
-                seen |= set(np.unique(labels.semantics[labels.mask_camera == 1]))
+        for number in range(2):
+            scene = Scene((0, split, number), number, 1, (64, 36))
+            labels = scene.labels(0)
+            seen |= set(np.unique(labels.semantics[labels.mask_camera == 1]))
         assert seen == set(range(len(OCC3D_CLASSES)))
 
 
