@@ -57,7 +57,10 @@ class Checkpoint:
         Raises:
             InputError: the weights do not fit the network that the configuration describes.
         """
-        network = instantiate(OmegaConf.create({"root": self.config["student"]["network"]}).root)
+        description = OmegaConf.create({"network": self.config["student"]["network"]}).network
+        if "encoder" in description:
+            description.encoder.weights = "none"  # pretrained weights are in `state`; their file may be gone
+        network = instantiate(description)
         load_strictly(network, self.state, str(self.path))
         return network.eval()
 
