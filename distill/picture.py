@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from distill.classes import OCC3D_CLASSES as CLASSES
 from distill.grids import OCC3D as GRID
-from distill.nuscenes.index import CAMERAS
+from distill.nuscenes.layout import CAMERAS
 
 INK, PAPER = (38, 42, 51), (255, 255, 255)
 UNSEEN, EMPTY, LINE = (231, 233, 237), (248, 249, 250), (222, 225, 230)

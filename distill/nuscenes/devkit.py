@@ -18,7 +18,7 @@ from nuscenes.utils.splits import create_splits_scenes
 from pyquaternion import Quaternion
 
 from distill.errors import InputError
-from distill.nuscenes.index import CAMERAS, LIDAR, check_version
+from distill.nuscenes.layout import CAMERAS, LIDAR, check_version
 
 # The devkit's split lists are about these versions; scene-0061 of v1.0-mini is not "the train split".
 _VERSION_SPLITS = {

@@ -19,16 +19,10 @@ from typing import overload
 import numpy as np
 
 from distill.errors import InputError
-
-CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
-LIDAR = "LIDAR_TOP"
+from distill.nuscenes.layout import CAMERAS, SHORT_NAMES, check_version
 
 # Part of the cache key: raise it whenever the meaning or layout of the records changes.
 _FORMAT = 1
-
-
-# what a version calls its own training and validation split
-SHORT_NAMES = {("v1.0-mini", "train"): "mini_train", ("v1.0-mini", "val"): "mini_val"}
 
 
 @dataclass(frozen=True)
@@ -242,18 +236,6 @@ def load_index(root: Path, version: str, cache_dir: Path) -> NuScenesIndex:
     except (ValueError, EOFError) as error:
         raise InputError(f"{cached}: not an index of keyframes any more ({error}): delete this file") from error
     return NuScenesIndex(root, version, records)
-
-
-def check_version(root: Path, version: str) -> None:
-    """Raise InputError unless `root` is a folder with this version's tables, naming the versions there are."""
-    if not root.is_dir():
-        raise InputError(f"no nuScenes dataroot at {root}: no such folder")
-    if not (root / version / "sample.json").is_file():
-        versions = sorted(table.parent.name for table in root.glob("*/sample.json"))
-        raise InputError(
-            f"no nuScenes version {version!r} in {root} (a folder with sample.json): "
-            f"it has {', '.join(versions) or 'no version at all'}"
-        )
 
 
 def _fingerprint(root: Path, version: str) -> str:

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw
 from distill.errors import InputError
 from distill.nuscenes.devkit import open_devkit, read_tables
 from distill.nuscenes.frames import FrameDataset
-from distill.nuscenes.index import CAMERAS, Keyframe, NuScenesIndex
+from distill.nuscenes.index import Keyframe, NuScenesIndex
+from distill.nuscenes.layout import CAMERAS
 from distill.nuscenes.points import project
 
 IMAGE_SIZE = (450, 800)

@@ -4,7 +4,7 @@ import pytest
 from distill import picture
 from distill.classes import OCC3D_CLASSES
 from distill.grids import OCC3D
-from distill.nuscenes.index import CAMERAS
+from distill.nuscenes.layout import CAMERAS
 
 FREE, CAR, PEDESTRIAN, BUS = 17, 4, 7, 3
 SIZE = (300, 200)

@@ -93,7 +93,7 @@ def test_half_precision_is_summed_in_float32():
 
 TWINS = """
 import torch
-from kernels import bev_pool as reference, bev_pool_triton as twin
+from kernels.bev_pool import reference, triton as twin
 
 for seed, pixels, bins, channels, cells in ((0, 7, 5, 6, 11), (1, 4, 40, 33, 3), (2, 3, 16, 8, 50)):
     torch.manual_seed(seed)

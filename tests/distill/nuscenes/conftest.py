@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pyquaternion import Quaternion
 
-from distill.nuscenes.index import CAMERAS, LIDAR
+from distill.nuscenes.layout import CAMERAS, LIDAR
 
 REAL = Path(__file__).parents[4] / "shared/realdata"
 VERSION = "v1.0-tiny"

@@ -7,7 +7,8 @@ from pyquaternion import Quaternion
 
 import distill.nuscenes.devkit as devkit
 from distill.errors import InputError
-from distill.nuscenes.index import CAMERAS, load_index
+from distill.nuscenes.index import load_index
+from distill.nuscenes.layout import CAMERAS
 
 VERSION = "v1.0-tiny"
 

@@ -1,4 +1,4 @@
-"""Triton twin of `kernels.bev_pool.splat` and `gather`; same letters, same results, no atomics.
+"""Triton twin of `kernels.bev_pool.reference`; same letters, same results, no atomics.
 
 The forward kernel walks the points of one BEV cell, the backward kernel the depth bins of one image cell.
 """
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.bev_pool import sort_by_cell
+from kernels.bev_pool.reference import sort_by_cell
 
 _POINTS = 16  # points handled at once
 

@@ -1,0 +1,25 @@
+"""What every nuScenes dataroot has: its sensors and its versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distill.errors import InputError
+
+CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
+LIDAR = "LIDAR_TOP"
+
+# what a version calls its own training and validation split
+SHORT_NAMES = {("v1.0-mini", "train"): "mini_train", ("v1.0-mini", "val"): "mini_val"}
+
+
+def check_version(root: Path, version: str) -> None:
+    """Raise InputError unless `root` is a folder with this version's tables, naming the versions there are."""
+    if not root.is_dir():
+        raise InputError(f"no nuScenes dataroot at {root}: no such folder")
+    if not (root / version / "sample.json").is_file():
+        versions = sorted(table.parent.name for table in root.glob("*/sample.json"))
+        raise InputError(
+            f"no nuScenes version {version!r} in {root} (a folder with sample.json): "
+            f"it has {', '.join(versions) or 'no version at all'}"
+        )
