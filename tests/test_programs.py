@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import SMALL_STUDENT, Workshop
 from PIL import Image
+from workshop import SMALL_STUDENT, Workshop
 
 from distill.store import TeacherStore
 

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import BIN, Workshop
+from workshop import BIN, Workshop
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 COMMANDS = re.findall(r"^\$ (occ-.+)$", README, re.MULTILINE)
