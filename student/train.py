@@ -109,6 +109,7 @@ def training_loader(config: DictConfig, keyframes: Keyframes, stores: list[Teach
         num_workers=config.trainer.workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or starting an epoch would draw from the random state that a resumed run restores
     )
 
 
@@ -122,7 +123,13 @@ def validation(config: DictConfig, index: NuScenesIndex, device: torch.device) -
     classes = instantiate(config.classes)
 
     def score(network: nn.Module) -> OccupancyScore:
-        loader = DataLoader(frames, batch_size=1, num_workers=min(1, config.trainer.workers), collate_fn=collate)
+        loader = DataLoader(
+            frames,
+            batch_size=1,
+            num_workers=min(1, config.trainer.workers),
+            collate_fn=collate,
+            generator=torch.Generator(),
+        )
         return score_network(network, loader, classes, device)
 
     return score

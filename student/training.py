@@ -92,6 +92,9 @@ class Trainer:
         """Train from wherever this trainer stands to the last epoch."""
         for epoch in range(len(self.history), self.config.epochs):
             self._train_epoch(epoch)
+            if ranks.world_size() > 1:  # ranks see different frames, so their batch-norm statistics differ a little
+                for value in self.ema.module.state_dict().values():
+                    dist.broadcast(value, src=0)
             score = self.validate(self.ema.module)
             self._close_epoch(epoch, score)
         if self.board is not None:

@@ -94,10 +94,14 @@ def main(config: DictConfig) -> None:
     mine = chosen[ranks.rank() :: ranks.world_size()]
     todo = outstanding(config, writer, mine)
     say(f"{len(mine) - len(todo)} of {len(mine)} keyframes are present in {config.store.path}, {len(todo)} to dump")
+    if not todo:
+        say(writer.summary())
+        return
     device = ranks.device(config.device)
     gate = Gate(config.gate.min_miou, config.gate.after, classes)
     Dump(config, teacher.to(device), writer, gate, device).run(index.select(todo))
-    say(f"dumped {len(todo)} keyframes, teacher mIoU {gate.miou:.2f} on {gate.labelled} labelled; {writer.summary()}")
+    say(f"dumped {len(todo)} keyframes; teacher mIoU {gate.miou:.2f} on the {gate.labelled} labelled ones")
+    say(writer.summary())
 
 
 def open_writer(config: DictConfig, index: NuScenesIndex, teacher: Teacher) -> StoreWriter:

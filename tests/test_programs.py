@@ -67,6 +67,16 @@ def test_a_trained_student_serves_as_teacher(workshop, trained):
     assert store.attrs["teacher"] == "own"
 
 
+def test_frames_without_labels_are_dumped_and_distilled_from(copy):
+    shutil.rmtree(copy.folder / "stores")
+    shutil.rmtree(copy.folder / "data/demo/gts/demo-train-000")
+    assert "on the 4 labelled ones" in copy.ok("occ-dump", "gate.min_miou=1")
+    copy.ok("occ-train-student", *SMALL_STUDENT, "trainer.epochs=1", "output=runs/unlabelled")
+    history = (copy.folder / "runs/unlabelled/metrics.jsonl").read_text()
+    assert json.loads(history)["train_ce"] == 0
+    assert json.loads(history)["train_kd_voxel"] > 0
+
+
 # --- resuming
 
 
@@ -146,6 +156,8 @@ def test_two_ranks_train_and_score_like_one(workshop, trained):
         ("occ-train-student", ["store.paths=[nowhere.zarr]"], "nowhere.zarr"),
         ("occ-train-student", ["trainer.max_samples=1", "trainer.batch_size=2"], "batch"),
         ("occ-train-student", ["kd.loss.mask=nonsense"], "nonsense"),
+        ("occ-train-student", ["output=/proc/nowhere"], "/proc/nowhere"),
+        ("occ-dump", ["store.path=/proc/nowhere/s.zarr"], "/proc/nowhere"),
         ("occ-eval", ["checkpoint=none.pt"], "none.pt"),
         ("occ-eval", [], "checkpoint"),
     ],
