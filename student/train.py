@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,11 @@ def training_loader(config: DictConfig, keyframes: Keyframes, stores: list[Teach
         num_workers=config.trainer.workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or starting an epoch would draw from the random state that a resumed run restores
+        generator=torch.Generator(),  # the global random state belongs to the network: a resumed run restores it
     )
 
 
-def validation(config: DictConfig, index: NuScenesIndex, device: torch.device) -> Any:
+def validation(config: DictConfig, index: NuScenesIndex, device: torch.device) -> Callable[[nn.Module], OccupancyScore]:
     """A function that scores a network on the validation split, without teacher and augmentation."""
     keyframes = index.keyframes("val")[: config.trainer.max_val_samples]
     ranks.check_enough(len(keyframes), "validation keyframes")
