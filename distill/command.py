@@ -71,7 +71,9 @@ def user_mistake(error: BaseException | None) -> str | None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    # an exception from a loader worker arrives as the text of its traceback, which ends with the message
+    name = f"{type(error).__module__}.{type(error).__qualname__}: "
+    return " ".join(str(error).rpartition(name)[2].split())
 
 
 def _leave(message: str, code: int) -> None:

@@ -58,15 +58,15 @@ def evaluate(
     pictured = spread(mine, config.panels)
     scores = {"student": OccupancyScore(report.classes), "teacher": OccupancyScore(report.classes)}
     progress = tqdm(total=len(mine), desc="evaluate", unit="keyframe", disable=ranks.rank() != 0)
-    for batch in loader:
-        for sample in predictions(network, batch, stores, device):
-            if sample["labelled"]:
-                for who in scores.keys() & sample.keys():
-                    scores[who].update(sample[who], sample["semantics"], sample["mask_camera"])
-            if sample["token"] in pictured:
-                report.add_panel(pictured[sample["token"]], sample)
-            progress.update()
-    progress.close()
+    with progress:
+        for batch in loader:
+            for sample in predictions(network, batch, stores, device):
+                if sample["labelled"]:
+                    for who in scores.keys() & sample.keys():
+                        scores[who].update(sample[who], sample["semantics"], sample["mask_camera"])
+                if sample["token"] in pictured:
+                    report.add_panel(pictured[sample["token"]], sample)
+                progress.update()
     for score in scores.values():
         score.all_reduce()
     if ranks.rank() == 0:

@@ -114,16 +114,16 @@ class Trainer:
         )
         began = waited_from = time.perf_counter()
         waited = 0.0
-        for batch in self.loader:
-            waited += time.perf_counter() - waited_from
-            terms = self._train_step(to_device(batch, self.device))
-            progress.update()
-            share = waited / (time.perf_counter() - began)
-            progress.set_postfix_str(f"loss {terms['loss']:.3f}, {share:.0%} waiting for data")
-            if self.step % self.config.checkpoint_every == 0:
-                self.save("last.pt")
-            waited_from = time.perf_counter()
-        progress.close()
+        with progress:
+            for batch in self.loader:
+                waited += time.perf_counter() - waited_from
+                terms = self._train_step(to_device(batch, self.device))
+                progress.update()
+                share = waited / (time.perf_counter() - began)
+                progress.set_postfix_str(f"loss {terms['loss']:.3f}, {share:.0%} waiting for data")
+                if self.step % self.config.checkpoint_every == 0:
+                    self.save("last.pt")
+                waited_from = time.perf_counter()
 
     def _train_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """One optimiser step; returns the loss terms of this rank."""

@@ -44,8 +44,8 @@ class Dump:
             collate_fn=collate,
         )
         progress = tqdm(total=len(keyframes), desc="dump", unit="keyframe", disable=ranks.rank() != 0)
-        with ThreadPoolExecutor(self.config.dump.writers) as pool:
-            writing: deque[Future[None]] = deque()
+        writing: deque[Future[None]] = deque()
+        with progress, ThreadPoolExecutor(self.config.dump.writers) as pool:
             for batch in loader:
                 for sample in self._predict(to_device(batch, self.device)):
                     writing.append(pool.submit(self.writer.write, **sample))
@@ -56,7 +56,6 @@ class Dump:
                 progress.set_postfix_str(f"mIoU {self.gate.miou:.1f}")
             for future in writing:
                 future.result()
-        progress.close()
 
     def _predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """Ask the teacher and the gate about a batch; arguments of `StoreWriter.write` for each sample."""

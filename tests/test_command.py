@@ -4,6 +4,8 @@ import pytest
 from hydra.errors import ConfigCompositionException, InstantiationException
 from omegaconf.errors import ConfigAttributeError
 
+from torch.utils.data import DataLoader
+
 from distill.command import user_mistake
 from distill.errors import InputError
 
@@ -15,6 +17,16 @@ def chained(outer: Exception, inner: Exception) -> Exception:
 
 def test_an_input_error_is_its_own_message():
     assert user_mistake(InputError("no such file:\n  a.npz")) == "no such file: a.npz"
+
+
+def test_an_input_error_from_a_loader_worker_is_its_own_message_again():
+    def fail(_):
+        raise InputError("labels.npz: no semantics")
+
+    loader = DataLoader([0], num_workers=1, collate_fn=fail)
+    with pytest.raises(InputError) as raised:
+        list(loader)
+    assert user_mistake(raised.value) == "labels.npz: no semantics"
 
 
 def test_an_input_error_inside_an_instantiation_is_found():
