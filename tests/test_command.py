@@ -3,7 +3,6 @@
 import pytest
 from hydra.errors import ConfigCompositionException, InstantiationException
 from omegaconf.errors import ConfigAttributeError
-
 from torch.utils.data import DataLoader
 
 from distill.command import user_mistake

@@ -155,7 +155,7 @@ def test_two_ranks_train_and_score_like_one(workshop, trained):
         ("occ-train-student", ["student=nonsense"], "nonsense"),
         ("occ-train-student", ["store.paths=[nowhere.zarr]"], "nowhere.zarr"),
         ("occ-train-student", ["trainer.max_samples=1", "trainer.batch_size=2"], "batch"),
-        ("occ-train-student", ["kd.loss.mask=nonsense"], "nonsense"),
+        ("occ-train-student", ["experiment=demo", "kd.loss.mask=nonsense"], "nonsense"),
         ("occ-train-student", ["output=/proc/nowhere"], "/proc/nowhere"),
         ("occ-dump", ["store.path=/proc/nowhere/s.zarr"], "/proc/nowhere"),
         ("occ-eval", ["checkpoint=none.pt"], "none.pt"),
