@@ -47,8 +47,9 @@ class LiftSplat(nn.Module):
         self.depth_range = (float(depth_range[0]), float(depth_range[1]))
         self.split = (depth_bins, channels)
         self.bev_shape = (grid.shape[0] // bev_stride, grid.shape[1] // bev_stride)
+        self.voxel_size = grid.voxel_size
         self.conv = conv_norm_act(in_channels, in_channels, 3)
-        self.depth_and_context = nn.Conv2d(in_channels, sum(self.split), 1)
+        self.depth_and_context = nn.Conv2d(in_channels + depth_bins, sum(self.split), 1)
         lower, upper = self.depth_range
         centres_D = lower + (torch.arange(depth_bins) + 0.5) * (upper - lower) / depth_bins
         self.register_buffer("depth_centres", centres_D, persistent=False)
@@ -68,16 +69,28 @@ class LiftSplat(nn.Module):
         Returns:
             float32 (B, C, X / bev_stride, Y / bev_stride), and depth logits (B, N, D, H, W).
         """
-        raw_BCHW = self.depth_and_context(self.conv(feat_BNCHW.flatten(0, 1)))
-        depth_BNDHW, context_BNCHW = raw_BCHW.unflatten(0, feat_BNCHW.shape[:2]).split(self.split, dim=2)
         height, width = feat_BNCHW.shape[-2:]
         with torch.autocast(feat_BNCHW.device.type, enabled=False):
             points = frustum(height, width, stride, self.depth_centres, intrinsics.float(), cam2ego.float())
-            cell_BNDHW = self.cells(points)
+            ground_BNDHW = self.near_ground(points)
+        conv_BCHW = self.conv(feat_BNCHW.flatten(0, 1))
+        raw_BCHW = self.depth_and_context(torch.cat([conv_BCHW, ground_BNDHW.flatten(0, 1).to(conv_BCHW.dtype)], 1))
+        depth_BNDHW, context_BNCHW = raw_BCHW.unflatten(0, feat_BNCHW.shape[:2]).split(self.split, dim=2)
+        with torch.autocast(feat_BNCHW.device.type, enabled=False):
             x, y = self.bev_shape
             probs_BNDHW = depth_BNDHW.float().softmax(2)
-            bev_BCK = bev_pool(probs_BNDHW, context_BNCHW, cell_BNDHW, x * y)
+            bev_BCK = bev_pool(probs_BNDHW, context_BNCHW, self.cells(points), x * y)
         return bev_BCK.unflatten(2, (x, y)), depth_BNDHW
+
+    def near_ground(self, points: Tensor) -> Tensor:
+        """How near each frustum point is to the plane z = 0, 1 on it and 0 a voxel or more away, (B, N, D, H, W).
+
+        Calibration tells where a ray would meet a flat road; the depth head starts from there, as BEVDepth's (Li et
+        al. 2023) does from its camera parameters. Points between two bins count by half.
+        """
+        z_BNDHW = points[..., 2]
+        step_BNDHW = (z_BNDHW[:, :, 1:] - z_BNDHW[:, :, :-1]).abs().mean(2, keepdim=True)
+        return (1 - z_BNDHW.abs() / step_BNDHW.clamp_min(self.voxel_size)).clamp_min(0)
 
     def cells(self, points: Tensor) -> Tensor:
         """The BEV cell x * Y + y of ego points (..., 3), int64; -1 outside the grid."""

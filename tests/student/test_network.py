@@ -25,8 +25,20 @@ FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 def lift(channels=2, bev_stride=1, grid=OCC3D):
     """A lift that takes its input for depth scores and context."""
     module = LiftSplat(4, channels, DEPTH_RANGE, BINS, bev_stride, grid)
-    module.conv = module.depth_and_context = nn.Identity()
+    module.conv = nn.Identity()
+    module.depth_and_context = TakeFirst(BINS + channels)
     return module
+
+
+class TakeFirst(nn.Module):
+    """Passes its first channels, which leaves the hint about the ground out."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x_BCHW):
+        return x_BCHW[:, : self.channels]
 
 
 def camera(yaw=0.0, position=(0.0, 0.0, 1.5), focal=60.0):
@@ -90,6 +102,18 @@ def test_points_above_below_and_beside_the_grid_are_dropped(position):
     row = 1 if position[2] > 5 else 2  # above the horizon: the point is higher than the camera
     bev_BCXY, _ = splat(lift(), one_point(row, 3, 2), camera(position=position))
     assert not bev_BCXY.any()
+
+
+def test_the_hint_marks_where_a_ray_meets_the_road():
+    module = lift()
+    height, slope = 1.5, 0.1
+    z = height - slope * module.depth_centres  # meets the road at 15 m, between the bins at 10 and 16 m
+    points = torch.stack([torch.zeros(BINS), torch.zeros(BINS), z], -1).view(1, 1, BINS, 1, 1, 3)
+    hint = module.near_ground(points).flatten()
+    assert hint.argmax() == (module.depth_centres - 15).abs().argmin()
+    assert torch.allclose(hint.sum(), torch.tensor(1.0), atol=1e-5)  # two neighbours share a crossing between them
+    upwards = module.near_ground(points * torch.tensor([1.0, 1.0, 0.0]) + torch.tensor([0.0, 0.0, 3.0]))
+    assert not upwards.any()
 
 
 def test_the_sum_is_not_normalised():
