@@ -14,7 +14,7 @@ SHELL := /bin/bash
 demo: .venv/.ready
 	$(BIN)/occ-dump
 	$(BIN)/occ-train-student experiment=demo
-	$(BIN)/occ-eval checkpoint=runs/demo/demo-kd_voxel_bev-seed0/best.pt
+	$(BIN)/occ-eval checkpoint=runs/demo/demo-kd_voxel_bev_occupied-seed0/best.pt
 
 compare: .venv/.ready
 	$(BIN)/occ-dump

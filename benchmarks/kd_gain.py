@@ -2,7 +2,7 @@
 
     python benchmarks/kd_gain.py [occ-train-student overrides]
 
-trains `kd=none` and `kd=voxel_bev` (or what `--kd` names) with the same overrides and seed, scores both best
+trains `kd=none` and `kd=voxel_bev_occupied` (or what `--kd` names) with the same overrides and seed, scores both best
 checkpoints on the validation split and prints what distillation gained, also as a share of the gap to the teacher.
 """
 
@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_module
 def main() -> None:
     """Train, score and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kd", default="none,voxel_bev", help="kd options to compare; the first is the control")
+    parser.add_argument("--kd", default="none,voxel_bev_occupied", help="kd options to compare; the first is the control")
     parser.add_argument("overrides", nargs="*", help="overrides of occ-train-student, the same for all")
     arguments = parser.parse_args()
     metrics = {kd: train_and_score(kd, arguments.overrides) for kd in arguments.kd.split(",")}

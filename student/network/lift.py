@@ -18,7 +18,8 @@ class LiftSplat(nn.Module):
 
     Args:
         in_channels: channels of the image features.
-        channels: channels of the BEV features.
+        channels: channels of the BEV features, all slices together.
+        height_slices: slabs of equal height that are pooled apart; 1 is FlashOcc's one slab, more keep height apart.
         depth_range: (lower, upper) of the depth bins, metres along the optical axis.
         depth_bins: number of equal bins; nothing to do with the height of the grid.
         bev_stride: voxel columns along the edge of one BEV cell.
@@ -29,6 +30,7 @@ class LiftSplat(nn.Module):
     """
 
     depth_centres: Tensor
+    area: Tensor
     lower_3: Tensor
     cell_3: Tensor
 
@@ -39,13 +41,15 @@ class LiftSplat(nn.Module):
         depth_range: tuple[float, float],
         depth_bins: int,
         bev_stride: int,
+        height_slices: int,
         grid: VoxelGrid,
     ) -> None:
         super().__init__()
         if any(count % bev_stride for count in grid.shape[:2]):
             raise InputError(f"lift.bev_stride={bev_stride} does not divide {grid.shape[:2]} voxel columns: use 1 or 2")
         self.depth_range = (float(depth_range[0]), float(depth_range[1]))
-        self.split = (depth_bins, channels)
+        self.height_slices = height_slices
+        self.split = (depth_bins, channels // height_slices)
         self.bev_shape = (grid.shape[0] // bev_stride, grid.shape[1] // bev_stride)
         self.voxel_size = grid.voxel_size
         self.conv = conv_norm_act(in_channels, in_channels, 3)
@@ -53,8 +57,11 @@ class LiftSplat(nn.Module):
         lower, upper = self.depth_range
         centres_D = lower + (torch.arange(depth_bins) + 0.5) * (upper - lower) / depth_bins
         self.register_buffer("depth_centres", centres_D, persistent=False)
+        # rays thin out with the square of the distance: without this, far cells drown in the norm of the near ones
+        area_D = centres_D**2 / (centres_D**2).mean()
+        self.register_buffer("area", area_D.view(-1, 1, 1), persistent=False)
         self.register_buffer("lower_3", torch.tensor(grid.lower, dtype=torch.float32), persistent=False)
-        cell_3 = torch.tensor([bev_stride, bev_stride, grid.shape[2]]) * grid.voxel_size
+        cell_3 = torch.tensor([bev_stride, bev_stride, grid.shape[2] / height_slices]) * grid.voxel_size
         self.register_buffer("cell_3", cell_3.float(), persistent=False)
 
     def forward(self, feat_BNCHW: Tensor, stride: int, intrinsics: Tensor, cam2ego: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,8 +86,9 @@ class LiftSplat(nn.Module):
         with torch.autocast(feat_BNCHW.device.type, enabled=False):
             x, y = self.bev_shape
             probs_BNDHW = depth_BNDHW.float().softmax(2)
-            bev_BCK = bev_pool(probs_BNDHW, context_BNCHW, self.cells(points), x * y)
-        return bev_BCK.unflatten(2, (x, y)), depth_BNDHW
+            cells = self.height_slices * x * y
+            bev_BCK = bev_pool(probs_BNDHW * self.area, context_BNCHW, self.cells(points), cells)
+        return bev_BCK.unflatten(2, (self.height_slices, x, y)).flatten(1, 2), depth_BNDHW
 
     def near_ground(self, points: Tensor) -> Tensor:
         """How near each frustum point is to the plane z = 0, 1 on it and 0 a voxel or more away, (B, N, D, H, W).
@@ -93,11 +101,11 @@ class LiftSplat(nn.Module):
         return (1 - z_BNDHW.abs() / step_BNDHW.clamp_min(self.voxel_size)).clamp_min(0)
 
     def cells(self, points: Tensor) -> Tensor:
-        """The BEV cell x * Y + y of ego points (..., 3), int64; -1 outside the grid."""
-        index = ((points - self.lower_3) / self.cell_3).floor()
-        x, y, z = index.unbind(-1)
-        inside = (x >= 0) & (x < self.bev_shape[0]) & (y >= 0) & (y < self.bev_shape[1]) & (z == 0)
-        return torch.where(inside, x * self.bev_shape[1] + y, -1).long()
+        """The cell (slice * X + x) * Y + y of ego points (..., 3), int64; -1 outside the grid."""
+        x, y, z = ((points - self.lower_3) / self.cell_3).floor().unbind(-1)
+        size_x, size_y = self.bev_shape
+        inside = (x >= 0) & (x < size_x) & (y >= 0) & (y < size_y) & (z >= 0) & (z < self.height_slices)
+        return torch.where(inside, (z * size_x + x) * size_y + y, -1).long()
 
 
 def frustum(height: int, width: int, stride: int, centres_D: Tensor, intrinsics: Tensor, cam2ego: Tensor) -> Tensor:

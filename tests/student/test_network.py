@@ -24,7 +24,7 @@ FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 
 def lift(channels=2, bev_stride=1, grid=OCC3D):
     """A lift that takes its input for depth scores and context."""
-    module = LiftSplat(4, channels, DEPTH_RANGE, BINS, bev_stride, grid)
+    module = LiftSplat(4, channels, DEPTH_RANGE, BINS, bev_stride, 1, grid)
     module.conv = nn.Identity()
     module.depth_and_context = TakeFirst(BINS + channels)
     return module
