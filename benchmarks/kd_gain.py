@@ -20,7 +20,9 @@ from hydra import compose, initialize_config_module
 def main() -> None:
     """Train, score and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kd", default="none,voxel_bev_occupied", help="kd options to compare; the first is the control")
+    parser.add_argument(
+        "--kd", default="none,voxel_bev_occupied", help="kd options to compare; the first is the control"
+    )
     parser.add_argument("overrides", nargs="*", help="overrides of occ-train-student, the same for all")
     arguments = parser.parse_args()
     metrics = {kd: train_and_score(kd, arguments.overrides) for kd in arguments.kd.split(",")}

@@ -33,10 +33,15 @@ class ClassSet:
         """Colours as uint8 (C, 3)."""
         return np.array(self.colours, dtype=np.uint8)
 
-    @property
-    def weights(self) -> np.ndarray:
-        """Cross-entropy class weights 1 / ln(frequency + 0.001), float32 (C,) (FlashOcc; systems.md 0.2)."""
-        return (1.0 / np.log(np.array(self.frequencies) + 0.001)).astype(np.float32)
+    def weights(self, balance: str) -> np.ndarray:
+        """Cross-entropy class weights from the frequencies f, float32 (C,).
+
+        Args:
+            balance: "log", 1 / ln(f + 0.001), almost flat (FlashOcc; systems.md 0.2), or "sqrt", 1 / sqrt(f), under
+                which a car voxel counts ten times as much as a free one.
+        """
+        frequencies = np.array(self.frequencies, dtype=np.float64)
+        return (1.0 / (np.log(frequencies + 0.001) if balance == "log" else np.sqrt(frequencies))).astype(np.float32)
 
 
 _TABLE: tuple[tuple[str, tuple[int, int, int], int], ...] = (

@@ -39,6 +39,7 @@ class Supervision:
         ce_weight: weight of the class-balanced cross-entropy, term "ce".
         lovasz_weight: weight of the Lovász-softmax, term "lovasz".
         depth_weight: weight of the LiDAR depth loss, term "depth"; only for networks that predict depth.
+        balance: how the cross-entropy weighs classes, "log" or "sqrt" (`ClassSet.weights`).
         mask: "camera", "lidar" or "all".
         classes: names, ids and weights of the classes.
 
@@ -49,10 +50,12 @@ class Supervision:
     ce_weight: float
     lovasz_weight: float
     depth_weight: float
+    balance: str
     mask: str
     classes: ClassSet
 
     def __post_init__(self) -> None:
+        _check_choice("trainer.loss.balance", self.balance, ("log", "sqrt"))
         _check_choice("trainer.loss.mask", self.mask, ("camera", "lidar", "all"))
         _check_not_negative("trainer.loss", self.ce_weight, self.lovasz_weight, self.depth_weight)
 
@@ -70,7 +73,7 @@ class Supervision:
         labels_V = batch["semantics"].flatten()[index_V].long()
         terms = {}
         if self.ce_weight:
-            weights_C = torch.as_tensor(self.classes.weights, device=log_probs_VC.device)
+            weights_C = torch.as_tensor(self.classes.weights(self.balance), device=log_probs_VC.device)
             terms["ce"] = self.ce_weight * cross_entropy(log_probs_VC, labels_V, weights_C)
         if self.lovasz_weight:
             terms["lovasz"] = self.lovasz_weight * lovasz_softmax(log_probs_VC.exp(), labels_V)

@@ -54,7 +54,10 @@ def teacher_logits(batch):
 
 def supervision(mask="camera", **weights):
     return Supervision(
-        **{"ce_weight": 0.0, "lovasz_weight": 0.0, "depth_weight": 0.0} | weights, mask=mask, classes=OCC3D_CLASSES
+        **{"ce_weight": 0.0, "lovasz_weight": 0.0, "depth_weight": 0.0} | weights,
+        balance="log",
+        mask=mask,
+        classes=OCC3D_CLASSES,
     )
 
 
@@ -226,13 +229,15 @@ class TestSupervision:
     def test_cross_entropy_is_the_weighted_mean(self, batch, logits):
         mask = batch["mask_camera"]
         expected = F.cross_entropy(
-            logits[mask], batch["semantics"][mask].long(), weight=torch.from_numpy(OCC3D_CLASSES.weights)
+            logits[mask], batch["semantics"][mask].long(), weight=torch.from_numpy(OCC3D_CLASSES.weights("log"))
         )
         torch.testing.assert_close(supervision(ce_weight=1.0)(Occupancy(logits), batch)["ce"], expected)
 
     def test_golden_class_weights(self):
         """systems.md 10.2 item 13."""
-        assert OCC3D_CLASSES.weights[[2, FREE]] == pytest.approx([0.0838, 0.0468], abs=5e-5)
+        assert OCC3D_CLASSES.weights("log")[[2, FREE]] == pytest.approx([0.0838, 0.0468], abs=5e-5)
+        rooted = OCC3D_CLASSES.weights("sqrt")
+        assert rooted[4] / rooted[FREE] == pytest.approx((1892500630 / 16957802) ** 0.5)
 
     def test_class_weights_balance(self):
         """One rare voxel of weight 3 counts like three of weight 1."""
