@@ -22,9 +22,11 @@ DEPTH_RANGE, BINS = (1.0, 31.0), 5
 FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 
 
-def lift(channels=2, bev_stride=1, grid=OCC3D):
-    """A lift that takes its input for depth scores and context."""
-    module = LiftSplat(4, channels, DEPTH_RANGE, BINS, bev_stride, 1, grid)
+def lift(channels=2, bev_stride=1, grid=OCC3D, height_slices=1, by_area=False):
+    """A lift that takes its input for depth scores and context; unless `by_area`, near and far points count alike."""
+    module = LiftSplat(4, channels * height_slices, DEPTH_RANGE, BINS, bev_stride, height_slices, grid)
+    if not by_area:
+        module.area.fill_(1.0)
     module.conv = nn.Identity()
     module.depth_and_context = TakeFirst(BINS + channels)
     return module
@@ -102,6 +104,23 @@ def test_points_above_below_and_beside_the_grid_are_dropped(position):
     row = 1 if position[2] > 5 else 2  # above the horizon: the point is higher than the camera
     bev_BCXY, _ = splat(lift(), one_point(row, 3, 2), camera(position=position))
     assert not bev_BCXY.any()
+
+
+def test_a_mark_grows_with_the_square_of_its_distance():
+    module = lift(by_area=True)
+    high = camera(position=(0.0, 0.0, 4.0))
+    near, far = (splat(module, one_point(2, 3, depth_bin), high)[0].sum() for depth_bin in (0, 3))
+    ratio = (module.depth_centres[3] / module.depth_centres[0]) ** 2
+    torch.testing.assert_close(far / near, ratio)
+
+
+def test_height_slices_keep_height_apart():
+    module = lift(height_slices=4)
+    for height, expected in ((-0.9, 0), (0.7, 1), (2.3, 2), (3.9, 3)):
+        # 4 m ahead of a level camera, one pixel row below its centre: 8 * 4 / 60 m under it
+        bev_BCXY, _ = splat(module, one_point(2, 3, 0), camera(position=(0.0, 0.0, height + 8 * 4 / 60)))
+        (slice_and_channel,) = bev_BCXY.sum((0, 2, 3)).view(2, 4).nonzero().tolist()
+        assert slice_and_channel == [0, expected]
 
 
 def test_the_hint_marks_where_a_ray_meets_the_road():
