@@ -27,7 +27,7 @@ from student.stream import TeacherStream, open_stores
 from student.training import Trainer
 
 # what may differ between a run and its continuation, because no number depends on it
-FREE_TO_CHANGE = ("trainer.workers", "trainer.checkpoint_every", "device")
+FREE_TO_CHANGE = ("trainer.workers", "trainer.checkpoint_every")
 
 
 @command("train")
@@ -145,6 +145,7 @@ def resume(trainer: Trainer, last: Path) -> None:
     state = load_training_state(last)
     before, now = _flat(state["config"]), _flat(trainer.facts["config"])
     before["torchrun ranks"], now["torchrun ranks"] = state["world_size"], ranks.world_size()
+    before["device"], now["device"] = state["device"], trainer.device.type  # what "auto" meant
     changed = [
         f"{key}={before.get(key)} became {now.get(key)}"
         for key in sorted(before.keys() | now.keys())

@@ -203,6 +203,7 @@ class Trainer:
             "step": self.step,
             "epoch": len(self.history),
             "world_size": ranks.world_size(),
+            "device": self.device.type,
             "scores": self.history[-1] if self.history else {},
             "history": self.history,
             "sums": dict(self.sums),

@@ -2,8 +2,10 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from workshop import BIN, Workshop
 
@@ -19,8 +21,6 @@ def test_the_readme_shows_all_three_programs():
 def test_commands_compose(tmp_path, command):
     """The values of every command exist; whole runs of all three programs are in test_programs.py."""
     program, *overrides = shlex.split(command)
-    import subprocess
-
     shown = subprocess.run(
         [BIN / program, *overrides, "--cfg", "job", "--resolve"], cwd=tmp_path, capture_output=True, text=True
     )
@@ -35,7 +35,7 @@ def test_the_store_reads_as_shown(workshop: Workshop, monkeypatch):
     exec(block, names)
     logits = names["store"]["voxel_logits"][0]
     assert logits.shape == (200, 200, 16, 18)
-    assert abs(float(__import__("numpy").exp(logits[0, 0, 0].astype("f4")).sum()) - 1) < 0.05
+    assert abs(float(np.exp(logits[0, 0, 0].astype("f4")).sum()) - 1) < 0.05
 
 
 def test_the_documented_groups_exist():
