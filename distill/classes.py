@@ -16,13 +16,24 @@ class ClassSet:
         names: class names, id order.
         colours: RGB 0-255 per class, id order (the colours of the nuScenes occupancy papers).
         free: id of empty space.
-        frequencies: camera-visible voxel counts over the training split, id order.
+        ignored: the label that says nothing about its voxel; such voxels are neither trained on nor scored.
+        scored: ids whose IoU is averaged to the mIoU.
+        unlabelled_iou: percent that the convention gives a scored class without labels; None: its IoU, or nothing where
+            it is not predicted either.
+        convention: name of that mIoU; numbers of different conventions do not compare (systems.md 0.4).
+        counted: in words, the voxels that are scored.
+        frequencies: voxel counts over the training split, id order.
     """
 
     name: str
     names: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
     free: int
+    ignored: int
+    scored: range
+    unlabelled_iou: float | None
+    convention: str
+    counted: str
     frequencies: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -65,11 +76,32 @@ _TABLE: tuple[tuple[str, tuple[int, int, int], int], ...] = (
     ("free", (255, 255, 255), 1892500630),
 )
 
-# Occ3D-nuScenes, train-split frequencies (systems.md 0.2).
+_NAMES, _COLOURS, _FREQUENCIES = (tuple(column) for column in zip(*_TABLE, strict=True))
+
+# Occ3D-nuScenes; frequencies of the camera-visible voxels of the train split (systems.md 0.2).
 OCC3D_CLASSES = ClassSet(
     name="occ3d",
-    names=tuple(row[0] for row in _TABLE),
-    colours=tuple(row[1] for row in _TABLE),
+    names=_NAMES,
+    colours=_COLOURS,
     free=17,
-    frequencies=tuple(row[2] for row in _TABLE),
+    ignored=255,
+    scored=range(17),
+    unlabelled_iou=None,
+    convention="Occ3D-17",
+    counted="voxels of mask_camera",
+    frequencies=_FREQUENCIES,
+)
+# SurroundOcc / GaussianFormer (gaussianformer.md 4). No voxel counts are published: those of Occ3D, the same drives,
+# stand in.
+SURROUNDOCC_CLASSES = ClassSet(
+    name="surroundocc",
+    names=("noise", *_NAMES[1:17], "empty"),
+    colours=_COLOURS,
+    free=17,
+    ignored=0,
+    scored=range(1, 17),
+    unlabelled_iou=100.0,
+    convention="SurroundOcc-16",
+    counted="all voxels but those labelled noise",
+    frequencies=_FREQUENCIES,
 )

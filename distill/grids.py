@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+# Where nuScenes mounts LIDAR_TOP on the ego vehicle, metres; the frame itself looks forward along y.
+LIDAR_MOUNT = (0.94, 0.0, 1.84)
+
 
 @dataclass(frozen=True)
 class VoxelGrid:
@@ -37,6 +40,11 @@ class VoxelGrid:
         """The maximum corner, metres."""
         x, y, z = (low + self.voxel_size * count for low, count in zip(self.lower, self.shape, strict=True))
         return (x, y, z)
+
+    @property
+    def ground(self) -> float:
+        """Height of a flat road in the frame of the grid, metres."""
+        return 0.0 if self.frame == "ego" else -LIDAR_MOUNT[2]
 
     def centres(self) -> np.ndarray:
         """Voxel centres in metres, float64 (X, Y, Z, 3)."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -17,7 +18,7 @@ from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.metrics import OccupancyScore
 from distill.nuscenes.index import Keyframe
-from distill.picture import panel
+from distill.picture import Painter
 
 CAMERA_PIXELS = 704  # width of a camera picture in a panel
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -50,6 +51,7 @@ class Report:
         self.checkpoint = checkpoint
         self.settings = settings
         self.split = split
+        self.painter = Painter(instantiate(settings.grid), classes)
         self.panels: list[Path] = []
         try:
             (output / "panels").mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,7 @@ class Report:
             columns["ground truth"] = sample["semantics"]
         columns |= {who: sample[who] for who in ("teacher", "student") if who in sample}
         mask = sample["mask_camera"] if sample["labelled"] else None
-        picture = panel([_thumbnail(camera.path) for camera in keyframe.cameras], columns, mask)
+        picture = self.painter.panel([_thumbnail(camera.path) for camera in keyframe.cameras], columns, mask)
         path = self.output / "panels" / f"{keyframe.scene}_{keyframe.token}.png"
         Image.fromarray(picture).save(path)
         self.panels.append(path)
@@ -82,6 +84,8 @@ class Report:
         self._write_page(facts, rows)
 
     def _facts(self, keyframes: int) -> dict[str, Any]:
+        scored, unlabelled = self.classes.scored, self.classes.unlabelled_iou
+        gift = "" if unlabelled is None else f", a class without labels counts {unlabelled:.0f}"
         return {
             "checkpoint": str(self.checkpoint.path),
             "sha256": self.checkpoint.sha256,
@@ -90,8 +94,9 @@ class Report:
             "data": self.settings.data.name,
             "split": self.split,
             "keyframes": keyframes,
-            "metric": "Occ3D mIoU: one confusion matrix, classes 0-16 averaged, free counted as an error",
-            "mask_of_scoring": "camera",
+            "metric": f"{self.classes.convention} mIoU: one confusion matrix, classes {scored.start}-{scored.stop - 1} "
+            f"averaged, {self.classes.names[self.classes.free]} counted as an error{gift}",
+            "voxels_of_scoring": self.classes.counted,
             "mask_of_training": self.settings.trainer.loss.mask,
             "grid": self.settings.grid.path,
             "seed": self.settings.seed,
@@ -99,7 +104,7 @@ class Report:
 
     def _sentence(self, facts: dict[str, Any]) -> str:
         return (
-            f"{facts['keyframes']} keyframes of {facts['data']} {facts['split']}, voxels of mask_camera, "
+            f"{facts['keyframes']} keyframes of {facts['data']} {facts['split']}, {facts['voxels_of_scoring']}, "
             f"{facts['weights'].upper()} weights of {facts['checkpoint']}, code {self.checkpoint.facts['code']}"
         )
 
@@ -107,7 +112,7 @@ class Report:
         """The table: a header, the headline numbers, then one row per class."""
         header = ["IoU in percent", *results]
         headline = [
-            ["mIoU", *(f"{result.miou:.2f}" for result in results.values())],
+            [f"{self.classes.convention} mIoU", *(f"{result.miou:.2f}" for result in results.values())],
             ["geometric IoU", *(f"{result.geometric_iou:.2f}" for result in results.values())],
         ]
         per_class = [

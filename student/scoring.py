@@ -13,7 +13,7 @@ from distill.nuscenes.frames import to_device
 
 @torch.inference_mode()
 def score_network(network: nn.Module, loader: DataLoader, classes: ClassSet, device: torch.device) -> OccupancyScore:
-    """Occ3D scores of `network` over `loader`, summed over all ranks; unlabelled frames are left out."""
+    """Scores of `network` over `loader`, summed over all ranks; unlabelled frames are left out."""
     network.eval()
     score = OccupancyScore(classes)
     for batch in loader:

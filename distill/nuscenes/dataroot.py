@@ -1,4 +1,4 @@
-"""From the `data` node of a configuration to an index of keyframes."""
+"""From the `data` node of a configuration to an index of keyframes, and to their labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from distill.errors import InputError
+from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.nuscenes.index import NuScenesIndex, load_index
+from distill.nuscenes.labels import LabelSource, Occ3DLabels, SurroundOccLabels
 from distill.nuscenes.world import ensure_world
 
 
@@ -25,3 +28,21 @@ def open_dataroot(data: DictConfig) -> NuScenesIndex:
     if data.world is not None:
         ensure_world(root, instantiate(data.world), workers=os.cpu_count() or 1)
     return load_index(root, data.version, Path(data.cache_dir).expanduser())
+
+
+def open_labels(data: DictConfig, grid: VoxelGrid) -> LabelSource:
+    """The labels on `grid` that belong to the dataroot.
+
+    Args:
+        data: a `data` config group: `root`, and for SurroundOcc `surroundocc`, a folder (relative to root) or None.
+        grid: which labels.
+
+    Raises:
+        InputError: there are no labels on such a grid, or their folder is missing.
+    """
+    root = Path(data.root).expanduser()
+    if grid == OCC3D:
+        return Occ3DLabels(root / "gts")
+    if grid == SURROUNDOCC:
+        return SurroundOccLabels(None if data.surroundocc is None else root / Path(data.surroundocc).expanduser())
+    raise InputError(f"no labels are known on grid {grid.name}: use grid=occ3d or grid=surroundocc")

@@ -60,7 +60,6 @@ class Keyframe:
         lidar_path: the LIDAR_TOP scan.
         lidar2ego: LIDAR_TOP to ego frame, float64 (4, 4).
         ego2global: ego frame to the map, float64 (4, 4).
-        labels_path: where the Occ3D labels belong; the file may not exist.
     """
 
     token: str
@@ -72,7 +71,6 @@ class Keyframe:
     lidar_path: Path
     lidar2ego: np.ndarray
     ego2global: np.ndarray
-    labels_path: Path
 
     def cam2ego(self) -> np.ndarray:
         """Camera frames, each at its own time, to this keyframe's ego frame: float64 (6, 4, 4).
@@ -132,7 +130,6 @@ class Keyframes(Sequence[Keyframe]):
             lidar_path=self.root / record["lidar_path"].decode(),
             lidar2ego=np.array(record["lidar2ego"]),
             ego2global=np.array(record["ego2global"]),
-            labels_path=self.root / "gts" / scene / token / "labels.npz",
         )
 
     def _neighbour(self, row: int, step: int) -> str:

@@ -1,45 +1,127 @@
-"""Occ3D-nuScenes labels: semantics and visibility masks on the `OCC3D` grid (systems.md 0.1, 0.3)."""
+"""Voxel labels of keyframes: Occ3D-nuScenes (systems.md 0.1, 0.3) and SurroundOcc (gaussianformer.md 4).
+
+The labels of a keyframe are a dict of arrays on the grid X, Y, Z: `semantics` uint8; `mask_camera` and `mask_lidar`
+bool, True = observed by the cameras, by the accumulated LiDAR.
+"""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from distill.classes import OCC3D_CLASSES
+from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
-from distill.grids import OCC3D
+from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
+from distill.nuscenes.index import Keyframe
 
-# Array name in the file -> highest value it may hold.
+# Array name in an Occ3D file -> highest value it may hold.
 _HIGHEST = {"semantics": len(OCC3D_CLASSES) - 1, "mask_camera": 1, "mask_lidar": 1}
 
 
-def read_labels(path: Path) -> dict[str, np.ndarray] | None:
-    """Read one `labels.npz`.
+class LabelSource(Protocol):
+    """Where the labels on one grid are read from."""
 
-    Returns:
-        semantics uint8 (X, Y, Z), mask_camera and mask_lidar bool (X, Y, Z), True = observed; None without the file.
+    @property
+    def grid(self) -> VoxelGrid:
+        """Where the labels lie."""
+        ...
+
+    def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
+        """The labels of a keyframe, None if it has none.
+
+        Raises:
+            InputError: its file is damaged, or holds something of the wrong shape, type or value.
+        """
+        ...
+
+    def unlabelled(self) -> dict[str, np.ndarray]:
+        """What stands for the labels of a keyframe without any: everything free, nothing observed."""
+        ...
+
+
+class Occ3DLabels:
+    """`<root>/<scene>/<sample token>/labels.npz` on the `OCC3D` grid; see `LabelSource`.
+
+    Args:
+        root: the folder `gts`.
+    """
+
+    grid = OCC3D
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
+        """See `LabelSource.read`."""
+        path = self.root / keyframe.scene / keyframe.token / "labels.npz"
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                labels = {name: _checked(path, name, file) for name in _HIGHEST}
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{path}: cannot be read as Occ3D labels ({error}): download it again") from error
+        return {name: array if name == "semantics" else array.astype(bool) for name, array in labels.items()}
+
+    def unlabelled(self) -> dict[str, np.ndarray]:
+        """See `LabelSource.unlabelled`."""
+        return _unobserved(self.grid, OCC3D_CLASSES.free)
+
+
+class SurroundOccLabels:
+    """`<root>/samples/<LIDAR_TOP file>.npy` on the `SURROUNDOCC` grid; see `LabelSource`.
+
+    A file lists the voxels that are not empty as rows x, y, z, class. Visibility is not known: both masks hold every
+    voxel but those of class 0, noise.
+
+    Args:
+        root: the folder that holds `samples`; None: no keyframe has labels.
 
     Raises:
-        InputError: the file is damaged, or an array is missing or has the wrong shape, type or values.
+        InputError: there is no such folder.
     """
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            labels = {name: _checked(path, name, file) for name in _HIGHEST}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read as Occ3D labels ({error}): download it again") from error
-    return {name: array if name == "semantics" else array.astype(bool) for name, array in labels.items()}
+
+    grid = SURROUNDOCC
+
+    def __init__(self, root: Path | None) -> None:
+        if root is not None and not (root / "samples").is_dir():
+            raise InputError(
+                f"no SurroundOcc labels at {root / 'samples'}: no such folder; set data.surroundocc to the folder that "
+                "holds `samples`, or to null to go on without labels"
+            )
+        self.root = root
+
+    def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
+        """See `LabelSource.read`."""
+        if self.root is None:
+            return None
+        path = self.root / "samples" / f"{keyframe.lidar_path.name}.npy"
+        if not path.exists():
+            return None
+        try:
+            with open(path, "rb") as file:
+                rows = np.lib.format.read_array(file, allow_pickle=False)
+        except (OSError, EOFError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read as SurroundOcc labels ({error}): download it again") from error
+        _check_rows(path, rows)
+        x, y, z, classes = rows.astype(np.int64).T
+        semantics = np.full(self.grid.shape, SURROUNDOCC_CLASSES.free, dtype=np.uint8)
+        semantics[x, y, z] = classes
+        labelled = semantics != SURROUNDOCC_CLASSES.ignored
+        return {"semantics": semantics, "mask_camera": labelled, "mask_lidar": labelled.copy()}
+
+    def unlabelled(self) -> dict[str, np.ndarray]:
+        """See `LabelSource.unlabelled`."""
+        return _unobserved(self.grid, SURROUNDOCC_CLASSES.free)
 
 
-def no_labels() -> dict[str, np.ndarray]:
-    """What stands for the labels of an unlabelled frame: everything free, nothing observed."""
-    unseen = np.zeros(OCC3D.shape, dtype=bool)
-    semantics = np.full(OCC3D.shape, OCC3D_CLASSES.free, dtype=np.uint8)
-    return {"semantics": semantics, "mask_camera": unseen, "mask_lidar": unseen.copy()}
+def _unobserved(grid: VoxelGrid, free: int) -> dict[str, np.ndarray]:
+    unseen = np.zeros(grid.shape, dtype=bool)
+    return {"semantics": np.full(grid.shape, free, np.uint8), "mask_camera": unseen, "mask_lidar": unseen.copy()}
 
 
 def _checked(path: Path, name: str, file: np.lib.npyio.NpzFile) -> np.ndarray:
@@ -51,3 +133,19 @@ def _checked(path: Path, name: str, file: np.lib.npyio.NpzFile) -> np.ndarray:
     if array.max() > _HIGHEST[name]:
         raise InputError(f"{path}: {name} holds the value {array.max()}, the highest in Occ3D is {_HIGHEST[name]}")
     return array
+
+
+def _check_rows(path: Path, rows: np.ndarray) -> None:
+    """Raise InputError unless these are rows x, y, z, class on the SurroundOcc grid."""
+    if rows.ndim != 2 or rows.shape[1] != 4 or not len(rows) or rows.dtype.kind not in "iuf":
+        raise InputError(
+            f"{path}: {rows.dtype} {rows.shape}, SurroundOcc labels are whole numbers (voxels, 4): x, y, z, class"
+        )
+    highest = np.array([*SURROUNDOCC.shape, len(SURROUNDOCC_CLASSES)]) - 1
+    wrong = ~((rows >= 0) & (rows <= highest) & (rows == np.floor(rows))).all(1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise InputError(
+            f"{path}: row {row} is {rows[row].tolist()}, SurroundOcc labels are whole numbers x, y, z, class from 0 to "
+            f"{highest.tolist()}: download it again"
+        )

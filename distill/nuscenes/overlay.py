@@ -37,9 +37,7 @@ def draw_overlay(keyframe: Keyframe, boxes: np.ndarray) -> Image.Image:
         keyframe: whose images and LiDAR.
         boxes: corners in the keyframe's ego frame, metres (B, 8, 3); corners 0-3 are one face, 4-7 the opposite one.
     """
-    frames = FrameDataset(
-        [keyframe], IMAGE_SIZE, depth_stride=None, lidar=True, labels=False, augmentation=None, seed=0
-    )
+    frames = FrameDataset([keyframe], IMAGE_SIZE, depth_stride=None, lidar=True, labels=None, augmentation=None, seed=0)
     sample = frames[0]
     u_NP, v_NP, depth_NP = project(sample["points"], sample["intrinsics"], sample["cam2ego"])
     height, width = IMAGE_SIZE

@@ -51,7 +51,7 @@ class LiftSplat(nn.Module):
         self.height_slices = height_slices
         self.split = (depth_bins, channels // height_slices)
         self.bev_shape = (grid.shape[0] // bev_stride, grid.shape[1] // bev_stride)
-        self.voxel_size = grid.voxel_size
+        self.voxel_size, self.ground = grid.voxel_size, grid.ground
         self.conv = conv_norm_act(in_channels, in_channels, 3)
         self.depth_and_context = nn.Conv2d(in_channels + depth_bins, sum(self.split), 1)
         lower, upper = self.depth_range
@@ -91,14 +91,14 @@ class LiftSplat(nn.Module):
         return bev_BCK.unflatten(2, (self.height_slices, x, y)).flatten(1, 2), depth_BNDHW
 
     def near_ground(self, points: Tensor) -> Tensor:
-        """How near each frustum point is to the plane z = 0, 1 on it and 0 a voxel or more away, (B, N, D, H, W).
+        """How near each frustum point is to the plane of the road, 1 on it and 0 a voxel or more away, (B, N, D, H, W).
 
         Calibration tells where a ray would meet a flat road; the depth head starts from there, as BEVDepth's (Li et
         al. 2023) does from its camera parameters. Points between two bins count by half.
         """
         z_BNDHW = points[..., 2]
         step_BNDHW = (z_BNDHW[:, :, 1:] - z_BNDHW[:, :, :-1]).abs().mean(2, keepdim=True)
-        return (1 - z_BNDHW.abs() / step_BNDHW.clamp_min(self.voxel_size)).clamp_min(0)
+        return (1 - (z_BNDHW - self.ground).abs() / step_BNDHW.clamp_min(self.voxel_size)).clamp_min(0)
 
     def cells(self, points: Tensor) -> Tensor:
         """The cell (slice * X + x) * Y + y of ego points (..., 3), int64; -1 outside the grid."""

@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 
 from distill import picture
-from distill.classes import OCC3D_CLASSES
-from distill.grids import OCC3D
+from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
+from distill.grids import OCC3D, SURROUNDOCC
 from distill.nuscenes.layout import CAMERAS
 
 FREE, CAR, PEDESTRIAN, BUS = 17, 4, 7, 3
 SIZE = (300, 200)
+PAINTER = picture.Painter(OCC3D, OCC3D_CLASSES)
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ class TestBirdsEye:
     def test_forward_is_up_and_left_is_left(self, empty):
         empty[199, 199, 5] = CAR
         empty[0, 199, 5] = BUS
-        image = picture.bev_image(empty, None, 2)
+        image = PAINTER.bev_image(empty, None, 2)
         assert image.shape == (400, 400, 3)
         assert is_hue(image[:2, :2], CAR).all()
         assert is_hue(image[-2:, :2], BUS).all()
@@ -37,7 +38,7 @@ class TestBirdsEye:
         empty[10, 10, :3] = CAR
         empty[10, 10, 3] = BUS
         empty[20, 20, 9] = BUS
-        low, high = (picture.bev_image(empty, None, 1)[199 - i, 199 - i].astype(int) for i in (10, 20))
+        low, high = (PAINTER.bev_image(empty, None, 1)[199 - i, 199 - i].astype(int) for i in (10, 20))
         assert is_hue(low, BUS)
         assert low.sum() < high.sum()
 
@@ -47,7 +48,7 @@ class TestBirdsEye:
         empty[20, 20, 2] = CAR
         mask = np.zeros(OCC3D.shape, dtype=bool)
         mask[10, 10, :5] = True
-        image = picture.bev_image(empty, mask, 1)
+        image = PAINTER.bev_image(empty, mask, 1)
         assert is_hue(image[189, 189], CAR)
         assert tuple(image[179, 179]) == picture.UNSEEN
 
@@ -64,7 +65,7 @@ class TestPerspective:
     )
     def test_forward_is_up_and_left_is_left(self, empty, where, row, column):
         empty[where[0] - 3 : where[0] + 3, where[1] - 3 : where[1] + 3, :4] = CAR
-        rows, columns = np.nonzero(is_hue(picture.voxel_image(empty, None, SIZE), CAR))
+        rows, columns = np.nonzero(is_hue(PAINTER.voxel_image(empty, None, SIZE), CAR))
         assert len(rows) > 20
         assert {"upper": rows.max() < 100, "lower": rows.min() > 100, None: True}[row]
         assert {"left": columns.max() < 150, "right": columns.min() > 150, None: True}[column]
@@ -73,8 +74,8 @@ class TestPerspective:
         empty[150:160, 100:110, :4] = CAR
         mask = np.ones(OCC3D.shape, dtype=bool)
         mask[150:160] = False
-        assert is_hue(picture.voxel_image(empty, None, SIZE), CAR).any()
-        assert not is_hue(picture.voxel_image(empty, mask, SIZE), CAR).any()
+        assert is_hue(PAINTER.voxel_image(empty, None, SIZE), CAR).any()
+        assert not is_hue(PAINTER.voxel_image(empty, mask, SIZE), CAR).any()
 
     def test_every_pixel_shows_the_nearest_voxel_on_its_ray(self, empty):
         """The painter's order against intersecting each ray with every box of a random cloud."""
@@ -83,11 +84,11 @@ class TestPerspective:
         classes_K = random.choice(np.array([CAR, PEDESTRIAN], dtype=np.uint8), len(index_K3))
         empty[tuple(index_K3.T)] = classes_K
         size = (1500, 1000)
-        image = picture.voxel_image(empty, None, size)
+        image = PAINTER.voxel_image(empty, None, size)
         lower_K3 = np.array(OCC3D.lower) + index_K3 * OCC3D.voxel_size
         checked = 0
         for point in random.uniform(lower_K3.min(0), lower_K3.max(0) + 0.4, (3000, 3)):
-            column, row = np.floor(picture._project(point, size)).astype(int)
+            column, row = np.floor(PAINTER._project(point, size)).astype(int)
             nearest = _nearest_box(point, lower_K3)
             shows_car, shows_pedestrian = (is_hue(image[row, column], class_id) for class_id in (CAR, PEDESTRIAN))
             # pixels on an edge blend two faces and show neither colour
@@ -99,7 +100,7 @@ class TestPerspective:
 
 def _nearest_box(point: np.ndarray, lower_K3: np.ndarray) -> int | None:
     """The voxel that the ray from the eye through `point` enters first; None if it passes within 10 cm of an edge."""
-    eye = np.array(picture.EYE)
+    eye = PAINTER.eye
     direction = point - eye
     hits = []
     for shrink in (0.1, -0.1):
@@ -111,12 +112,58 @@ def _nearest_box(point: np.ndarray, lower_K3: np.ndarray) -> int | None:
     return hits[0] if hits[0] == hits[1] else None
 
 
+class TestSurroundOcc:
+    """The LIDAR_TOP frame looks along y: array axis 1 is forward, axis 0 points right."""
+
+    painter = picture.Painter(SURROUNDOCC, SURROUNDOCC_CLASSES)
+
+    def test_birds_eye(self, empty):
+        empty[0, 199, 5] = CAR
+        empty[199, 0, 5] = BUS
+        image = self.painter.bev_image(empty, None, 1)
+        assert is_hue(image[0, 0], CAR)
+        assert is_hue(image[-1, -1], BUS)
+
+    def test_the_mask_turns_too(self, empty):
+        empty[10, 150] = CAR
+        mask = np.zeros(SURROUNDOCC.shape, dtype=bool)
+        mask[10, 150] = True
+        image = self.painter.bev_image(empty, mask, 1)
+        assert is_hue(image[49, 10], CAR)
+        assert tuple(image[49, 11]) == picture.UNSEEN
+
+    @pytest.mark.parametrize(
+        ("where", "row", "column"),
+        [
+            ((100, 180), "upper", None),
+            ((100, 30), "lower", None),
+            ((20, 100), None, "left"),
+            ((180, 100), None, "right"),
+        ],
+    )
+    def test_perspective(self, empty, where, row, column):
+        empty[where[0] - 3 : where[0] + 3, where[1] - 3 : where[1] + 3, 6:10] = CAR
+        rows, columns = np.nonzero(is_hue(self.painter.voxel_image(empty, None, SIZE), CAR))
+        assert len(rows) > 20
+        assert {"upper": rows.max() < 100, "lower": rows.min() > 100, None: True}[row]
+        assert {"left": columns.max() < 150, "right": columns.min() > 150, None: True}[column]
+
+    def test_the_ego_car_stands_behind_its_lidar(self):
+        behind = []
+        for painter in (PAINTER, self.painter):
+            image = painter.bev_image(np.full(painter.grid.shape, FREE, np.uint8), None, 5)
+            rows, columns = np.nonzero((image == picture.INK).all(-1))
+            assert columns.mean() == pytest.approx(500, abs=1)
+            behind.append((rows.mean() - 500) / 5 * painter.grid.voxel_size)
+        assert behind[1] - behind[0] == pytest.approx(0.94, abs=0.05)
+
+
 class TestPanel:
     cameras = tuple(np.full((9, 16, 3), 40 * place, dtype=np.uint8) for place in range(6))
 
     def test_cameras_stand_where_they_look(self):
         """Front row above back row, left cameras on the left."""
-        image = picture.panel(self.cameras, {"student": np.full(OCC3D.shape, FREE, np.uint8)}, None)
+        image = PAINTER.panel(self.cameras, {"student": np.full(OCC3D.shape, FREE, np.uint8)}, None)
         step_x, step_y = picture.WIDTH + picture.GAP, 338 + picture.GAP
         for place, channel in enumerate(CAMERAS):
             row, column = int("BACK" in channel), {"LEFT": 0, "RIGHT": 2}.get(channel.rpartition("_")[2], 1)
@@ -128,7 +175,7 @@ class TestPanel:
         for title, class_id in (("ground truth", CAR), ("teacher", PEDESTRIAN), ("student", BUS)):
             filled[title] = empty.copy()
             filled[title][120:180, 20:180, 1] = class_id
-        image = picture.panel(self.cameras, filled, None)
+        image = PAINTER.panel(self.cameras, filled, None)
         middle = image[picture.MARGIN * 2 + 2 * 338 + picture.GAP + picture.HEADER :][: picture.WIDTH]
         for place, class_id in enumerate((CAR, PEDESTRIAN, BUS)):
             left = picture.MARGIN + place * (picture.WIDTH + picture.GAP)

@@ -22,7 +22,7 @@ from distill.nuscenes.world.keyframe import KeyframeFacts, SceneId, write_keyfra
 from distill.nuscenes.world.scene import Scene
 from distill.nuscenes.world.tables import add_scene, shared_tables, write_tables
 
-GENERATOR_VERSION = 1  # raise it whenever the same configuration would give other bytes
+GENERATOR_VERSION = 2  # raise it whenever the same configuration would give other bytes
 MANIFEST = "world.json"
 
 

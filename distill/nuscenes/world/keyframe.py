@@ -1,4 +1,4 @@
-"""One keyframe on disk: six pictures, one LiDAR file, one label file; and the facts the tables need."""
+"""One keyframe on disk: six pictures, one LiDAR file, two label files; and the facts the tables need."""
 
 from __future__ import annotations
 
@@ -116,6 +116,7 @@ def write_keyframe(root: Path, identity: SceneId, scene: Scene, keyframe: int, j
     np.savez_compressed(
         _prepare(file), semantics=labels.semantics, mask_lidar=labels.mask_lidar, mask_camera=labels.mask_camera
     )
+    np.save(_prepare(root / "surroundocc/samples" / f"{Path(frame.file).name}.npy"), scene.surroundocc(keyframe))
     points = np.bincount(sweep.instances[sweep.instances >= 0], minlength=len(scene.actors))
     if keyframe == 0:
         _write_map(_prepare(root / identity.map_file), scene)

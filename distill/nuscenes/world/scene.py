@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from distill.grids import OCC3D, SURROUNDOCC
 from distill.nuscenes.world import sensors
 from distill.nuscenes.world.materials import GROUND_CLASS, REFLECTANCE
 from distill.nuscenes.world.shading import ABOVE_SCALE, develop, map_matrix, shade
@@ -15,7 +16,7 @@ from distill.nuscenes.world.streets import plan_arrays
 from distill.nuscenes.world.town import Town, build_town
 from distill.nuscenes.world.traffic import Actor, Drive, lane_choice, populate
 from distill.nuscenes.world.visibility import SKY, View, camera_view, draw, draw_ground, parallel_view, scan
-from distill.nuscenes.world.voxels import observe_picture, observe_rays, voxelise
+from distill.nuscenes.world.voxels import FREE, observe_picture, observe_rays, voxelise
 from distill.nuscenes.world.weather import Weather, draw_weather
 
 PERIOD = 0.5  # seconds between keyframes
@@ -178,7 +179,7 @@ class Scene:
         time = PERIOD * keyframe
         town2ego = np.linalg.inv(self.ego(time))
         shapes = joined([self.town.shapes, self.moving_shapes(time)])
-        semantics = voxelise(shapes, self.town.ground.materials, town2ego, GROUND_CLASS)
+        semantics = voxelise(shapes, self.town.ground.materials, town2ego, GROUND_CLASS, OCC3D)
         mask_camera, mask_lidar = np.zeros_like(semantics), np.zeros_like(semantics)
         for mount in sensors.CAMERAS:
             camera2ego = town2ego @ self.ego(time + 1e-6 * mount.delay_us) @ mount.camera2ego()
@@ -189,3 +190,12 @@ class Scene:
             lidar2ego = town2ego @ self.ego(PERIOD * other) @ sensors.lidar2ego()
             observe_rays(semantics, mask_lidar, lidar2ego[:3, 3], directions @ town2ego[:3, :3].T)
         return Labels(semantics, mask_lidar, mask_camera)
+
+    def surroundocc(self, keyframe: int) -> np.ndarray:
+        """SurroundOcc labels of a keyframe: rows x, y, z, class of its voxels that are not empty, uint8 (V, 4)."""
+        time = PERIOD * keyframe
+        town2lidar = np.linalg.inv(self.ego(time) @ sensors.lidar2ego())
+        shapes = joined([self.town.shapes, self.moving_shapes(time)])
+        semantics = voxelise(shapes, self.town.ground.materials, town2lidar, GROUND_CLASS, SURROUNDOCC)
+        voxels = np.argwhere(semantics != FREE)
+        return np.column_stack([voxels, semantics[tuple(voxels.T)]]).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Occ3D labels of a keyframe: shapes and ground turned into voxels, and which of them the sensors observe."""
+"""Labels of a keyframe: shapes and ground turned into voxels, and which of those of Occ3D the sensors observe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from distill.classes import OCC3D_CLASSES
-from distill.grids import OCC3D
+from distill.grids import OCC3D, VoxelGrid
 from distill.nuscenes.world.ground import material_at
 from distill.nuscenes.world.noise import hash_noise, kernel
 from distill.nuscenes.world.shapes import CLASS, KIND, Shapes, contains, unit_frame
@@ -15,77 +15,81 @@ from distill.nuscenes.world.shapes import CLASS, KIND, Shapes, contains, unit_fr
 FREE = OCC3D_CLASSES.free
 _SIZE = OCC3D.voxel_size
 _LOW = np.array(OCC3D.lower)
-_GROUND_LAYER = int((0.0 - OCC3D.lower[2]) / OCC3D.voxel_size)
 _SUBSAMPLES = 3  # test points along each edge of a voxel
-_THIN = 0.5 * _SIZE / _SUBSAMPLES  # half extents are widened to this, so that poles and wheels meet a test point
 _SOLID, _OVER_GROUND = 3, 9  # test points (of 27) a shape must fill to claim an empty voxel, a ground voxel
 
 
-def voxelise(shapes: Shapes, ground: np.ndarray, town2ego: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Semantics uint8 (200, 200, 16) on the Occ3D grid in the ego frame.
+def voxelise(
+    shapes: Shapes, ground: np.ndarray, town2frame: np.ndarray, classes: np.ndarray, grid: VoxelGrid
+) -> np.ndarray:
+    """Semantics uint8 (200, 200, 16) on a grid.
 
     Args:
         shapes: in the town's frame.
         ground: materials uint8 (E, E) of the town.
-        town2ego: float64 (4, 4).
+        town2frame: to the frame of the grid, whose x-y plane is level, float64 (4, 4).
         classes: class id per ground material, uint8.
+        grid: where the voxels lie.
     """
-    reach = 0.5 * math.hypot(*OCC3D.shape[:2]) * _SIZE
-    away = shapes.solid[:, :2] - np.linalg.inv(town2ego)[:2, 3]
+    low, size = np.array(grid.lower), grid.voxel_size
+    reach = 0.5 * math.hypot(*grid.shape[:2]) * size
+    away = shapes.solid[:, :2] - np.linalg.inv(town2frame)[:2, 3]
     near = np.hypot(away[:, 0], away[:, 1]) < reach + np.linalg.norm(shapes.solid[:, 12:15], axis=1)
-    nearby = shapes.chosen(near).moved(town2ego)
-    semantics = np.full(OCC3D.shape, FREE, np.uint8)
-    _lay_ground(semantics, ground, np.linalg.inv(town2ego), classes)
-    filled = np.zeros(OCC3D.shape, np.uint8)
-    _fill(semantics, filled, nearby.solid, nearby.tags, _LOW)
+    nearby = shapes.chosen(near).moved(town2frame)
+    layer = int((town2frame[2, 3] - grid.lower[2]) / size)
+    semantics = np.full(grid.shape, FREE, np.uint8)
+    _lay_ground(semantics[:, :, layer], ground, np.linalg.inv(town2frame), classes, low, size)
+    filled = np.zeros(grid.shape, np.uint8)
+    _fill(semantics, filled, nearby.solid, nearby.tags, low, size, layer)
     return semantics
 
 
 @kernel
-def _lay_ground(semantics, ground, ego2town, classes):  # type: ignore[no-untyped-def]
+def _lay_ground(layer, ground, frame2town, classes, low, size):  # type: ignore[no-untyped-def]
     """The class most of a column's 4 x 4 test points stand on goes into the ground layer."""
     votes = np.zeros(FREE + 1, np.int64)
-    for i in range(semantics.shape[0]):
-        for j in range(semantics.shape[1]):
+    for i in range(layer.shape[0]):
+        for j in range(layer.shape[1]):
             votes[:] = 0
             for k in range(16):
-                x = -40.0 + (i + 0.125 + 0.25 * (k >> 2)) * _SIZE
-                y = -40.0 + (j + 0.125 + 0.25 * (k & 3)) * _SIZE
-                tx = ego2town[0, 0] * x + ego2town[0, 1] * y + ego2town[0, 3]
-                ty = ego2town[1, 0] * x + ego2town[1, 1] * y + ego2town[1, 3]
+                x = low[0] + (i + 0.125 + 0.25 * (k >> 2)) * size
+                y = low[1] + (j + 0.125 + 0.25 * (k & 3)) * size
+                tx = frame2town[0, 0] * x + frame2town[0, 1] * y + frame2town[0, 3]
+                ty = frame2town[1, 0] * x + frame2town[1, 1] * y + frame2town[1, 3]
                 votes[classes[material_at(ground, tx, ty)]] += 1
-            semantics[i, j, _GROUND_LAYER] = np.argmax(votes)
+            layer[i, j] = np.argmax(votes)
 
 
 @kernel
-def _fill(semantics, filled, solid, tags, low):  # type: ignore[no-untyped-def]
+def _fill(semantics, filled, solid, tags, low, size, ground_layer):  # type: ignore[no-untyped-def]
     """Every voxel goes to the shape that fills most of its 27 test points."""
+    least = 0.5 * size / _SUBSAMPLES  # half extents are widened to this, so that poles and wheels meet a test point
     start, stop = np.empty(3, np.int64), np.empty(3, np.int64)
     for n in range(len(solid)):
         row = solid[n].copy()
-        thin = min(row[12], row[13], row[14]) < _THIN
+        thin = min(row[12], row[13], row[14]) < least
         for k in range(12, 15):
-            row[k] = max(row[k], _THIN)
+            row[k] = max(row[k], least)
         for axis in range(3):
             reach = abs(row[3 + axis]) * row[12] + abs(row[6 + axis]) * row[13] + abs(row[9 + axis]) * row[14]
-            start[axis] = max(0, math.floor((row[axis] - reach - low[axis]) / _SIZE))
-            stop[axis] = min(semantics.shape[axis], math.floor((row[axis] + reach - low[axis]) / _SIZE) + 1)
+            start[axis] = max(0, math.floor((row[axis] - reach - low[axis]) / size))
+            stop[axis] = min(semantics.shape[axis], math.floor((row[axis] + reach - low[axis]) / size) + 1)
         frame = unit_frame(row)
         for i in range(start[0], stop[0]):
             for j in range(start[1], stop[1]):
                 for k in range(start[2], stop[2]):
                     count = 0
                     for s in range(27):
-                        x = low[0] + (i + (s // 9 + 0.5) / 3.0) * _SIZE - row[0]
-                        y = low[1] + (j + (s // 3 % 3 + 0.5) / 3.0) * _SIZE - row[1]
-                        z = low[2] + (k + (s % 3 + 0.5) / 3.0) * _SIZE - row[2]
+                        x = low[0] + (i + (s // 9 + 0.5) / 3.0) * size - row[0]
+                        y = low[1] + (j + (s // 3 % 3 + 0.5) / 3.0) * size - row[1]
+                        z = low[2] + (k + (s % 3 + 0.5) / 3.0) * size - row[2]
                         count += contains(
                             tags[n, KIND], row[15], row[16],
                             frame[0] * x + frame[1] * y + frame[2] * z,
                             frame[3] * x + frame[4] * y + frame[5] * z,
                             frame[6] * x + frame[7] * y + frame[8] * z,
                         )  # fmt: skip
-                    needed = _OVER_GROUND if k == _GROUND_LAYER else (1 if thin else _SOLID)
+                    needed = _OVER_GROUND if k == ground_layer else (1 if thin else _SOLID)
                     if count >= needed and count > filled[i, j, k]:
                         filled[i, j, k] = count
                         semantics[i, j, k] = tags[n, CLASS]

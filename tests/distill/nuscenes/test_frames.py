@@ -3,20 +3,26 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from nuscenes.utils.geometry_utils import transform_matrix
+from pyquaternion import Quaternion
 from torch.utils.data import DataLoader
 
 from distill.augment import Augmentation
 from distill.errors import InputError
+from distill.nuscenes.devkit import open_devkit
 from distill.nuscenes.frames import FrameDataset, collate, to_device
 from distill.nuscenes.index import load_index
-from distill.nuscenes.points import depth_maps
+from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
+from distill.nuscenes.layout import CAMERAS
+from distill.nuscenes.points import depth_maps, project
 
 STRONG = Augmentation(resize=(1.0, 1.3), image_flip=0.5, colour=0.2, bev_flip=0.5)  # leaves no black borders
 SIZE, STRIDE = (48, 112), 16
 
 
 def frames(index, augmentation=None, depth_stride=STRIDE, lidar=True, labels=True, seed=0):
-    return FrameDataset(index.keyframes("all"), SIZE, depth_stride, lidar, labels, augmentation, seed)
+    source = Occ3DLabels(index.root / "gts") if labels is True else labels
+    return FrameDataset(index.keyframes("all"), SIZE, depth_stride, lidar, source, augmentation, seed)
 
 
 def assert_equal(a, b):
@@ -35,6 +41,7 @@ def test_everything_of_a_sample(index):
         "images": ("uint8", (6, 3, 48, 112)),
         "intrinsics": ("float32", (6, 3, 3)),
         "cam2ego": ("float32", (6, 4, 4)),
+        "lidar2ego": ("float32", (4, 4)),
         "depth": ("float32", (6, 3, 7)),
         "semantics": ("uint8", (200, 200, 16)),
         "mask_camera": ("bool", (200, 200, 16)),
@@ -46,15 +53,15 @@ def test_only_what_is_asked_for_is_read(dataroot, tmp_path):
     index = load_index(dataroot, "v1.0-tiny", tmp_path)
     for keyframe in index.keyframes("all"):
         keyframe.lidar_path.unlink()
-    sample = frames(index, depth_stride=None, lidar=False, labels=False)[0]
-    assert sample.keys() == {"token", "scene", "images", "intrinsics", "cam2ego"}
+    sample = frames(index, depth_stride=None, lidar=False, labels=None)[0]
+    assert sample.keys() == {"token", "scene", "images", "intrinsics", "cam2ego", "lidar2ego"}
     with pytest.raises(InputError, match="LiDAR scan of keyframe alone is missing"):
         frames(index, lidar=False)[0]
 
 
 def test_labels_are_joined_by_token(dataroot, tmp_path):
     index = load_index(dataroot, "v1.0-tiny", tmp_path)
-    path = index.keyframe("early").labels_path
+    path = dataroot / "gts/scene-0002/early/labels.npz"
     path.parent.mkdir(parents=True)
     semantics = np.random.default_rng(0).integers(0, 18, (200, 200, 16), dtype=np.uint8)
     np.savez(path, semantics=semantics, mask_camera=semantics > 8, mask_lidar=semantics > 4)
@@ -93,7 +100,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(index):
 
 
 def test_persistent_workers_follow_the_epoch(index):
-    dataset = frames(index, STRONG, lidar=False, labels=False)
+    dataset = frames(index, STRONG, lidar=False, labels=None)
     loader = DataLoader(dataset, batch_size=3, num_workers=1, persistent_workers=True, collate_fn=collate)
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
@@ -127,7 +134,98 @@ def test_image_size_must_fit_the_depth_stride(index):
 def test_real_sample(real_data, tmp_path):
     """LiDAR depth agrees with the calibration: below the horizon the road gets farther towards the top."""
     index = load_index(real_data / "nuscenes", "v1.0-mini", tmp_path)
-    front = FrameDataset(index.keyframes("mini_train"), (256, 704), 16, False, True, None, 0)[0]["depth"][1]
+    front = FrameDataset(index.keyframes("mini_train"), (256, 704), 16, False, None, None, 0)[0]["depth"][1]
     road = [np.median(row[row > 0]) for row in front[8:, 18:26]]
     assert all(above > below for above, below in pairwise(road))
     assert 3 < road[-1] < 12
+
+
+# --- the LIDAR_TOP frame
+
+
+def with_surroundocc(dataroot, cache):
+    """An index whose keyframe "early" has one SurroundOcc voxel, and frames with those labels."""
+    (dataroot / "surroundocc/samples").mkdir(parents=True)
+    np.save(dataroot / "surroundocc/samples/early.pcd.bin.npy", np.array([[30, 150, 2, 4], [31, 150, 2, 0]]))
+    index = load_index(dataroot, "v1.0-tiny", cache)
+    return index, SurroundOccLabels(dataroot / "surroundocc")
+
+
+def test_surroundocc_labels_are_joined_by_lidar_file(dataroot, tmp_path):
+    index, source = with_surroundocc(dataroot, tmp_path)
+    alone, early, _ = frames(index, labels=source)
+    assert [alone["labelled"], early["labelled"]] == [False, True]
+    assert early["semantics"][30, 150, 2] == 4
+    assert (early["semantics"] != 17).sum() == 2
+    assert np.argwhere(~early["mask_camera"]).tolist() == [[31, 150, 2]]
+    assert not alone["mask_camera"].any()
+
+
+@pytest.mark.parametrize("epoch", range(3))
+def test_on_the_lidar_grid_everything_is_in_the_lidar_frame(dataroot, tmp_path, epoch):
+    """Points fall into the same pixels and depth cells as in the ego frame, but are what the scan file holds."""
+    index, source = with_surroundocc(dataroot, tmp_path)
+    ego, lidar = frames(index, STRONG), frames(index, STRONG, labels=source)
+    for dataset in (ego, lidar):
+        dataset.set_epoch(epoch)
+    for sample, reference in zip(lidar, ego, strict=True):
+        np.testing.assert_array_equal(sample["images"], reference["images"])
+        pixels = [project(s["points"], s["intrinsics"], s["cam2ego"]) for s in (sample, reference)]
+        front = pixels[0][2] > 0.5
+        for found, expected in zip(*pixels, strict=True):
+            np.testing.assert_allclose(found[front], expected[front], rtol=1e-4, atol=1e-2)
+        assert np.isclose(sample["depth"], reference["depth"], rtol=1e-4).mean() > 0.98
+    scan = np.fromfile(index.keyframe("early").lidar_path, np.float32).reshape(-1, 5)[:, :3]
+    unmoved = FrameDataset([index.keyframe("early")], SIZE, None, True, source, None, 0)[0]
+    np.testing.assert_allclose(unmoved["lidar2ego"], np.eye(4), atol=1e-6)
+    distance = np.abs(unmoved["points"][:, None, :3] - scan[None]).max(-1).min(1)
+    assert len(distance) > 300
+    assert distance.max() < 1e-5
+
+
+@pytest.mark.parametrize("labels", ["occ3d", "surroundocc"])
+def test_a_lidar_point_keeps_its_pixel_whatever_is_drawn(dataroot, tmp_path, labels):
+    """intrinsics @ (inv(cam2ego) @ lidar2ego)[:3] does not know about mirrored worlds, only about the image."""
+    index, source = with_surroundocc(dataroot, tmp_path)
+    source = True if labels == "occ3d" else source
+    mirrored = frames(index, Augmentation((1.0, 1.0), 0.0, 0.0, bev_flip=1.0), labels=source)[1]
+    plain = frames(index, labels=source)[1]
+    assert not np.allclose(mirrored["lidar2ego"], plain["lidar2ego"])
+    ours, recorded = (lidar2img(sample) for sample in (mirrored, plain))
+    np.testing.assert_allclose(ours, recorded, rtol=1e-5, atol=1e-3)
+
+
+def lidar2img(sample):
+    return sample["intrinsics"] @ (np.linalg.inv(sample["cam2ego"]) @ sample["lidar2ego"])[:, :3]
+
+
+def test_lidar2img_is_upstreams(real_data, tmp_path):
+    """inv(img2global) @ lidar2global with each sensor's own ego pose (gaussianformer.md 4), to 1e-3 pixels."""
+    root = real_data / "nuscenes"
+    nusc = open_devkit(root, "v1.0-mini")
+
+    def to_global(sample_data):
+        sensor = nusc.get("calibrated_sensor", sample_data["calibrated_sensor_token"])
+        ego = nusc.get("ego_pose", sample_data["ego_pose_token"])
+        poses = (transform_matrix(pose["translation"], Quaternion(pose["rotation"])) for pose in (ego, sensor))
+        return next(poses) @ next(poses), sensor["camera_intrinsic"]
+
+    grid = np.stack(np.meshgrid(*(np.arange(-48.0, 50.0, 8), np.arange(-48.0, 50.0, 8), (-4.0, 0.0, 2.0))), -1)
+    points = np.pad(grid.reshape(-1, 3), ((0, 0), (0, 1)), constant_values=1.0)
+    keyframes = load_index(root, "v1.0-mini", tmp_path).keyframes("all")
+    checked = 0
+    for source in (None, SurroundOccLabels(None)):
+        for sample in FrameDataset(keyframes, (864, 1600), None, False, source, None, 0):
+            data = nusc.get("sample", sample["token"])["data"]
+            lidar2global, _ = to_global(nusc.get("sample_data", data["LIDAR_TOP"]))
+            for channel, found in zip(CAMERAS, lidar2img(sample).astype(np.float64), strict=True):
+                camera2global, intrinsics = to_global(nusc.get("sample_data", data[channel]))
+                crop = np.array([[1.0, 0, 0], [0, 1, -36], [0, 0, 1]])
+                expected = crop @ intrinsics @ (np.linalg.inv(camera2global) @ lidar2global)[:3]
+                uvd = points @ expected.T
+                uv = uvd[:, :2] / uvd[:, 2:]
+                seen = (uvd[:, 2] > 1) & (uv >= 0).all(1) & (uv < (1600, 864)).all(1)
+                ours = points @ found.T
+                assert np.abs((ours[:, :2] / ours[:, 2:] - uv)[seen]).max() < 1e-3
+                checked += seen.sum()
+    assert checked > 500

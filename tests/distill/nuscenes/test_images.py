@@ -101,3 +101,18 @@ def test_damaged_image_is_named(dataroot, tmp_path, damage, message):
         read_images(keyframe, Transform.fit(source_sizes(keyframe), (64, 112)).images, (64, 112))
     assert "CAM_BACK_LEFT/late.jpg" in str(caught.value)
     assert "keyframe late" in str(caught.value)
+
+
+def test_full_size_images_are_cropped_and_nothing_else(real_data, tmp_path):
+    """1600x900 to 1600x864: the decoded pixels without the top 36 rows, the test pipeline of gaussianformer.md 4."""
+    from distill.nuscenes.index import load_index
+
+    size = (864, 1600)
+    for keyframe in load_index(real_data / "nuscenes", "v1.0-mini", tmp_path).keyframes("all"):
+        images, intrinsics, windows = read_images(keyframe, Transform.fit(source_sizes(keyframe), size).images, size)
+        for camera, image, found in zip(keyframe.cameras, images, intrinsics, strict=True):
+            with Image.open(camera.path) as file:
+                np.testing.assert_array_equal(image.transpose(1, 2, 0), np.asarray(file.convert("RGB"))[36:])
+            shifted = camera.intrinsics - [[0, 0, 0], [0, 0, 36], [0, 0, 0]]
+            np.testing.assert_array_equal(found, shifted.astype(np.float32))
+        assert windows.tolist() == [[0, 0, 1600, 864]] * 6

@@ -48,7 +48,6 @@ def test_paths(index):
     assert [camera.channel for camera in keyframe.cameras] == list(CAMERAS)
     assert all(camera.path.is_file() and camera.channel in str(camera.path) for camera in keyframe.cameras)
     assert keyframe.lidar_path.is_file()
-    assert keyframe.labels_path == index.root / "gts/scene-0002/late/labels.npz"
 
 
 def test_camera_to_ego_includes_the_motion_between_the_exposures(index):

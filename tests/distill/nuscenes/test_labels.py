@@ -1,10 +1,32 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from distill.errors import InputError
-from distill.nuscenes.labels import no_labels, read_labels
+from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
+from distill.nuscenes.dataroot import open_labels
+from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
 
 SHAPE = (200, 200, 16)
+
+
+@pytest.fixture
+def keyframe(tmp_path):
+    return SimpleNamespace(scene="s", token="t", lidar_path=tmp_path / "samples/LIDAR_TOP/a.pcd.bin")
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where the Occ3D labels of `keyframe` belong."""
+    (tmp_path / "s/t").mkdir(parents=True)
+    return tmp_path / "s/t/labels.npz"
+
+
+# --- Occ3D
 
 
 def arrays(**changes):
@@ -17,19 +39,20 @@ def arrays(**changes):
     return good | changes
 
 
-def test_round_trip(tmp_path):
+def test_round_trip(tmp_path, keyframe, path):
     stored = arrays()
-    np.savez_compressed(tmp_path / "labels.npz", **stored)
-    labels = read_labels(tmp_path / "labels.npz")
+    np.savez_compressed(path, **stored)
+    labels = Occ3DLabels(tmp_path).read(keyframe)
     assert labels["semantics"].dtype == np.uint8
     assert labels["mask_camera"].dtype == labels["mask_lidar"].dtype == bool
     for name, array in stored.items():
         np.testing.assert_array_equal(labels[name], array)
 
 
-def test_no_file_means_unlabelled(tmp_path):
-    assert read_labels(tmp_path / "labels.npz") is None
-    stand_in = no_labels()
+def test_no_file_means_unlabelled(tmp_path, keyframe):
+    source = Occ3DLabels(tmp_path)
+    assert source.read(keyframe) is None
+    stand_in = source.unlabelled()
     assert (stand_in["semantics"] == 17).all()
     assert not stand_in["mask_camera"].any()
     assert not stand_in["mask_lidar"].any()
@@ -44,47 +67,126 @@ def test_no_file_means_unlabelled(tmp_path):
         ({"mask_camera": np.full(SHAPE, 2, np.uint8)}, "mask_camera holds the value 2"),
     ],
 )
-def test_wrong_array_is_named(tmp_path, changes, message):
-    path = tmp_path / "labels.npz"
+def test_wrong_array_is_named(tmp_path, keyframe, path, changes, message):
     np.savez(path, **arrays(**changes))
     with pytest.raises(InputError, match=message) as caught:
-        read_labels(path)
+        Occ3DLabels(tmp_path).read(keyframe)
     assert str(path) in str(caught.value)
 
 
-def test_missing_array_is_named(tmp_path):
-    path = tmp_path / "labels.npz"
+def test_missing_array_is_named(tmp_path, keyframe, path):
     stored = arrays()
     del stored["mask_camera"]
     np.savez(path, **stored)
     with pytest.raises(InputError, match=r"no array 'mask_camera' \(it has semantics, mask_lidar\)"):
-        read_labels(path)
+        Occ3DLabels(tmp_path).read(keyframe)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, -30])
-def test_damaged_file_is_named(tmp_path, keep):
-    path = tmp_path / "labels.npz"
+def test_damaged_file_is_named(tmp_path, keyframe, path, keep):
     np.savez_compressed(path, **arrays())
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
     with pytest.raises(InputError, match=r"labels\.npz: cannot be read as Occ3D labels"):
-        read_labels(path)
+        Occ3DLabels(tmp_path).read(keyframe)
 
 
-def test_flipped_bits_are_found(tmp_path):
-    path = tmp_path / "labels.npz"
+def test_flipped_bits_are_found(tmp_path, keyframe, path):
     np.savez_compressed(path, **arrays())
     content = bytearray(path.read_bytes())
     content[5000:5010] = bytes(10)
     path.write_bytes(content)
     with pytest.raises(InputError, match="cannot be read as Occ3D labels"):
-        read_labels(path)
+        Occ3DLabels(tmp_path).read(keyframe)
 
 
-def test_real_label(real_data):
-    labels = read_labels(real_data / "occ3d_label_scene-1077/labels.npz")
+def test_real_label(real_data, tmp_path, keyframe, path):
+    path.symlink_to(real_data / "occ3d_label_scene-1077/labels.npz")
+    labels = Occ3DLabels(tmp_path).read(keyframe)
     # Below the car there is road, and no label of the road is far above it.
     road = labels["semantics"] == 11
     assert road[100:110, 98:102, :4].any(axis=2).mean() > 0.9
     assert not road[..., 12:].any()
     assert 0.05 < labels["mask_camera"].mean() < 0.3
+
+
+# --- SurroundOcc
+
+
+def read_rows(root, keyframe, rows):
+    (root / "samples").mkdir(exist_ok=True)
+    np.save(root / "samples/a.pcd.bin.npy", rows)
+    return SurroundOccLabels(root).read(keyframe)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["uint8", "int32", "int64", "float32"]))
+def test_surroundocc_rows_become_voxels(tmp_path, keyframe, seed, dtype):
+    rng = np.random.default_rng(seed)
+    places = rng.choice(200 * 200 * 16, rng.integers(1, 500), replace=False)
+    rows = np.column_stack([*np.unravel_index(places, SHAPE), rng.integers(0, 17, len(places))])
+    labels = read_rows(tmp_path, keyframe, rows.astype(dtype))
+    expected = np.full(SHAPE, 17, np.uint8)
+    for x, y, z, class_id in rows:
+        expected[x, y, z] = class_id
+    assert labels["semantics"].dtype == np.uint8
+    np.testing.assert_array_equal(labels["semantics"], expected)
+    for mask in ("mask_camera", "mask_lidar"):
+        assert labels[mask].dtype == bool
+        np.testing.assert_array_equal(labels[mask], expected != 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[1, 2, 3]], r"int64 \(1, 3\), SurroundOcc labels are whole numbers \(voxels, 4\)"),
+        ([1, 2, 3, 4], r"int64 \(4,\)"),
+        (np.zeros((0, 4), int), r"int64 \(0, 4\)"),
+        (np.zeros((2, 4), bool), "bool"),
+        ([[1, 2, 3, 4], [200, 0, 0, 4]], r"row 1 is \[200, 0, 0, 4\]"),
+        ([[1, 2, 16, 4]], r"row 0 is \[1, 2, 16, 4\]"),
+        ([[1, 2, 3, 18]], r"from 0 to \[199, 199, 15, 17\]"),
+        ([[1, 2, 3, 4], [1, -1, 3, 4]], r"row 1 is \[1, -1, 3, 4\]"),
+        ([[1, 2, 3.5, 4]], r"row 0 is \[1.0, 2.0, 3.5, 4.0\]"),
+        ([[1, 2, np.nan, 4]], "row 0 is"),
+    ],
+)
+def test_wrong_surroundocc_rows_are_named(tmp_path, keyframe, rows, message):
+    with pytest.raises(InputError, match=rf"a\.pcd\.bin\.npy: .*{message}") as caught:
+        read_rows(tmp_path, keyframe, np.array(rows))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 an archive", None], ids=["empty", "archive", "cut"])
+def test_damaged_surroundocc_file_is_named(tmp_path, keyframe, content):
+    read_rows(tmp_path, keyframe, np.ones((50, 4), int))
+    file = tmp_path / "samples/a.pcd.bin.npy"
+    file.write_bytes(file.read_bytes()[:-8] if content is None else content)
+    with pytest.raises(InputError, match=r"a\.pcd\.bin\.npy: cannot be read as SurroundOcc labels"):
+        SurroundOccLabels(tmp_path).read(keyframe)
+
+
+def test_a_keyframe_without_surroundocc_file_is_unlabelled(tmp_path, keyframe):
+    (tmp_path / "samples").mkdir()
+    for source in (SurroundOccLabels(tmp_path), SurroundOccLabels(None)):
+        assert source.read(keyframe) is None
+        assert (source.unlabelled()["semantics"] == 17).all()
+        assert not source.unlabelled()["mask_camera"].any()
+
+
+# --- which labels belong to a grid
+
+
+def test_the_grid_chooses_the_labels(tmp_path):
+    data = OmegaConf.create({"root": str(tmp_path), "surroundocc": "labels"})
+    assert open_labels(data, OCC3D).root == tmp_path / "gts"
+    with pytest.raises(InputError, match=r"no SurroundOcc labels at .*/labels/samples: .*data\.surroundocc"):
+        open_labels(data, SURROUNDOCC)
+    (tmp_path / "labels/samples").mkdir(parents=True)
+    assert open_labels(data, SURROUNDOCC).root == tmp_path / "labels"
+    data.surroundocc = str(tmp_path / "labels")
+    assert open_labels(data, SURROUNDOCC).root == tmp_path / "labels"
+    data.surroundocc = None
+    assert open_labels(data, SURROUNDOCC).grid == SURROUNDOCC
+    with pytest.raises(InputError, match="grid other"):
+        open_labels(data, VoxelGrid("other", "ego", (0.0, 0.0, 0.0), 1.0, (2, 2, 2)))

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
-from distill.grids import OCC3D
+from distill.grids import OCC3D, SURROUNDOCC
 from distill.nuscenes.world import WorldConfig, ensure_world, generate, sensors
 from distill.nuscenes.world.keyframe import SceneId
 from distill.nuscenes.world.scene import PERIOD, Scene
@@ -121,6 +122,32 @@ def test_lidar_cameras_and_labels_see_the_same_world(scene):
     same = picture.instances[row, column] == sweep.instances[seen]
     assert same.mean() > 0.9
     assert same[sweep.instances[seen] >= 0].mean() > 0.75  # the sensors look past edges from different places
+
+
+def test_surroundocc_labels_are_where_the_scan_is(root, devkit):
+    """The files, read with the scans they are named after: no pose in between."""
+    for sample in devkit.sample:
+        path = Path(devkit.get("sample_data", sample["data"]["LIDAR_TOP"])["filename"])
+        points = np.fromfile(root / path, np.float32).reshape(-1, 5)[:, :3]
+        rows = np.load(root / "surroundocc/samples" / f"{path.name}.npy")
+        semantics = np.full(SURROUNDOCC.shape, FREE)
+        semantics[tuple(rows[:, :3].T)] = rows[:, 3]
+        assert (semantics != FREE).sum() == len(rows)
+        index = np.floor((points - SURROUNDOCC.lower) / SURROUNDOCC.voxel_size).astype(int)
+        inside = ((index >= 0) & (index < SURROUNDOCC.shape)).all(1)
+        assert (semantics[tuple(index[inside].T)] != FREE).mean() > 0.85
+
+
+def test_both_grids_show_the_same_world(scene):
+    """Classes at the centres of SurroundOcc voxels, looked up on the Occ3D grid."""
+    rows, labels = scene.surroundocc(1), scene.labels(1)
+    lidar = SURROUNDOCC.centres()[tuple(rows[:, :3].T)]
+    ego = lidar @ sensors.lidar2ego()[:3, :3].T + sensors.lidar2ego()[:3, 3]
+    index = np.floor((ego - OCC3D.lower) / OCC3D.voxel_size).astype(int)
+    inside = ((index >= 0) & (index < OCC3D.shape)).all(1)
+    there = labels.semantics[tuple(index[inside].T)]
+    assert inside.mean() > 0.3
+    assert (there == rows[inside, 3]).mean() > 0.6
 
 
 def test_cameras_are_exposed_at_their_own_time(devkit):
