@@ -1,4 +1,4 @@
-"""Occ3D mIoU and geometric IoU from one global confusion matrix.
+"""mIoU, by the convention of the class set, and geometric IoU from one global confusion matrix.
 
 Letters: X Y Z voxel axes, C classes (axis 0 of a matrix: label, axis 1: prediction).
 """
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from distill.classes import ClassSet
-from distill.errors import InputError
+from distill.metrics.base import Array, KeyframeMetric
+from distill.metrics.conventions import conventions
+from distill.metrics.counting import count_confusion
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,17 @@ class OccupancyResult:
     """Scores in percent.
 
     Attributes:
-        miou: mean IoU over the classes that occur, free left out (systems.md 0.4); NaN when none occurs.
+        convention: which mIoU this is, "Occ3D-17" or "SurroundOcc-16".
+        miou: mean IoU by the convention; NaN when nothing was counted.
+        occurring_miou: mean IoU over the scored classes in labels or predictions: no points for what is not there.
         geometric_iou: IoU of occupied against free, classes ignored; NaN when nothing is occupied.
-        per_class_iou: (C,) float64, free included; NaN for a class in neither labels nor predictions.
+        per_class_iou: (C,) float64 of the scored classes and free; NaN for a class in neither labels nor predictions.
         keyframes: how many keyframes were counted.
     """
 
+    convention: str
     miou: float
+    occurring_miou: float
     geometric_iou: float
     per_class_iou: np.ndarray
     keyframes: int
@@ -36,7 +42,9 @@ class OccupancyResult:
     def to_dict(self, classes: ClassSet) -> dict[str, Any]:
         """JSON-ready numbers; NaN becomes None."""
         return {
+            "convention": self.convention,
             "miou": _number(self.miou),
+            "occurring_miou": _number(self.occurring_miou),
             "geometric_iou": _number(self.geometric_iou),
             "per_class_iou": dict(zip(classes.names, map(_number, self.per_class_iou), strict=True)),
             "keyframes": self.keyframes,
@@ -47,68 +55,74 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-class OccupancyScore:
-    """Accumulates the confusion matrix of Occ3D-nuScenes (systems.md 0.4).
+class OccupancyScore(KeyframeMetric):
+    """Accumulates a confusion matrix, and scores it by the conventions of its class set.
 
     Args:
         classes: the class set of labels and predictions.
+        options: of `torchmetrics.Metric`.
 
     Attributes:
         confusion_CC: int64 voxel counts, [label, prediction].
-        keyframes: how many keyframes were counted.
     """
 
-    def __init__(self, classes: ClassSet) -> None:
-        self.classes = classes
-        self.confusion_CC = np.zeros((len(classes), len(classes)), dtype=np.int64)
-        self.keyframes = 0
+    higher_is_better = True
+    confusion_CC: Tensor
 
-    def update(self, prediction_XYZ: np.ndarray, semantics_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> None:
+    def __init__(self, classes: ClassSet, **options: Any) -> None:
+        super().__init__(**options)
+        self.classes = classes
+        self._add_counts("confusion_CC", len(classes), len(classes))
+
+    def update(self, prediction_XYZ: Array, semantics_XYZ: Array, mask_XYZ: Array) -> None:
         """Count the voxels of one keyframe.
 
         Args:
             prediction_XYZ: predicted class ids, uint8.
-            semantics_XYZ: label class ids, uint8; ids beyond the class set (255 = unknown) are not counted.
-            mask_XYZ: bool, voxels to count: `mask_camera` for Occ3D.
+            semantics_XYZ: label class ids, uint8; ids beyond the class set and `classes.ignored` are not counted.
+            mask_XYZ: bool, voxels to count: `mask_camera`.
 
         Raises:
-            InputError: the prediction holds an id beyond the class set.
+            InputError: volumes of different shapes or of the wrong type, or a prediction beyond the class set.
         """
-        count = len(self.classes)
-        counted_XYZ = mask_XYZ & (semantics_XYZ < count)
-        prediction_V, semantics_V = prediction_XYZ[counted_XYZ], semantics_XYZ[counted_XYZ]
-        if prediction_V.max(initial=0) >= count:
-            raise InputError(
-                f"a prediction holds class {prediction_V.max()}, but {self.classes.name} has {count} classes (0 to "
-                f"{count - 1}): score it with its own class set"
-            )
-        pair_V = semantics_V.astype(np.intp) * count + prediction_V
-        self.confusion_CC += np.bincount(pair_V, minlength=count * count).reshape(count, count)
+        prediction_XYZ, semantics_XYZ, mask_XYZ = self._volumes(
+            prediction_XYZ=prediction_XYZ, semantics_XYZ=semantics_XYZ, mask_XYZ=mask_XYZ
+        )
+        self.confusion_CC += count_confusion(prediction_XYZ, semantics_XYZ, mask_XYZ, self.classes)[0]
         self.keyframes += 1
 
     def all_reduce(self) -> None:
         """Add up the counts of all processes, on each of them; call it once, after the last `update`."""
-        if not dist.is_initialized():
-            return
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        counts = torch.from_numpy(np.append(self.confusion_CC, self.keyframes)).to(device)
-        dist.all_reduce(counts)
-        self.confusion_CC = counts[:-1].cpu().numpy().reshape(self.confusion_CC.shape)
-        self.keyframes = int(counts[-1])
+        if dist.is_initialized():
+            self.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+            dist.all_reduce(self.confusion_CC)
+            dist.all_reduce(self.keyframes)
 
     def result(self) -> OccupancyResult:
-        """IoU = TP / (TP + FP + FN) over everything counted so far."""
-        true_positives_C = np.diagonal(self.confusion_CC)
-        union_C = self.confusion_CC.sum(0) + self.confusion_CC.sum(1) - true_positives_C
-        per_class_iou = np.full(len(self.classes), np.nan)
-        np.divide(100.0 * true_positives_C, union_C, out=per_class_iou, where=union_C > 0)
-        occupied = np.arange(len(self.classes)) != self.classes.free
-        seen = per_class_iou[occupied & (union_C > 0)]
-        both = self.confusion_CC[np.ix_(occupied, occupied)].sum()
-        either = self.confusion_CC.sum() - self.confusion_CC[self.classes.free, self.classes.free]
+        """Scores of what this process holds, by the class set's own convention; `compute` asks all processes."""
+        own = conventions(self.classes)[0]
+        score = own.score(self.confusion_CC)
         return OccupancyResult(
-            miou=float(seen.mean()) if len(seen) else float("nan"),
-            geometric_iou=float(100.0 * both / either) if either else float("nan"),
-            per_class_iou=per_class_iou,
-            keyframes=self.keyframes,
+            convention=own.name,
+            miou=float(score.miou),
+            occurring_miou=float(score.occurring_miou),
+            geometric_iou=float(score.geometric_iou),
+            per_class_iou=score.per_class_iou.cpu().numpy(),
+            keyframes=int(self.keyframes),
         )
+
+    def compute(self) -> dict[str, Tensor]:
+        """In percent, float64, by each convention of the class set.
+
+        Returns:
+            "<convention> mIoU", "<convention> occurring mIoU", "<convention> geometric IoU" and "<convention> IoU per
+            class" (C,), as described at `ConventionScore`; "confusion" (C, C), int64.
+        """
+        result = {"confusion": self.confusion_CC}
+        for convention in conventions(self.classes):
+            score = convention.score(self.confusion_CC)
+            result[f"{convention.name} mIoU"] = score.miou
+            result[f"{convention.name} occurring mIoU"] = score.occurring_miou
+            result[f"{convention.name} geometric IoU"] = score.geometric_iou
+            result[f"{convention.name} IoU per class"] = score.per_class_iou
+        return result

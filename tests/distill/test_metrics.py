@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.classes import OCC3D_CLASSES
+from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES, ClassSet
 from distill.errors import InputError
 from distill.metrics import OccupancyScore
 
@@ -20,8 +20,8 @@ def volume(seed: int, classes: int = 18) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, classes, SHAPE, dtype=np.uint8)
 
 
-def score(*keyframes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> OccupancyScore:
-    total = OccupancyScore(OCC3D_CLASSES)
+def score(*keyframes: tuple[np.ndarray, np.ndarray, np.ndarray], classes: ClassSet = OCC3D_CLASSES) -> OccupancyScore:
+    total = OccupancyScore(classes)
     for keyframe in keyframes:
         total.update(*keyframe)
     return total
@@ -102,10 +102,11 @@ def test_a_prediction_of_another_class_set_is_refused():
         score((np.full(SHAPE, 18, dtype=np.uint8), volume(0), EVERYWHERE))
 
 
-def test_without_keyframes_there_is_no_number():
-    result = OccupancyScore(OCC3D_CLASSES).result()
-    assert np.isnan(result.miou)
-    assert result.to_dict(OCC3D_CLASSES)["miou"] is None
+@pytest.mark.parametrize("classes", [OCC3D_CLASSES, SURROUNDOCC_CLASSES])
+def test_without_keyframes_there_is_no_number(classes):
+    result = OccupancyScore(classes).result()
+    assert np.isnan([result.miou, result.occurring_miou, result.geometric_iou]).all()
+    assert result.to_dict(classes)["miou"] is None
 
 
 def test_to_dict_names_the_classes():
@@ -114,6 +115,49 @@ def test_to_dict_names_the_classes():
     assert numbers["per_class_iou"]["car"] == 100.0
     assert numbers["per_class_iou"]["bus"] is None
     assert numbers["keyframes"] == 1
+    assert numbers["convention"] == "Occ3D-17"
+
+
+# --- SurroundOcc-16
+
+
+def test_surroundocc_by_hand():
+    """Labels of noise do not count, predictions of noise are occupied but no hit, and noise is not averaged."""
+    semantics = np.array([4, 4, 4, 10, 17, 17, 0, 0], dtype=np.uint8)
+    prediction = np.array([4, 0, 17, 10, 0, 17, 4, 17], dtype=np.uint8)
+    result = score((prediction, semantics, np.ones(8, dtype=bool)), classes=SURROUNDOCC_CLASSES).result()
+    assert result.convention == "SurroundOcc-16"
+    assert result.per_class_iou[4] == pytest.approx(100 / 3)
+    assert result.per_class_iou[10] == 100.0
+    assert np.isnan(result.per_class_iou[0])
+    assert result.occurring_miou == pytest.approx((100 / 3 + 100) / 2)
+    assert result.miou == pytest.approx((100 / 3 + 100 + 14 * 100) / 16)  # 14 classes have no labels
+    assert result.geometric_iou == pytest.approx(60.0)
+    assert result.per_class_iou[17] == pytest.approx(100 / 3)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_surroundocc_is_the_mean_of_16_sums_over_the_split(seed):
+    """Against the formulas of gaussianformer.md 4, where every class has labels."""
+    rng = np.random.default_rng(seed)
+    semantics = [np.concatenate([np.arange(18), rng.integers(0, 18, 400)]).astype(np.uint8) for _ in range(3)]
+    prediction = [
+        np.where(rng.random(418) < 0.6, labels, rng.integers(0, 18, 418)).astype(np.uint8) for labels in semantics
+    ]
+    pairs = [(p[s != 0], s[s != 0]) for p, s in zip(prediction, semantics, strict=True)]
+
+    def iou(predicted, labelled):
+        hits = sum((predicted(p) & labelled(s)).sum() for p, s in pairs)
+        return hits / (sum(predicted(p).sum() + labelled(s).sum() for p, s in pairs) - hits)
+
+    per_class = [iou(lambda p, c=c: p == c, lambda s, c=c: s == c) for c in range(1, 17)]
+    everywhere = np.ones(418, dtype=bool)
+    keyframes = [(p, s, everywhere) for p, s in zip(prediction, semantics, strict=True)]
+    result = score(*keyframes, classes=SURROUNDOCC_CLASSES).result()
+    assert result.miou == result.occurring_miou == pytest.approx(100 * np.mean(per_class))
+    assert result.geometric_iou == pytest.approx(100 * iou(lambda p: p != 17, lambda s: s != 17))
+    assert score(*keyframes).result().miou != pytest.approx(result.miou)
 
 
 def _score_on_rank(rank: int, folder: Path) -> None:
