@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from distill.gaussians import Gaussians
 from distill.grids import VoxelGrid
+from distill.store import GaussianKind
+
+
+class TeacherPrediction(NamedTuple):
+    """What a teacher says about a batch.
+
+    Attributes:
+        voxel_log_probs_BXYZC: natural log-probabilities, float32; not looked at where the teacher covers nothing.
+        covered_BXYZ: bool, the voxels that the teacher has modelled; None: all.
+        gaussians: one per sample, from which the voxels follow; None for a teacher without.
+    """
+
+    voxel_log_probs_BXYZC: torch.Tensor
+    covered_BXYZ: torch.Tensor | None = None
+    gaussians: list[Gaussians] | None = None
 
 
 class Teacher(Protocol):
@@ -16,16 +32,18 @@ class Teacher(Protocol):
         grid: the grid the log-probabilities live on.
         inputs: what a sample must hold: `image_size` [H, W] pixels, `lidar` true or false, `depth_stride` or None.
         checkpoint_sha256: hex digest of the weights, recorded in the store; "" for a teacher without weights.
+        gaussians: what Gaussians it predicts; None, or no such member, for a teacher without.
     """
 
     grid: VoxelGrid
     inputs: dict[str, Any]
     checkpoint_sha256: str
+    gaussians: GaussianKind | None
 
     def to(self, device: torch.device) -> Teacher:
         """Move to a device and return itself."""
         ...
 
-    def predict(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Natural log-probabilities, float32 (B, X, Y, Z, C), for a batch made by `distill.nuscenes.frames.collate`."""
+    def predict(self, batch: dict[str, Any]) -> TeacherPrediction:
+        """Predict from a batch made by `distill.nuscenes.frames.collate`."""
         ...

@@ -8,6 +8,7 @@ import torch
 from hydra.utils import instantiate
 
 from distill.checkpoint import load_checkpoint
+from teacher_dump.teachers import TeacherPrediction
 
 
 class NetworkTeacher:
@@ -29,6 +30,7 @@ class NetworkTeacher:
         self.grid = instantiate(loaded.config["grid"])
         self.inputs: dict[str, Any] = {**loaded.config["student"]["inputs"], "depth_stride": None}
         self.checkpoint_sha256 = loaded.sha256
+        self.gaussians = None
 
     def to(self, device: torch.device) -> NetworkTeacher:
         """Move the network to a device and return itself."""
@@ -36,6 +38,6 @@ class NetworkTeacher:
         return self
 
     @torch.inference_mode()
-    def predict(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Log-probabilities, float32 (B, X, Y, Z, C)."""
-        return self.network(batch).voxel_logits_BXYZC.float().log_softmax(-1)
+    def predict(self, batch: dict[str, Any]) -> TeacherPrediction:
+        """Log-probabilities of all voxels."""
+        return TeacherPrediction(self.network(batch).voxel_logits_BXYZC.float().log_softmax(-1))

@@ -1,0 +1,106 @@
+"""GaussianFormer as a teacher: its test-time image pipeline, its Gaussians, and what they say about any grid.
+
+Letters: B batch, N cameras, H W image rows and columns, X Y Z voxel axes, V voxels, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.checkpoint import resolve, sha256_of
+from distill.errors import InputError
+from distill.gaussians import covered
+from distill.grids import VoxelGrid
+from distill.nuscenes.layout import CAMERAS
+from distill.store import GaussianKind
+from teacher_dump.teachers import TeacherPrediction
+from teacher_dump.teachers.gaussianformer.draws import SeededDraws
+from teacher_dump.teachers.gaussianformer.network import GaussianFormer
+from teacher_dump.teachers.gaussianformer.weights import load_official
+
+# the order of the cameras decides which point farthest point sampling starts from
+_ORDER = [
+    CAMERAS.index(f"CAM_{place}") for place in ("FRONT", "FRONT_RIGHT", "FRONT_LEFT", "BACK", "BACK_LEFT", "BACK_RIGHT")
+]
+# of RGB images, 0..255
+_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+class GaussianFormerTeacher:
+    """Predicts with upstream's weights; see `teacher_dump.teachers.Teacher`.
+
+    Gaussians are continuous: whatever the grid, they are evaluated at its voxel centres, brought into the LIDAR_TOP
+    frame. What lies outside the range that the network was trained for is marked as not covered.
+
+    Args:
+        name: how the store names this teacher.
+        checkpoint: upstream's `.pth` file.
+        network: the network, without weights.
+        image_size: [H, W] of its input, multiples of 32; [864, 1600] as upstream.
+        grid: where to predict.
+        seed: of the lifter's random numbers.
+
+    Raises:
+        InputError: the file is missing or does not fit the network; a keyframe that lifts no pixel.
+
+    Attributes:
+        gaussians: what the Gaussians of all keyframes have in common, for the store.
+    """
+
+    def __init__(
+        self, name: str, checkpoint: str, network: GaussianFormer, image_size: list[int], grid: VoxelGrid, seed: int
+    ) -> None:
+        load_official(network, checkpoint)
+        self.name = name
+        self.network = network.eval()
+        self.grid = grid
+        self.seed = seed
+        self.inputs: dict[str, Any] = {"image_size": image_size, "lidar": False, "depth_stride": None}
+        self.checkpoint_sha256 = sha256_of(resolve(checkpoint))
+        head, count = network.head, len(network.lifter.instance_feature) + network.head.empty
+        self.gaussians = GaussianKind(count, head.form, head.reach, head.det)
+        centres_V3 = torch.from_numpy(grid.centres()).reshape(-1, 3)
+        self.centres_V4 = torch.cat([centres_V3, torch.ones_like(centres_V3[:, :1])], 1)
+
+    def to(self, device: torch.device) -> GaussianFormerTeacher:
+        """Move the network to a device and return itself."""
+        self.network.to(device)
+        return self
+
+    @torch.inference_mode()
+    def predict(self, batch: dict[str, Any]) -> TeacherPrediction:
+        """Log-probabilities, coverage and Gaussians of a batch, one keyframe after the other."""
+        images_BN3HW = normalised(batch["images"][:, _ORDER])
+        lidar2img_BN44 = lidar2image(batch["intrinsics"], batch["cam2ego"], batch["lidar2ego"])[:, _ORDER]
+        log_probs, inside, gaussians = [], [], []
+        for token, images_N3HW, lidar2img_N44, lidar2ego_44 in zip(
+            batch["token"], images_BN3HW, lidar2img_BN44, batch["lidar2ego"], strict=True
+        ):
+            try:
+                gaussians.append(self.network(images_N3HW, lidar2img_N44, SeededDraws(self.seed, token)))
+            except InputError as error:
+                raise InputError(f"keyframe {token}: {error}") from error
+            ego2lidar_44 = torch.linalg.inv(lidar2ego_44.cpu().double())
+            points_V3 = (self.centres_V4 @ ego2lidar_44.T)[:, :3].float().to(images_N3HW.device)
+            log_probs.append(gaussians[-1].log_probs(points_V3).view(*self.grid.shape, -1))
+            inside.append(covered(points_V3).view(self.grid.shape))
+        return TeacherPrediction(torch.stack(log_probs), torch.stack(inside), gaussians)
+
+
+def normalised(images_BN3HW: Tensor) -> Tensor:
+    """uint8 RGB -> float32 as upstream normalises it (gaussianformer.md 4)."""
+    mean_311, std_311 = (images_BN3HW.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (_MEAN, _STD))
+    return (images_BN3HW - mean_311) / std_311
+
+
+def lidar2image(intrinsics_BN33: Tensor, cam2ego_BN44: Tensor, lidar2ego_B44: Tensor) -> Tensor:
+    """LIDAR_TOP metres -> (u d, v d, d, 1) of the images, float32 (B, N, 4, 4); in float64 until the last step."""
+    lidar2cam_BN44 = torch.linalg.inv(cam2ego_BN44.double()) @ lidar2ego_B44.double().unsqueeze(1)
+    intrinsics_BN44 = torch.eye(4, dtype=torch.float64, device=intrinsics_BN33.device).repeat(
+        *intrinsics_BN33.shape[:2], 1, 1
+    )
+    intrinsics_BN44[..., :3, :3] = intrinsics_BN33
+    return (intrinsics_BN44 @ lidar2cam_BN44).float()

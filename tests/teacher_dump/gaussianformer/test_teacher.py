@@ -1,0 +1,108 @@
+"""The teacher around the network: image pipeline, projection, and Gaussians evaluated on the grids people use."""
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+
+from distill.errors import InputError
+from distill.grids import OCC3D, SURROUNDOCC
+from teacher_dump.teachers.gaussianformer.teacher import lidar2image, normalised
+
+LIDAR2EGO = torch.tensor(
+    [[0.0, 1.0, 0.0, 0.94], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.84], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float32
+)
+SMALL = ("teacher.network.lifter.lifted=60", "teacher.network.lifter.learned=40", "teacher.image_size=[96,160]")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(fill, tmp_path_factory):
+    """A small GaussianFormer-2 with deterministic weights, saved as upstream saves its own."""
+    path = tmp_path_factory.mktemp("weights") / "state_dict.pth"
+    torch.save({"state_dict": fill(instantiate(config("none.pth").network)).state_dict()}, path)
+    return path
+
+
+def config(checkpoint, *overrides):
+    chosen = ["teacher=gaussianformer2_25600", f"teacher.checkpoint={checkpoint}", *SMALL, *overrides]
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("dump", chosen).teacher
+
+
+def batch(lidar2ego):
+    """One keyframe: noise for images, six cameras in a circle 1.5 m above the ground."""
+    generator = torch.Generator().manual_seed(0)
+    cam2ego = torch.eye(4).repeat(6, 1, 1)
+    for camera, yaw in enumerate((0.96, 0.0, -0.96, 1.92, np.pi, -1.92)):
+        forward = torch.tensor([np.cos(yaw), np.sin(yaw), 0.0])
+        right = torch.tensor([np.sin(yaw), -np.cos(yaw), 0.0])
+        cam2ego[camera, :3] = torch.stack([right, torch.tensor([0.0, 0, -1]), forward, torch.tensor([1, 0, 1.5])], 1)
+    intrinsics = torch.tensor([[120.0, 0, 80], [0, 120, 48], [0, 0, 1]]).repeat(6, 1, 1)
+    return {
+        "token": ["t"],
+        "images": torch.randint(0, 256, (1, 6, 3, 96, 160), generator=generator, dtype=torch.uint8),
+        "intrinsics": intrinsics.unsqueeze(0),
+        "cam2ego": (lidar2ego @ torch.linalg.inv(LIDAR2EGO) @ cam2ego).unsqueeze(0),
+        "lidar2ego": lidar2ego.unsqueeze(0),
+    }
+
+
+def test_images_are_normalised_as_upstream_does():
+    grey = torch.full((1, 6, 3, 2, 2), 128, dtype=torch.uint8)
+    expected = [(128 - 123.675) / 58.395, (128 - 116.28) / 57.12, (128 - 103.53) / 57.375]
+    torch.testing.assert_close(normalised(grey)[0, 0, :, 0, 0], torch.tensor(expected))
+
+
+def test_a_lidar_point_projects_through_the_ego_frame():
+    given = batch(LIDAR2EGO)
+    lidar2img_44 = lidar2image(given["intrinsics"], given["cam2ego"], given["lidar2ego"])[0, 1]
+    # ahead of the front camera: 10 m along the optical axis, 1 m left, 0.5 m up
+    ego = torch.tensor([11.0, 1.0, 2.0, 1.0])
+    u, v, depth, one = (lidar2img_44 @ torch.linalg.inv(LIDAR2EGO) @ ego).tolist()
+    assert (depth, one) == pytest.approx((10, 1), abs=1e-4)
+    assert (u / depth, v / depth) == pytest.approx((80 - 12, 48 - 6), abs=1e-3)
+
+
+def test_gaussians_are_evaluated_at_the_voxels_of_the_grid(checkpoint):
+    """On Occ3D: at voxel centres brought into the LIDAR_TOP frame, and covered where the network's range is."""
+    teacher = instantiate(config(checkpoint))
+    prediction = teacher.predict(batch(LIDAR2EGO))
+    assert teacher.grid == OCC3D
+    assert prediction.voxel_log_probs_BXYZC.shape == (1, 200, 200, 16, 18)
+    torch.testing.assert_close(prediction.voxel_log_probs_BXYZC.exp().sum(-1), torch.ones(1, 200, 200, 16))
+    index = torch.tensor([[20, 30, 3], [100, 100, 8], [150, 90, 1]])
+    ego_V4 = torch.cat([(index + 0.5) * 0.4 + torch.tensor(OCC3D.lower), torch.ones(3, 1)], 1)
+    lidar_V3 = (ego_V4 @ torch.linalg.inv(LIDAR2EGO).T)[:, :3]
+    expected = prediction.gaussians[0].log_probs(lidar_V3)
+    found = prediction.voxel_log_probs_BXYZC[0][tuple(index.T)]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # the network's range ends 3 m above the LiDAR, which hangs at 1.84 m: only the centres of layer 15 are higher
+    covered_Z = prediction.covered_BXYZ[0].all((0, 1))
+    assert covered_Z.tolist() == [True] * 15 + [False]
+
+
+def test_one_keyframe_gives_the_same_gaussians_on_either_grid(checkpoint):
+    on_occ3d = instantiate(config(checkpoint)).predict(batch(LIDAR2EGO))
+    teacher = instantiate(config(checkpoint, "grid=surroundocc"))
+    on_surroundocc = teacher.predict(batch(torch.eye(4)))  # whose samples are in the LIDAR_TOP frame
+    assert teacher.grid == SURROUNDOCC
+    assert on_surroundocc.covered_BXYZ.all()
+    means = [prediction.gaussians[0].means_G3 for prediction in (on_occ3d, on_surroundocc)]
+    torch.testing.assert_close(*means, rtol=0, atol=1e-3)
+    assert teacher.gaussians.count == 100
+
+
+def test_a_camera_rig_that_sees_nothing_is_named_by_its_keyframe(checkpoint):
+    """A focal length of a hundredth of a pixel lifts every pixel out of the range."""
+    given = batch(LIDAR2EGO)
+    given["intrinsics"][..., 0, 0] = given["intrinsics"][..., 1, 1] = 0.01
+    with pytest.raises(InputError, match=r"keyframe t: no pixel"):
+        instantiate(config(checkpoint)).predict(given)
+
+
+def test_image_sizes_off_the_stride_are_refused(checkpoint):
+    given = batch(LIDAR2EGO)
+    given["images"] = given["images"][..., :150]
+    with pytest.raises(InputError, match="multiples of 32"):
+        instantiate(config(checkpoint)).predict(given)
