@@ -17,6 +17,7 @@ SMALL_WORLD = (
 )
 SMALL_STUDENT = (
     "experiment=demo",
+    "trainer.init=null",
     "student.inputs.image_size=[64,160]",
     "trainer.epochs=2",
     "trainer.batch_size=2",
