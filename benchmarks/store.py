@@ -1,4 +1,5 @@
-"""What storing one keyframe costs: our store against the prototype's compressed float16 file, on the same output.
+"""What storing one keyframe costs: our store against the prototype's compressed float16 file, on the same output; and
+25 600 Gaussians that have nothing in common.
 
     python benchmarks/store.py                     a synthetic teacher (--seed)
     python benchmarks/store.py --input logits.npy  a real one: logits or log-probabilities (X, Y, Z, C), float
@@ -22,8 +23,10 @@ import zarr
 
 from distill.bev import bev_log_probs
 from distill.classes import OCC3D_CLASSES
+from distill.gaussians import Gaussians
 from distill.grids import OCC3D
-from distill.store import StoreIdentity, StoreWriter, TeacherStore
+from distill.store import GaussianKind, StoreIdentity, StoreWriter, TeacherStore
+from distill.store.gaussians import decode_gaussians, encode_gaussians
 
 TOKEN = "0" * 32
 
@@ -86,8 +89,9 @@ def measure(log_probs: torch.Tensor, folder: Path) -> None:
     classes = log_probs.shape[-1]
     identity = StoreIdentity("benchmark", "", {}, OCC3D, OCC3D_CLASSES.names[:classes])
     writer = StoreWriter.open(folder / "teacher.zarr", identity, [TOKEN], ["scene-0000"])
+    everywhere = np.ones(OCC3D.shape, bool)
     voxel, bev = log_probs.numpy(), bev_log_probs(log_probs, free=classes - 1).exp().numpy()
-    write_ms = best_ms(lambda: writer.write(TOKEN, voxel, bev), repeats=3)
+    write_ms = best_ms(lambda: writer.write(TOKEN, voxel, bev, everywhere, None), repeats=3)
     store = TeacherStore(writer.store.path)
 
     file, channels_first = folder / "prototype.npz", voxel.transpose(3, 0, 1, 2).astype(np.float16)
@@ -102,13 +106,49 @@ def measure(log_probs: torch.Tensor, folder: Path) -> None:
         ("voxel_logits, to float16, plain zarr", sizes["voxel_logits"], "", lambda: plain[0]),
         ("bev_probs", sizes["bev_probs"], "", lambda: store.bev_probs(TOKEN)),
         ("voxel_semantics", sizes["voxel_semantics"], "", lambda: store.semantics(TOKEN)),
+        ("voxel_coverage", sizes["voxel_coverage"], "", lambda: store.coverage(TOKEN)),
     )
     for name, size, written, read in rows:
         print(f"{name:38s}{size / 1e6:8.2f}{written:>10s}{best_ms(read):9.1f}")
-    print(f"{'sample, all four arrays, fsynced':38s}{sum(sizes.values()) / 1e6:8.2f}{write_ms:10.0f}")
+    print(f"{'sample, all these arrays, fsynced':38s}{sum(sizes.values()) / 1e6:8.2f}{write_ms:10.0f}")
     decoded = torch.from_numpy(store.log_prob_table[store.codes(TOKEN)])
     for temperature in (1, 2):
         print(f"mean KL(teacher || stored), T={temperature}: {kl(log_probs, decoded, temperature):.1e} nats")
+
+
+def random_gaussians(seed: int, count: int = 25600) -> Gaussians:
+    """Random in every number: nothing compresses better than it must."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    lower, size = torch.tensor([-50.0, -50.0, -5.0]), torch.tensor([100.0, 100.0, 8.0])
+    return Gaussians(
+        lower + torch.rand(count, 3, generator=generator) * size,
+        0.01 + 1.79 * normal(count, 3).sigmoid(),
+        torch.nn.functional.normalize(normal(count, 4), dim=1),
+        normal(count).sigmoid(),
+        torch.nn.functional.pad(normal(count, 17).softmax(1), (0, 1)),
+        "probabilistic",
+        4.0,
+        "stable",
+    )
+
+
+def measure_gaussians(gaussians: Gaussians, folder: Path) -> None:
+    """Print the row of the Gaussians, and what the voxels rendered from them lose."""
+    kind = GaussianKind(len(gaussians.means_G3), gaussians.form, gaussians.reach, gaussians.det)
+    identity = StoreIdentity("benchmark", "", {}, OCC3D, OCC3D_CLASSES.names, voxels=False, gaussians=kind)
+    store = StoreWriter.open(folder / "gaussians.zarr", identity, [TOKEN], ["scene-0000"]).store
+    array = store.arrays["gaussians"]
+    chunk = array.pack(encode_gaussians(gaussians, kind))
+    read_ms = best_ms(lambda: decode_gaussians(array.unpack(chunk), kind))
+    write_ms = best_ms(lambda: array.pack(encode_gaussians(gaussians, kind)), repeats=3)
+    print(f"{'gaussians':38s}{len(chunk) / 1e6:8.2f}{write_ms:10.0f}{read_ms:9.1f}")
+    points = torch.from_numpy(OCC3D.centres()[::4, ::4].reshape(-1, 3)).float()
+    teacher, read = (g.log_probs(points) for g in (gaussians, decode_gaussians(array.unpack(chunk), kind)))
+    print(f"mean KL(teacher || rendered from stored Gaussians), T=1: {kl(teacher, read, 1):.1e} nats")
 
 
 def main() -> None:
@@ -123,6 +163,7 @@ def main() -> None:
     print(f"{source}, {tuple(logits.shape)}; one core of {os.cpu_count()}, {cpu_name()}")
     with tempfile.TemporaryDirectory() as folder:
         measure(logits.float().log_softmax(-1), Path(folder))
+        measure_gaussians(random_gaussians(options.seed), Path(folder))
 
 
 if __name__ == "__main__":

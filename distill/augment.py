@@ -19,10 +19,13 @@ import numpy as np
 
 from distill.errors import InputError
 
-# Mirroring the world leaves these as they are: facts about the frame or the teacher, and all that a camera sees.
-_UNMOVED = frozenset({"token", "scene", "labelled", "taught", "teacher_table", "images", "intrinsics", "depth"})
+# Mirroring the world leaves these as they are: facts about the frame or the teacher, all that a camera sees, and what
+# lies in the frame of a sensor.
+_UNMOVED = frozenset(
+    {"token", "scene", "labelled", "taught", "teacher_table", "teacher_gaussians", "images", "intrinsics", "depth"}
+)
 # Arrays indexed [x, y, ...] in the ego frame.
-_GRIDS = frozenset({"semantics", "mask_camera", "mask_lidar", "teacher_voxel", "teacher_bev"})
+_GRIDS = frozenset({"semantics", "mask_camera", "mask_lidar", "teacher_voxel", "teacher_covered", "teacher_bev"})
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Transform:
         mirror = np.array([-1 if self.flip_x else 1, -1 if self.flip_y else 1, 1, 1], dtype=np.float32)
         if key == "points":
             return value * mirror
-        if key == "cam2ego":
+        if key in ("cam2ego", "lidar2ego"):  # the sensors stay as recorded, the frame they are placed in is mirrored
             return mirror[:, None] * value
         raise TypeError(f"augmentation does not know how to move {key!r}: give it a rule in distill/augment.py")
 

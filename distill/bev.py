@@ -14,16 +14,20 @@ BEV_RULE = "noisy_or"
 _LOWEST = -80.0
 
 
-def bev_log_probs(voxel_log_probs_XYZC: torch.Tensor, free: int) -> torch.Tensor:
+def bev_log_probs(
+    voxel_log_probs_XYZC: torch.Tensor, free: int, covered_XYZ: torch.Tensor | None = None
+) -> torch.Tensor:
     """The noisy-or of each column (systems.md 8.5, BEV KL, choice (b)), renormalised over classes.
 
     P(k) = 1 - prod_z(1 - p_k(z)) for an occupied class k: it is somewhere in the column;
     P(free) = prod_z p_free(z): the whole column is empty.
+    Voxels that are not covered are left out of the products; a column without any other is uniform.
     Values and gradients are finite for every p in [0, 1].
 
     Args:
         voxel_log_probs_XYZC: natural log-probabilities (..., Z, C), any float dtype; -inf is allowed.
         free: id of the free class.
+        covered_XYZ: bool (..., Z), what is known; None: everything is.
 
     Returns:
         Natural log-probabilities (..., C), float32 (float64 for float64 input).
@@ -31,9 +35,15 @@ def bev_log_probs(voxel_log_probs_XYZC: torch.Tensor, free: int) -> torch.Tensor
     wide = torch.promote_types(voxel_log_probs_XYZC.dtype, torch.float32)
     largest = -torch.finfo(wide).eps
     log_probs_XYZC = voxel_log_probs_XYZC.to(wide).clamp(_LOWEST, largest)
+    is_free_C = torch.arange(log_probs_XYZC.shape[-1], device=log_probs_XYZC.device) == free
+    if covered_XYZ is not None:
+        certainly_free_C = torch.where(is_free_C, largest, _LOWEST).to(wide)
+        log_probs_XYZC = torch.where(covered_XYZ.unsqueeze(-1), log_probs_XYZC, certainly_free_C)
     # log1p and expm1 keep small probabilities exact, where 1 - (1 - p) would be 0
     log_absent_XYC = torch.log1p(-log_probs_XYZC.exp()).sum(-2)
     log_present_XYC = (-torch.expm1(log_absent_XYC)).log()
     log_free_XY = log_probs_XYZC[..., free].sum(-1)
-    is_free_C = torch.arange(log_present_XYC.shape[-1], device=log_present_XYC.device) == free
-    return torch.where(is_free_C, log_free_XY.unsqueeze(-1), log_present_XYC).log_softmax(-1)
+    scores_XYC = torch.where(is_free_C, log_free_XY.unsqueeze(-1), log_present_XYC)
+    if covered_XYZ is not None:
+        scores_XYC = scores_XYC * covered_XYZ.any(-1, keepdim=True)
+    return scores_XYC.log_softmax(-1)

@@ -121,7 +121,7 @@ def load_training_state(file: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = type(error).__name__
         raise InputError(f"{file}: not a checkpoint ({reason}): give a run's best.pt or last.pt") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -1,7 +1,7 @@
 """Supervised and distillation losses.
 
-Letters: B batch, X Y Z voxel axes, C classes, V valid voxels of the whole batch, P present classes,
-N cameras, D depth bins, H W image cells, M image cells with a LiDAR return.
+Letters: B batch, X Y Z voxel axes, C classes, V valid voxels and K columns of the whole batch,
+P present classes, N cameras, D depth bins, H W image cells, M image cells with a LiDAR return.
 
 Only valid voxels are gathered, decoded and normalised: about 14 % of the grid (systems.md 0.2).
 """
@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from distill.bev import bev_log_probs
 from distill.classes import ClassSet
 from distill.errors import InputError
+from distill.grids import VoxelGrid
 from distill.prediction import Occupancy
-
-# The smallest probability a teacher's BEV may state: the smallest float16 above 0.
-_SMALLEST_PROB = 2.0**-24
+from distill.teaching import Teaching, teaching, voxels_of
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,15 @@ class Distillation:
     * occupied: those of camera that the label or the teacher's argmax calls occupied;
     * all: every voxel.
 
-    Frames without a teacher (`taught` False) contribute nothing.
+    What no teacher has said contributes nothing: frames without one (`taught` False), and voxels that it has not
+    modelled, which are left out of their columns too, for teacher and student alike.
 
     Attributes:
         voxel_weight: weight of term "kd_voxel".
         bev_weight: weight of term "kd_bev".
         temperature: softens both distributions; the loss is multiplied by its square.
         mask: "camera", "lidar", "occupied" or "all".
+        grid: where the voxels lie.
         classes: the class set of teacher and student.
 
     Raises:
@@ -114,6 +115,7 @@ class Distillation:
     bev_weight: float
     temperature: float
     mask: str
+    grid: VoxelGrid
     classes: ClassSet
 
     def __post_init__(self) -> None:
@@ -127,38 +129,37 @@ class Distillation:
 
         Args:
             prediction: the student's output.
-            batch: as for `Supervision`, and `teacher_voxel` uint8 codes (B, X, Y, Z, C), `teacher_table` float32
-                (B, 256) the log-probability each code stands for, `teacher_bev` probabilities (B, X, Y, C),
-                `taught` bool (B,).
+            batch: as for `Supervision`, and what `teaching` asks for, and `taught` bool (B,).
         """
         logits_BXYZC = prediction.voxel_logits_BXYZC
-        mask_BXYZ = self.valid(batch)
-        terms = {}
-        if self.voxel_weight:
-            index_V = mask_BXYZ.flatten().nonzero().squeeze(1)
-            student_VC = _rows(logits_BXYZC, index_V, axes=1)
-            terms["kd_voxel"] = self.voxel_weight * distillation_kl(
-                student_VC, teacher_log_probs(batch, index_V), self.temperature
-            )
-        if self.bev_weight:
-            index_V = mask_BXYZ.any(-1).flatten().nonzero().squeeze(1)
-            student_VZC = _rows(logits_BXYZC, index_V, axes=2).log_softmax(-1)
-            teacher_VC = _rows(batch["teacher_bev"], index_V, axes=1).clamp_min(_SMALLEST_PROB).log()
-            terms["kd_bev"] = self.bev_weight * distillation_kl(
-                bev_log_probs(student_VZC, self.classes.free), teacher_VC, self.temperature
-            )
-        return terms
-
-    def valid(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The valid voxels, bool (B, X, Y, Z)."""
         policy = "camera" if self.mask == "occupied" else self.mask
         mask_BXYZ = (region(policy, batch) | ~_per_frame(batch["labelled"])) & _per_frame(batch["taught"])
-        if self.mask == "occupied":
-            index_V = mask_BXYZ.flatten().nonzero().squeeze(1)
-            occupied_V = batch["semantics"].flatten()[index_V] != self.classes.free
-            occupied_V |= teacher_log_probs(batch, index_V).argmax(-1) != self.classes.free
-            mask_BXYZ = torch.zeros_like(mask_BXYZ).flatten().index_copy(0, index_V, occupied_V).view_as(mask_BXYZ)
-        return mask_BXYZ
+        needed_BXYZ = mask_BXYZ.any(-1, keepdim=True).expand_as(mask_BXYZ) if self.bev_weight else mask_BXYZ
+        teacher = teaching(batch, needed_BXYZ, self.grid, self.classes.free)
+        index_V = self._valid(mask_BXYZ, batch, teacher)
+        terms = {}
+        if self.voxel_weight:
+            student_VC = _rows(logits_BXYZC, index_V, axes=1)
+            terms["kd_voxel"] = self.voxel_weight * distillation_kl(
+                student_VC, teacher.voxels(index_V), self.temperature
+            )
+        if self.bev_weight:
+            index_K = (index_V // mask_BXYZ.shape[-1]).unique_consecutive()
+            student_KZC = _rows(logits_BXYZC, index_K, axes=2).log_softmax(-1)
+            covered_KZ = teacher.covered(voxels_of(index_K, mask_BXYZ.shape[-1]))
+            student_KC = bev_log_probs(student_KZC, self.classes.free, covered_KZ)
+            terms["kd_bev"] = self.bev_weight * distillation_kl(student_KC, teacher.columns(index_K), self.temperature)
+        return terms
+
+    def _valid(self, mask_BXYZ: torch.Tensor, batch: dict[str, Any], teacher: Teaching) -> torch.Tensor:
+        """Flat positions of the voxels in the mask that are valid, rising (V,)."""
+        index_V = mask_BXYZ.flatten().nonzero().squeeze(1)
+        index_V = index_V[teacher.covered(index_V)]
+        if self.mask != "occupied":
+            return index_V
+        occupied_V = batch["semantics"].flatten()[index_V] != self.classes.free
+        occupied_V |= teacher.voxels(index_V).argmax(-1) != self.classes.free
+        return index_V[occupied_V]
 
 
 def cross_entropy(log_probs_VC: torch.Tensor, labels_V: torch.Tensor, weights_C: torch.Tensor) -> torch.Tensor:
@@ -238,15 +239,6 @@ def distillation_kl(student_VC: torch.Tensor, teacher_VC: torch.Tensor, temperat
     teacher_VC = (teacher_VC.detach() / temperature).log_softmax(-1)
     total = F.kl_div(student_VC, teacher_VC, reduction="sum", log_target=True)
     return temperature**2 * total / max(len(student_VC), 1)
-
-
-def teacher_log_probs(batch: dict[str, Any], index_V: torch.Tensor) -> torch.Tensor:
-    """Decode the teacher at flat voxel positions (of B X Y Z): log-probabilities (V, C)."""
-    codes_BXYZC, table_B256 = batch["teacher_voxel"], batch["teacher_table"]
-    codes_VC = codes_BXYZC.flatten(0, -2).index_select(0, index_V).long()
-    # stores may differ from frame to frame, and with them the tables
-    frame_V = index_V // codes_BXYZC[0, ..., 0].numel()
-    return table_B256.flatten()[codes_VC + 256 * frame_V.unsqueeze(1)]
 
 
 def region(policy: str, batch: dict[str, Any]) -> torch.Tensor:

@@ -16,6 +16,6 @@ class Occupancy(NamedTuple):
         depth_range: (lower, upper) in metres, divided into D equal bins; without depth logits it means nothing.
     """
 
-    voxel_logits_BXYZC: torch.Tensor  # noqa: N815
-    depth_logits_BNDHW: torch.Tensor | None = None  # noqa: N815
+    voxel_logits_BXYZC: torch.Tensor
+    depth_logits_BNDHW: torch.Tensor | None = None
     depth_range: tuple[float, float] = (0.0, 0.0)

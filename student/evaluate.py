@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -15,11 +17,13 @@ from distill import ranks
 from distill.checkpoint import Checkpoint, load_checkpoint
 from distill.classes import ClassSet
 from distill.command import command
+from distill.grids import VoxelGrid
 from distill.metrics import OccupancyScore
-from distill.nuscenes.dataroot import open_dataroot
+from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset, collate, to_device
 from distill.nuscenes.index import Keyframe, Keyframes
-from distill.store import TeacherStore
+from distill.store import NOT_COVERED, TeacherStore
+from distill.teaching import render
 from student.report import Report
 from student.stream import find_store
 
@@ -53,14 +57,16 @@ def evaluate(
     network = checkpoint.network().to(device)
     mine = keyframes[ranks.rank() :: ranks.world_size()]
     inputs = {**settings.student.inputs, "depth_stride": None}
-    frames = FrameDataset(mine, labels=True, augmentation=None, seed=0, **inputs)
+    grid = instantiate(settings.grid)
+    labels = open_labels(settings.data, grid)
+    frames = FrameDataset(mine, labels=labels, augmentation=None, seed=0, **inputs)
     loader = DataLoader(frames, batch_size=config.batch_size, num_workers=config.workers, collate_fn=collate)
     pictured = spread(mine, config.panels)
     scores = {"student": OccupancyScore(report.classes), "teacher": OccupancyScore(report.classes)}
     progress = tqdm(total=len(mine), desc="evaluate", unit="keyframe", disable=ranks.rank() != 0)
     with progress:
         for batch in loader:
-            for sample in predictions(network, batch, stores, device):
+            for sample in predictions(network, batch, stores, grid, report.classes, device):
                 if sample["labelled"]:
                     for who in scores.keys() & sample.keys():
                         scores[who].update(sample[who], sample["semantics"], sample["mask_camera"])
@@ -75,7 +81,12 @@ def evaluate(
 
 @torch.inference_mode()
 def predictions(
-    network: torch.nn.Module, batch: dict[str, Any], stores: list[TeacherStore], device: torch.device
+    network: torch.nn.Module,
+    batch: dict[str, Any],
+    stores: list[TeacherStore],
+    grid: VoxelGrid,
+    classes: ClassSet,
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     """Per sample of the batch: token, labels, and the classes by student and, where a store has it, teacher."""
     student_BXYZ = network(to_device(batch, device)).voxel_logits_BXYZC.argmax(-1).to(torch.uint8).cpu().numpy()
@@ -90,9 +101,24 @@ def predictions(
         }
         store = find_store(stores, token)
         if store is not None:
-            sample["teacher"] = store.semantics(token)
+            lidar2ego_44 = batch["lidar2ego"][index].to(device)
+            sample["teacher"] = teacher_semantics(store, token, grid, lidar2ego_44, classes.free)
         samples.append(sample)
     return samples
+
+
+def teacher_semantics(
+    store: TeacherStore, token: str, grid: VoxelGrid, lidar2ego_44: torch.Tensor, free: int
+) -> np.ndarray:
+    """The teacher's classes on `grid`, stored or rendered from its Gaussians; free where it has modelled nothing."""
+    if store.grid == grid:
+        semantics_XYZ = store.semantics(token)
+        return np.where(semantics_XYZ == NOT_COVERED, np.uint8(free), semantics_XYZ)
+    device = lidar2ego_44.device
+    index_V = torch.arange(math.prod(grid.shape), device=device)
+    log_probs_VC, covered_V = render(store.gaussians(token).to(device), grid, lidar2ego_44, index_V)
+    semantics_V = log_probs_VC.argmax(1).masked_fill(~covered_V, free).to(torch.uint8)
+    return semantics_V.view(grid.shape).cpu().numpy()
 
 
 def settings_of(checkpoint: Checkpoint, config: DictConfig) -> DictConfig:
@@ -114,7 +140,10 @@ def existing_stores(settings: DictConfig, classes: ClassSet) -> list[TeacherStor
             print(f"no teacher store at {path}: the student is scored alone")
             continue
         store = TeacherStore(Path(path))
-        store.check(instantiate(settings.grid), classes)
+        if settings.store.get("render"):
+            store.check_gaussians(classes)
+        else:
+            store.check(instantiate(settings.grid), classes)
         stores.append(store)
     return stores
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from distill.errors import InputError
 from distill.nuscenes.frames import FrameDataset
 from distill.store import DamagedSample, TeacherStore
+from distill.store.gaussians import COLUMNS, decode_gaussians
 
 
 class TeacherStream(Dataset[dict[str, Any]]):
@@ -20,19 +21,24 @@ class TeacherStream(Dataset[dict[str, Any]]):
 
     Adds to each sample, before it is augmented:
         teacher_voxel: uint8 codes (X, Y, Z, C); teacher_table: float32 (256,), the log-probability of each code
+        teacher_covered: bool (X, Y, Z), whether the teacher has modelled the voxel
         teacher_bev: float32 probabilities (X, Y, C)
-        taught: bool, False for a frame without a readable teacher (its signals are zeros)
+        taught: bool, False for a frame without a readable teacher (its signals are empty)
+    or, of all but the last, instead:
+        teacher_gaussians: `Gaussians` in the LIDAR_TOP frame [render]
 
     Args:
         frames: what to join.
         stores: teacher stores; without any, samples pass as they are.
         missing: "error" or "skip": what to do about a frame that no store holds, or holds damaged.
+        render: whether the teacher is its Gaussians.
     """
 
-    def __init__(self, frames: FrameDataset, stores: list[TeacherStore], missing: str) -> None:
+    def __init__(self, frames: FrameDataset, stores: list[TeacherStore], missing: str, render: bool) -> None:
         self.frames = frames
         self.stores = stores
         self.missing = missing
+        self.signals, self.silence = (_gaussians, _no_gaussians) if render else (_voxels, _no_voxels)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -51,27 +57,39 @@ class TeacherStream(Dataset[dict[str, Any]]):
         store = find_store(self.stores, token)
         try:
             if store is not None:
-                return {
-                    "teacher_voxel": store.codes(token),
-                    "teacher_table": store.log_prob_table,
-                    "teacher_bev": store.bev_probs(token),
-                    "taught": True,
-                }
+                return self.signals(store, token) | {"taught": True}
         except DamagedSample:
             if self.missing == "error":
                 raise
-        return self._silence(self.stores[0])
+        return self.silence(self.stores[0]) | {"taught": False}
 
-    @staticmethod
-    def _silence(store: TeacherStore) -> dict[str, Any]:
-        """The signals of a frame without a teacher: shaped like one, never looked at."""
-        shape, classes = store.grid.shape, len(store.identity.classes)
-        return {
-            "teacher_voxel": np.zeros((*shape, classes), np.uint8),
-            "teacher_table": store.log_prob_table,
-            "teacher_bev": np.zeros((*shape[:2], classes), np.float32),
-            "taught": False,
-        }
+
+def _voxels(store: TeacherStore, token: str) -> dict[str, Any]:
+    return {
+        "teacher_voxel": store.codes(token),
+        "teacher_table": store.log_prob_table,
+        "teacher_covered": store.coverage(token),
+        "teacher_bev": store.bev_probs(token),
+    }
+
+
+def _no_voxels(store: TeacherStore) -> dict[str, Any]:
+    shape, classes = store.grid.shape, len(store.identity.classes)
+    return {
+        "teacher_voxel": np.zeros((*shape, classes), np.uint8),
+        "teacher_table": store.log_prob_table,
+        "teacher_covered": np.zeros(shape, bool),
+        "teacher_bev": np.zeros((*shape[:2], classes), np.float32),
+    }
+
+
+def _gaussians(store: TeacherStore, token: str) -> dict[str, Any]:
+    return {"teacher_gaussians": store.gaussians(token)}
+
+
+def _no_gaussians(store: TeacherStore) -> dict[str, Any]:
+    assert store.identity.gaussians is not None
+    return {"teacher_gaussians": decode_gaussians(np.empty((0, len(COLUMNS)), np.float32), store.identity.gaussians)}
 
 
 def find_store(stores: list[TeacherStore], token: str) -> TeacherStore | None:
@@ -83,8 +101,8 @@ def open_stores(config: DictConfig, tokens: list[str]) -> list[TeacherStore]:
     """Open the configured stores for a student on `config.grid` that is taught about `tokens`; none for kd=none.
 
     Raises:
-        InputError: a store does not exist, or has another grid, class set or schema; a token is in none of them and
-            store.missing is "error".
+        InputError: a store does not exist, does not hold what is asked for, or has another grid, class set or schema; a
+            token is in none of them and store.missing is "error".
     """
     if config.kd.loss is None:
         return []
@@ -94,7 +112,10 @@ def open_stores(config: DictConfig, tokens: list[str]) -> list[TeacherStore]:
     if not stores:
         raise InputError(f"kd={config.kd.name} needs a teacher: give store.paths=[...], or kd=none")
     for store in stores:
-        store.check(instantiate(config.grid), instantiate(config.classes))
+        if config.store.render:
+            store.check_gaussians(instantiate(config.classes))
+        else:
+            store.check(instantiate(config.grid), instantiate(config.classes))
     untaught = [token for token in tokens if find_store(stores, token) is None]
     if untaught and config.store.missing == "error":
         raise InputError(

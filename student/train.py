@@ -13,11 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from distill import ranks
-from distill.checkpoint import code_version, load_training_state
+from distill.checkpoint import code_version, load_checkpoint, load_strictly, load_training_state
 from distill.command import command
 from distill.errors import InputError
+from distill.memory import keep_freed_memory
 from distill.metrics import OccupancyScore
-from distill.nuscenes.dataroot import open_dataroot
+from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset, collate
 from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.store import TeacherStore
@@ -34,6 +35,8 @@ FREE_TO_CHANGE = ("trainer.workers", "trainer.checkpoint_every")
 def main(config: DictConfig) -> None:
     """Train, or go on with, the configured run; see conf/train.yaml."""
     device = ranks.device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     with ranks.process_group(device):
         index = open_dataroot(config.data)
         output = Path(config.output)
@@ -41,6 +44,9 @@ def main(config: DictConfig) -> None:
         # every rank starts from the same weights; DDP broadcasts the first rank's anyway
         torch.manual_seed(config.seed)
         network = instantiate(config.student.network)
+        if config.trainer.init is not None:
+            initial = load_checkpoint(config.trainer.init, "ema")
+            load_strictly(network, initial.state, str(initial.path))
         keyframes = index.keyframes("train")[: config.trainer.max_samples]
         stores = open_stores(config, keyframes.tokens)
         loader = training_loader(config, keyframes, stores)
@@ -98,14 +104,14 @@ def training_loader(config: DictConfig, keyframes: Keyframes, stores: list[Teach
         )
     frames = FrameDataset(
         keyframes,
-        labels=True,
+        labels=open_labels(config.data, instantiate(config.grid)),
         augmentation=instantiate(config.trainer.augmentation),
         seed=config.seed,
         **config.student.inputs,
     )
     sampler = ResumableSampler(len(keyframes), config.trainer.batch_size, config.seed, ranks.rank(), ranks.world_size())
     return DataLoader(
-        TeacherStream(frames, stores, config.store.missing),
+        TeacherStream(frames, stores, config.store.missing, config.store.render),
         batch_sampler=sampler,
         num_workers=config.trainer.workers,
         collate_fn=collate,
@@ -120,7 +126,8 @@ def validation(config: DictConfig, index: NuScenesIndex, device: torch.device) -
     ranks.check_enough(len(keyframes), "validation keyframes")
     inputs = {**config.student.inputs, "depth_stride": None}
     mine = keyframes[ranks.rank() :: ranks.world_size()]
-    frames = FrameDataset(mine, labels=True, augmentation=None, seed=config.seed, **inputs)
+    labels = open_labels(config.data, instantiate(config.grid))
+    frames = FrameDataset(mine, labels=labels, augmentation=None, seed=config.seed, **inputs)
     classes = instantiate(config.classes)
 
     def score(network: nn.Module) -> OccupancyScore:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from tqdm import tqdm
 
 from distill import ranks
 from distill.bev import bev_log_probs
 from distill.command import command
 from distill.errors import InputError
-from distill.nuscenes.dataroot import open_dataroot
+from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset, collate, to_device
 from distill.nuscenes.index import Keyframes, NuScenesIndex
-from distill.store import StoreIdentity, StoreWriter
+from distill.store import GaussianKind, StoreIdentity, StoreWriter
 from teacher_dump.gate import Gate
-from teacher_dump.teachers import Teacher
+from teacher_dump.panel import panel
+from teacher_dump.teachers import Teacher, TeacherPrediction
 
 
 @dataclass
@@ -36,7 +40,8 @@ class Dump:
 
     def run(self, keyframes: Keyframes) -> None:
         """Dump `keyframes`: loading, teacher, compression and writing overlap."""
-        frames = FrameDataset(keyframes, labels=True, augmentation=None, seed=0, **self.teacher.inputs)
+        labels = open_labels(self.config.data, self.teacher.grid)
+        frames = FrameDataset(keyframes, labels=labels, augmentation=None, seed=0, **self.teacher.inputs)
         loader = torch.utils.data.DataLoader(
             frames,
             batch_size=self.config.dump.batch_size,
@@ -47,7 +52,11 @@ class Dump:
         writing: deque[Future[None]] = deque()
         with progress, ThreadPoolExecutor(self.config.dump.writers) as pool:
             for batch in loader:
-                for sample in self._predict(to_device(batch, self.device)):
+                batch = to_device(batch, self.device)
+                prediction = self._ask(batch)
+                if progress.n == 0:
+                    self._inspect(batch, prediction)
+                for sample in self._samples(batch, prediction):
                     writing.append(pool.submit(self.writer.write, **sample))
                     # a bounded queue: the teacher waits for the disk instead of filling the memory
                     while len(writing) > 2 * self.config.dump.writers:
@@ -57,25 +66,62 @@ class Dump:
             for future in writing:
                 future.result()
 
-    def _predict(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """Ask the teacher and the gate about a batch; arguments of `StoreWriter.write` for each sample."""
-        voxel_BXYZC = self.teacher.predict(batch)
-        bev_BXYC = bev_log_probs(voxel_BXYZC, free=self.gate.score.classes.free).exp()
-        semantics_BXYZ = voxel_BXYZC.argmax(-1).to(torch.uint8).cpu().numpy()
+    def _inspect(self, batch: dict[str, Any], prediction: TeacherPrediction) -> None:
+        """The first keyframe: its Gaussians must say what its voxels do, and a picture of it goes beside the store."""
+        voxel_BXYZC, covered_BXYZ, gaussians = prediction
+        if self.writer.store.identity.gaussians is not None and gaussians is not None:
+            token, covered_XYZ = batch["token"][0], None if covered_BXYZ is None else covered_BXYZ[0]
+            stored = self.writer.as_stored(token, gaussians[0]).to(self.device)
+            self.gate.check_gaussians(
+                token, stored, self.teacher.grid, batch["lidar2ego"][0], voxel_BXYZC[0], covered_XYZ
+            )
+        if ranks.rank() == 0:
+            picture = panel(batch, prediction, self.teacher.grid, self.gate.score.classes)
+            Image.fromarray(picture).save(Path(self.config.store.path).with_suffix(".png"))
+
+    def _samples(self, batch: dict[str, Any], prediction: TeacherPrediction) -> list[dict[str, Any]]:
+        """Show a batch to the gate; arguments of `StoreWriter.write` for each sample."""
+        free = self.gate.score.classes.free
+        voxel_BXYZC, covered_BXYZ, gaussians = prediction
+        bev_BXYC = bev_log_probs(voxel_BXYZC, free, covered_BXYZ).exp()
+        semantics_BXYZ = voxel_BXYZC.argmax(-1).to(torch.uint8)
+        if covered_BXYZ is None:
+            covered_BXYZ = torch.ones_like(semantics_BXYZ, dtype=torch.bool)
+        # a teacher that has not modelled a voxel has not found anything there
+        found_BXYZ = semantics_BXYZ.masked_fill(~covered_BXYZ, free).cpu().numpy()
         samples = []
         for index, token in enumerate(batch["token"]):
             self.gate.check_finite(token, voxel_BXYZC[index])
             if batch["labelled"][index]:
                 labels, mask = batch["semantics"][index], batch["mask_camera"][index]
-                self.gate.judge(semantics_BXYZ[index], labels.cpu().numpy(), mask.cpu().numpy())
+                self.gate.judge(found_BXYZ[index], labels.cpu().numpy(), mask.cpu().numpy())
             samples.append(
                 {
                     "token": token,
                     "voxel_log_probs": voxel_BXYZC[index].cpu().numpy(),
                     "bev_probs": bev_BXYC[index].cpu().numpy(),
+                    "coverage": covered_BXYZ[index].cpu().numpy(),
+                    "gaussians": gaussians and gaussians[index],
                 }
             )
         return samples
+
+    def _ask(self, batch: dict[str, Any]) -> TeacherPrediction:
+        """The teacher's prediction, uniform where it covers nothing.
+
+        Raises:
+            InputError: it is no `TeacherPrediction`.
+        """
+        prediction = self.teacher.predict(batch)
+        if not isinstance(prediction, TeacherPrediction):
+            raise InputError(
+                f"{type(self.teacher).__name__}.predict returns a {type(prediction).__name__}: "
+                "let it return a teacher_dump.teachers.TeacherPrediction"
+            )
+        voxel_BXYZC, covered_BXYZ, gaussians = prediction
+        if covered_BXYZ is not None:
+            voxel_BXYZC = voxel_BXYZC.masked_fill(~covered_BXYZ.unsqueeze(-1), -math.log(voxel_BXYZC.shape[-1]))
+        return TeacherPrediction(voxel_BXYZC, covered_BXYZ, gaussians)
 
 
 @command("dump")
@@ -99,7 +145,8 @@ def main(config: DictConfig) -> None:
     device = ranks.device(config.device)
     gate = Gate(config.gate.min_miou, config.gate.after, classes)
     Dump(config, teacher.to(device), writer, gate, device).run(index.select(todo))
-    say(f"dumped {len(todo)} keyframes; teacher mIoU {gate.miou:.2f} on the {gate.labelled} labelled ones")
+    scored = f"teacher mIoU {gate.miou:.2f} ({gate.measure}) on the {gate.labelled} labelled ones"
+    say(f"dumped {len(todo)} keyframes; {scored}")
     say(writer.summary())
 
 
@@ -114,8 +161,26 @@ def open_writer(config: DictConfig, index: NuScenesIndex, teacher: Teacher) -> S
         config={str(key): value for key, value in description.items()},
         grid=teacher.grid,
         classes=instantiate(config.classes).names,
+        voxels=config.dump.gaussians != "only",
+        gaussians=gaussians_of(config, teacher),
     )
     return StoreWriter.open(config.store.path, identity, index.tokens, index.scenes)
+
+
+def gaussians_of(config: DictConfig, teacher: Teacher) -> GaussianKind | None:
+    """The Gaussians that are to be stored; None for none.
+
+    Raises:
+        InputError: the teacher has none, or dump.gaussians is no choice.
+    """
+    if config.dump.gaussians not in (False, True, "only"):
+        raise InputError(f"dump.gaussians={config.dump.gaussians}: choose false, true or only")
+    if not config.dump.gaussians:
+        return None
+    kind: GaussianKind | None = getattr(teacher, "gaussians", None)
+    if kind is None:
+        raise InputError(f"teacher {config.teacher.name} predicts no Gaussians: set dump.gaussians=false")
+    return kind
 
 
 def outstanding(config: DictConfig, writer: StoreWriter, mine: list[str]) -> list[str]:

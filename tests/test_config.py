@@ -14,6 +14,7 @@ GIVEN = {
     "teacher": {
         "checkpoint": ["teacher.name=n", "teacher.checkpoint=c.pt"],
         "callable": ["teacher.name=n", "teacher._target_=t"],
+        **{file.stem: ["teacher.checkpoint=c.pth"] for file in CONF.glob("teacher/gaussianformer*.yaml")},
     },
 }
 PROGRAMS = {"dump": {"data", "grid", "teacher"}, "train": {"data", "grid", "student", "kd", "trainer", "experiment"}}
@@ -48,6 +49,14 @@ def test_losses_and_augmentation_can_be_built(kd):
         loss = instantiate(config.kd.loss)
         assert (loss.voxel_weight > 0) == ("voxel" in kd)
         assert (loss.bev_weight > 0) == ("bev" in kd)
+
+
+@pytest.mark.parametrize("program", ["dump", "train"])
+@pytest.mark.parametrize("grid", ["occ3d", "surroundocc"])
+def test_the_grid_brings_its_classes(program, grid):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose(program, overrides=[f"grid={grid}"])
+    assert instantiate(config.grid).name == instantiate(config.classes).name == grid
 
 
 def test_eval_takes_everything_else_from_the_checkpoint():

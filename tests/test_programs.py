@@ -77,6 +77,37 @@ def test_frames_without_labels_are_dumped_and_distilled_from(copy):
     assert json.loads(history)["train_kd_voxel"] > 0
 
 
+def test_a_student_on_surroundocc(workshop):
+    """The other grid, from labels to pictures; the teacher's store, on Occ3D, is refused."""
+    student = (*SMALL_STUDENT, "trainer.epochs=1", "grid=surroundocc")
+    workshop.ok("occ-train-student", *student, "kd=none", "output=runs/surroundocc")
+    workshop.ok("occ-eval", "checkpoint=runs/surroundocc/best.pt", "store.paths=[]", "panels=1", "max_samples=1")
+    report = workshop.folder / "runs/surroundocc/eval-val"
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert metrics["metric"].startswith("SurroundOcc-16 mIoU")
+    assert metrics["student"]["convention"] == "SurroundOcc-16"
+    assert metrics["student"]["per_class_iou"]["noise"] is None
+    assert metrics["student"]["per_class_iou"]["empty"] > 50  # two steps teach no more
+    assert len(list((report / "panels").glob("*.png"))) == 1
+    assert "grid" in workshop.refused("occ-train-student", *student, "output=runs/mixed")
+
+
+def test_training_starts_from_the_weights_it_is_given(workshop, trained):
+    """At a learning rate of 0 they are also what it ends with; the batch-norm statistics go on."""
+    given = (f"trainer.init={trained}", "trainer.learning_rate=0", "trainer.epochs=1", "output=runs/started")
+    workshop.ok("occ-train-student", *SMALL_STUDENT, *given)
+    before = torch.load(trained, weights_only=True)["ema"]
+    after = torch.load(workshop.folder / "runs" / "started" / "last.pt", weights_only=True)["network"]
+    learned = [name for name in before if "running_" not in name and "num_batches" not in name]
+    assert len(learned) > 50
+    assert all(torch.equal(before[name], after[name]) for name in learned)
+
+
+def test_initial_weights_of_another_network_are_refused(workshop, trained):
+    bigger = (f"trainer.init={trained}", "student.network.bev_encoder.widths=[64,96,192]", "output=runs/bigger")
+    assert "weights of another architecture" in workshop.refused("occ-train-student", *SMALL_STUDENT, *bigger)
+
+
 # --- resuming
 
 
@@ -152,6 +183,8 @@ def test_two_ranks_train_and_score_like_one(workshop, trained):
         ("occ-dump", ["dump.splits=[nonsense]"], "nonsense"),
         ("occ-dump", ["teacher=checkpoint", "teacher.name=t", "teacher.checkpoint=none.pt"], "none.pt"),
         ("occ-dump", ["dump.nonsense=1"], "nonsense"),
+        ("occ-dump", ["grid=surroundocc"], "grid=occ3d"),
+        ("occ-train-student", [*SMALL_STUDENT, "kd=none", "grid=surroundocc", "data.surroundocc=none"], "none/samples"),
         ("occ-train-student", ["student=nonsense"], "nonsense"),
         ("occ-train-student", ["store.paths=[nowhere.zarr]"], "nowhere.zarr"),
         ("occ-train-student", ["trainer.max_samples=1", "trainer.batch_size=2"], "batch"),

@@ -128,8 +128,12 @@ def round_probs(probs: np.ndarray) -> np.ndarray:
     """
     if not (np.all(probs >= 0) and np.allclose(probs.sum(-1), 1, rtol=0, atol=float(_SUM_TOLERANCE))):
         raise ValueError("the BEV probabilities are no distributions over the classes")
-    bits = np.maximum(probs, np.exp(LOG_PROBS[-1]), dtype=np.float32).view(np.uint32)
-    dropped = 24 - PROBABILITY_BITS
+    return round_bits(np.maximum(probs, np.exp(LOG_PROBS[-1]), dtype=np.float32), PROBABILITY_BITS)
+
+
+def round_bits(values: np.ndarray, count: int) -> np.ndarray:
+    """Round finite numbers to `count` < 24 significant bits, float32; the relative error is at most 2^-count."""
+    bits, dropped = np.ascontiguousarray(values, np.float32).view(np.uint32), 24 - count
     return ((bits + (1 << (dropped - 1))) >> dropped << dropped).view(np.float32)
 
 

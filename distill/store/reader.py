@@ -9,8 +9,10 @@ import zarr
 
 from distill.classes import ClassSet
 from distill.errors import InputError
+from distill.gaussians import EMPTY, Gaussians
 from distill.grids import VoxelGrid
 from distill.store.codec import code_table, decode_codes
+from distill.store.gaussians import decode_gaussians
 from distill.store.schema import (
     StoreIdentity,
     commit_path,
@@ -51,7 +53,7 @@ class TeacherStore:
         self.tokens = _read_tokens(path)
         self.present = frozenset(self.tokens[row] for row in committed_rows(path))
         self.log_prob_table = np.array(self.identity.levels, np.float32)
-        self.arrays = data_arrays(self.grid, len(self.identity.classes))
+        self.arrays = data_arrays(self.identity)
         self._rows = {token: row for row, token in enumerate(self.tokens)}
         self._codes = code_table(self.log_prob_table)
 
@@ -61,12 +63,27 @@ class TeacherStore:
         return self.identity.grid
 
     def check(self, grid: VoxelGrid, classes: ClassSet) -> None:
-        """Raise InputError unless the store speaks about `grid` and `classes`."""
+        """Raise InputError unless the store holds log-probabilities of `classes` on `grid`."""
+        if not self.identity.voxels:
+            raise InputError(f"{self.path} holds Gaussians alone: set store.render=true")
         if self.grid != grid:
             raise InputError(f"{self.path} is on grid {self.grid}, this run on {grid}: give a store of that grid")
-        if self.identity.classes != classes.names:
+        self._check_classes(classes, range(len(classes)))
+
+    def check_gaussians(self, classes: ClassSet) -> None:
+        """Raise InputError unless the store holds Gaussians of `classes`; those can be rendered on any grid."""
+        if self.identity.gaussians is None:
             raise InputError(
-                f"{self.path} has classes {', '.join(self.identity.classes)}, this run {', '.join(classes.names)}: "
+                f"{self.path} holds no Gaussians: set store.render=false, or dump with dump.gaussians=true (or only)"
+            )
+        # what is neither noise nor empty: these two have other names on other grids
+        self._check_classes(classes, range(1, EMPTY))
+
+    def _check_classes(self, classes: ClassSet, ids: range) -> None:
+        theirs, ours = (names[ids.start : ids.stop] for names in (self.identity.classes, classes.names))
+        if theirs != ours:
+            raise InputError(
+                f"{self.path} has classes {', '.join(theirs)}, this run {', '.join(ours)}: "
                 "give a store of these classes"
             )
 
@@ -79,12 +96,21 @@ class TeacherStore:
         return decode_codes(self._read(token, "voxel_logits"), self._codes)
 
     def semantics(self, token: str) -> np.ndarray:
-        """The teacher's voxel classes, uint8 (X, Y, Z)."""
+        """The teacher's voxel classes, uint8 (X, Y, Z); 255 where it has not modelled the voxel."""
         return np.ascontiguousarray(self._read(token, "voxel_semantics"))
+
+    def coverage(self, token: str) -> np.ndarray:
+        """Which voxels the teacher has modelled, bool (X, Y, Z)."""
+        return np.ascontiguousarray(self._read(token, "voxel_coverage"))
 
     def bev_probs(self, token: str) -> np.ndarray:
         """BEV probabilities, float32 (X, Y, C)."""
         return np.ascontiguousarray(self._read(token, "bev_probs"))
+
+    def gaussians(self, token: str) -> Gaussians:
+        """The teacher's Gaussians, on the CPU, in the LIDAR_TOP frame."""
+        assert self.identity.gaussians is not None
+        return decode_gaussians(self._read(token, "gaussians"), self.identity.gaussians)
 
     def verify(self, token: str) -> None:
         """Check every byte of a sample against its checksums.

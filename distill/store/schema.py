@@ -1,17 +1,22 @@
-"""Schema 1: what a teacher store is on disk.
+"""Schema 2: what a teacher store is on disk.
 
 A zarr v3 group over the N keyframes of a dataset version, row i belonging to `tokens[i]`:
 
     voxel_logits     float16 (N, X, Y, Z, C)  log-probabilities on the levels of `codec`; normalise with a softmax
-    voxel_semantics  uint8   (N, X, Y, Z)     argmax of the teacher's own log-probabilities
+    voxel_semantics  uint8   (N, X, Y, Z)     argmax of the teacher's own log-probabilities; 255 where not covered
+    voxel_coverage   bool    (N, X, Y, Z)     whether the teacher has modelled the voxel; if not, it knows nothing there
     bev_probs        float32 (N, X, Y, C)     probabilities by the store's BEV rule
-    bev_semantics    uint8   (N, X, Y)        argmax of the BEV probabilities
-    checksums        uint32  (N, 4)           CRC-32C of the row's chunk of each array above: the commit record
+    bev_semantics    uint8   (N, X, Y)        argmax of the BEV probabilities; 255 for a column not covered
+    gaussians        float32 (N, G, 29)       Gaussians, rounded (`distill.store.gaussians`); rows of NaN fill them up
+    checksums        uint32  (N, A)           CRC-32C of the row's chunk of each of these A arrays: the commit record
     tokens, scenes   string  (N,)
+
+The attribute `content` says which of these there are: for "log_probabilities" all but gaussians, for
+"log_probabilities+gaussians" all, for "gaussians" all but voxel_logits, bev_probs and bev_semantics.
 
 One chunk per row and array, written whole, so that writers of different rows share nothing. A row is *present* when its
 chunk of `checksums` exists; that chunk is written last, when the others are durable, and removed first when the row is
-redone. Rows that were never written read as NaN and 255.
+redone. Rows that were never written read as NaN, 255 and False.
 All codecs are of the zarr v3 core specification; group attributes carry the `StoreIdentity`.
 """
 
@@ -20,7 +25,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +39,24 @@ from distill.bev import BEV_RULE
 from distill.errors import InputError
 from distill.grids import VoxelGrid
 from distill.store.codec import LOG_PROBS, MAX_KL, PROBABILITY_BITS
+from distill.store.gaussians import COLUMNS, MAX_ERRORS, MAX_MEAN_KL, GaussianKind
 
-SCHEMA = 1
+SCHEMA = 2
 COMMITS = "checksums"
-# Measured by benchmarks/store.py: lz4hc decodes twice as fast as zstd for a fifth more bytes.
-_COMPRESSOR = BloscCodec(cname="lz4hc", clevel=1, shuffle="bitshuffle", blocksize=1 << 17)
+NOT_COVERED = 255  # the class of a voxel that the teacher has not modelled
+# Measured by benchmarks/store.py: lz4hc decodes three times as fast as zstd for a third more bytes; bit shuffling,
+# which helps other arrays, makes levels slower to decode and no smaller.
+_FAST = BloscCodec(cname="lz4hc", clevel=1, shuffle="noshuffle", blocksize=1 << 17)
+_SMALL = BloscCodec(cname="lz4hc", clevel=1, shuffle="bitshuffle", blocksize=1 << 17)
+_SHUFFLE = {
+    "noshuffle": numcodecs.blosc.NOSHUFFLE,
+    "bitshuffle": numcodecs.blosc.BITSHUFFLE,
+    "shuffle": numcodecs.blosc.SHUFFLE,
+}
+# The CRC-32C of anything followed by its own CRC-32C, and of nothing but the CRC-32C of nothing.
+_SEALED = google_crc32c.value(bytes(4))
+# what rows that were never written read as, by kind of number
+_FILL: dict[str, float | int | bool] = {"f": math.nan, "u": 255, "b": False}
 # Loader workers and writer threads are the parallelism: a pool of blosc threads in each would only get in their way.
 numcodecs.blosc.use_threads = False
 
@@ -53,6 +71,8 @@ class StoreIdentity:
         config: its resolved configuration, JSON-ready.
         grid: where the voxels lie.
         classes: class names, id order.
+        voxels: whether there are log-probabilities.
+        gaussians: what Gaussians there are, if any.
         bev_rule: how BEV probabilities were derived from voxels (`distill.bev`).
         levels: the log-probability of each code, falling (`codec`).
     """
@@ -62,6 +82,8 @@ class StoreIdentity:
     config: dict[str, Any]
     grid: VoxelGrid
     classes: tuple[str, ...]
+    voxels: bool = True
+    gaussians: GaussianKind | None = None
     bev_rule: str = BEV_RULE
     levels: tuple[float, ...] = field(default=tuple(LOG_PROBS.tolist()), repr=False)
 
@@ -73,35 +95,45 @@ class StoreIdentity:
             "config": self.config,
             "grid": self.grid.to_dict(),
             "classes": list(self.classes),
-            "content": "log_probabilities",
+            "content": "+".join(["log_probabilities"] * self.voxels + ["gaussians"] * (self.gaussians is not None)),
             "bev_rule": self.bev_rule,
             "quantisation": {
                 "max_kl_nats": {f"T={temperature}": bound for temperature, bound in MAX_KL.items()},
                 "bev_probs_significant_bits": PROBABILITY_BITS,
                 "levels": list(self.levels),
             },
+            "gaussians": None if self.gaussians is None else _describe(self.gaussians),
         }
 
     @classmethod
     def from_dict(cls, description: dict[str, Any]) -> StoreIdentity:
         """Rebuild an identity from `to_dict`."""
+        kind = description["gaussians"]
         return cls(
             **{key: description[key] for key in ("teacher", "checkpoint_sha256", "config", "bev_rule")},
             grid=VoxelGrid.from_dict(description["grid"]),
             classes=tuple(description["classes"]),
+            voxels="log_probabilities" in description["content"],
+            gaussians=kind and GaussianKind(**{key.name: kind[key.name] for key in fields(GaussianKind)}),
             levels=tuple(description["quantisation"]["levels"]),
         )
 
 
+def _describe(kind: GaussianKind) -> dict[str, Any]:
+    precision = {"max_errors": MAX_ERRORS, "max_mean_kl_nats": MAX_MEAN_KL}
+    return {**asdict(kind), "columns": list(COLUMNS), "quantisation": precision}
+
+
 @dataclass(frozen=True)
 class ChunkedArray:
-    """One of the four data arrays: a chunk per sample.
+    """One of the data arrays: a chunk per sample.
 
     Attributes:
         name: in the group.
         dtype: numpy name.
         shape: of one sample, as zarr shows it.
         order: the axes of `shape` in the order in which a chunk holds them.
+        compressor: what makes a chunk small.
         column: where `checksums` has its checksum.
     """
 
@@ -109,6 +141,7 @@ class ChunkedArray:
     dtype: str
     shape: tuple[int, ...]
     order: tuple[int, ...]
+    compressor: BloscCodec
     column: int
 
     def create(self, group: zarr.Group, samples: int) -> None:
@@ -119,9 +152,9 @@ class ChunkedArray:
             chunks=(1, *self.shape),
             dtype=self.dtype,
             filters=TransposeCodec(order=(0, *(axis + 1 for axis in self.order))),
-            compressors=(_COMPRESSOR, Crc32cCodec()),
+            compressors=(self.compressor, Crc32cCodec()),
             chunk_key_encoding={"name": "default", "separator": "."},
-            fill_value=math.nan if self.dtype.startswith("float") else 255,
+            fill_value=_FILL[np.dtype(self.dtype).kind],
         )
 
     def path(self, root: Path, row: int) -> Path:
@@ -130,28 +163,34 @@ class ChunkedArray:
 
     def pack(self, values: np.ndarray) -> bytes:
         """The chunk of a sample: what zarr's codecs would write."""
-        name, level, block = _COMPRESSOR.cname.value, _COMPRESSOR.clevel, _COMPRESSOR.blocksize
-        blosc = numcodecs.Blosc(name, level, numcodecs.blosc.BITSHUFFLE, block)
+        codec = self.compressor
+        blosc = numcodecs.Blosc(codec.cname.value, codec.clevel, _SHUFFLE[codec.shuffle.value], codec.blocksize)
         return seal(blosc.encode(np.ascontiguousarray(values.transpose(self.order), self.dtype)))
 
     def unpack(self, chunk: bytes) -> np.ndarray:
         """The sample in an intact chunk, a view in the memory order of the chunk."""
         stored = np.empty([self.shape[axis] for axis in self.order], self.dtype)
-        numcodecs.blosc.decompress(chunk[:-4], stored)
+        numcodecs.blosc.decompress(memoryview(chunk)[:-4], stored)
         return stored.transpose(np.argsort(self.order))
 
 
-def data_arrays(grid: VoxelGrid, classes: int) -> dict[str, ChunkedArray]:
-    """The four data arrays of a store, by name."""
-    x, y, z = grid.shape
+def data_arrays(identity: StoreIdentity) -> dict[str, ChunkedArray]:
+    """The data arrays of a store, by name, in the order of the columns of `checksums`."""
+    (x, y, z), classes = identity.grid.shape, len(identity.classes)
     # class by class and layer by layer: neighbours along y and x are alike, which makes chunks smaller
-    arrays = (
-        ChunkedArray("voxel_logits", "float16", (x, y, z, classes), (3, 2, 0, 1), 0),
-        ChunkedArray("voxel_semantics", "uint8", (x, y, z), (2, 0, 1), 1),
-        ChunkedArray("bev_probs", "float32", (x, y, classes), (2, 0, 1), 2),
-        ChunkedArray("bev_semantics", "uint8", (x, y), (0, 1), 3),
-    )
-    return {array.name: array for array in arrays}
+    rows: list[tuple[str, str, tuple[int, ...], tuple[int, ...], BloscCodec]] = [
+        ("voxel_semantics", "uint8", (x, y, z), (2, 0, 1), _SMALL),
+        ("voxel_coverage", "bool", (x, y, z), (0, 1, 2), _FAST),
+    ]
+    if identity.voxels:
+        rows.insert(0, ("voxel_logits", "float16", (x, y, z, classes), (3, 2, 0, 1), _FAST))
+        rows.append(("bev_probs", "float32", (x, y, classes), (2, 0, 1), _SMALL))
+        rows.append(("bev_semantics", "uint8", (x, y), (0, 1), _SMALL))
+    if identity.gaussians is not None:
+        count = identity.gaussians.count
+        column_by_column = BloscCodec(cname="zstd", clevel=9, shuffle="shuffle", blocksize=4 * count)
+        rows.append(("gaussians", "float32", (count, len(COLUMNS)), (1, 0), column_by_column))
+    return {row[0]: ChunkedArray(*row, column) for column, row in enumerate(rows)}
 
 
 def seal(content: bytes) -> bytes:
@@ -161,7 +200,7 @@ def seal(content: bytes) -> bytes:
 
 def is_sealed(chunk: bytes) -> bool:
     """Whether a chunk still has the content it was sealed with."""
-    return len(chunk) > 4 and google_crc32c.value(chunk[:-4]).to_bytes(4, "little") == chunk[-4:]
+    return len(chunk) > 4 and google_crc32c.value(chunk) == _SEALED
 
 
 def commit_path(root: Path, row: int) -> Path:
@@ -179,12 +218,13 @@ def create(path: Path, identity: StoreIdentity, tokens: list[str], scenes: list[
     """Write a store without samples at `path`, which must not exist."""
     attributes = {"schema": SCHEMA, **identity.to_dict(), "code_version": code_version}
     group = zarr.create_group(path, zarr_format=3, attributes=attributes)
-    for array in data_arrays(identity.grid, len(identity.classes)).values():
+    arrays = data_arrays(identity)
+    for array in arrays.values():
         array.create(group, len(tokens))
     group.create_array(
         COMMITS,
-        shape=(len(tokens), 4),
-        chunks=(1, 4),
+        shape=(len(tokens), len(arrays)),
+        chunks=(1, len(arrays)),
         dtype="uint32",
         compressors=Crc32cCodec(),
         chunk_key_encoding={"name": "default", "separator": "."},

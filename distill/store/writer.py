@@ -14,9 +14,11 @@ import numpy as np
 
 from distill.checkpoint import code_version
 from distill.errors import InputError
+from distill.gaussians import Gaussians
 from distill.store.codec import encode_voxels, round_probs
+from distill.store.gaussians import decode_gaussians, encode_gaussians
 from distill.store.reader import DamagedSample, TeacherStore
-from distill.store.schema import StoreIdentity, commit_path, committed_rows, create, seal
+from distill.store.schema import NOT_COVERED, StoreIdentity, commit_path, committed_rows, create, seal
 
 
 class StoreWriter:
@@ -67,34 +69,73 @@ class StoreWriter:
                 damaged += 1
         return damaged
 
-    def write(self, token: str, voxel_log_probs: np.ndarray, bev_probs: np.ndarray) -> None:
+    def write(
+        self,
+        token: str,
+        voxel_log_probs: np.ndarray,
+        bev_probs: np.ndarray,
+        coverage: np.ndarray,
+        gaussians: Gaussians | None,
+    ) -> None:
         """Store a sample; one that is present is replaced. When this returns, the sample is on disk.
 
         Args:
             token: of the keyframe.
             voxel_log_probs: natural log-probabilities (X, Y, Z, C), float16 or float32; -inf is allowed.
             bev_probs: probabilities (X, Y, C), float32.
+            coverage: which voxels the teacher has modelled, bool (X, Y, Z).
+            gaussians: for a store that holds Gaussians.
 
         Raises:
-            InputError: these are no distributions on the store's grid, or the disk refuses (full, read-only).
-                The sample is absent then, all others are untouched.
+            InputError: these are no distributions on the store's grid, or no Gaussians of its kind, or the disk refuses
+                (full, read-only). The sample is absent then, all others are untouched.
         """
-        arrays, row = self.store.arrays, self.store.row(token)
-        expected = arrays["voxel_logits"].shape, arrays["bev_probs"].shape
-        if (voxel_log_probs.shape, bev_probs.shape) != expected:
-            raise InputError(f"sample {token}: shapes {voxel_log_probs.shape}, {bev_probs.shape}, not {expected}")
-        try:
-            levels_XYZC, semantics_XYZ = encode_voxels(voxel_log_probs)
-            probs_XYC = round_probs(bev_probs)
-        except ValueError as error:
-            raise InputError(f"sample {token} was not written: {error}; check the teacher") from error
-        sample = levels_XYZC, semantics_XYZ, probs_XYC, bev_probs.argmax(-1)
-        chunks = [array.pack(values) for array, values in zip(arrays.values(), sample, strict=True)]
+        arrays, row, grid = self.store.arrays, self.store.row(token), self.store.grid.shape
+        classes = len(self.store.identity.classes)
+        found = voxel_log_probs.shape, bev_probs.shape, coverage.shape
+        expected = (*grid, classes), (*grid[:2], classes), grid
+        if found != expected:
+            raise InputError(f"sample {token}: shapes {found}, not {expected}")
+        with _teacher_errors(token):
+            sample = self._encode(voxel_log_probs, bev_probs, coverage, gaussians)
+        chunks = [array.pack(sample[name]) for name, array in arrays.items()]
         with _disk_errors(f"cannot write sample {token} to {self.store.path}"):
             self._discard(token)
             for array, chunk in zip(arrays.values(), chunks, strict=True):
                 _write_durably(array.path(self.store.path, row), chunk)
             _write_durably(commit_path(self.store.path, row), seal(b"".join(chunk[-4:] for chunk in chunks)))
+
+    def as_stored(self, token: str, gaussians: Gaussians) -> Gaussians:
+        """The Gaussians as a reader of the store gets them, on the CPU.
+
+        Raises:
+            InputError: they are not of the kind that the store holds.
+        """
+        kind = self.store.identity.gaussians
+        assert kind is not None
+        with _teacher_errors(token):
+            return decode_gaussians(encode_gaussians(gaussians, kind), kind)
+
+    def _encode(
+        self, voxel_log_probs: np.ndarray, bev_probs: np.ndarray, coverage: np.ndarray, gaussians: Gaussians | None
+    ) -> dict[str, np.ndarray]:
+        """What goes into the arrays, by name; ValueError if it cannot."""
+        levels_XYZC, semantics_XYZ = encode_voxels(voxel_log_probs)
+        semantics_XYZ[~coverage] = NOT_COVERED
+        bev_semantics_XY = np.where(coverage.any(2), bev_probs.argmax(-1), NOT_COVERED)
+        sample = {
+            "voxel_logits": levels_XYZC,
+            "voxel_semantics": semantics_XYZ,
+            "voxel_coverage": coverage,
+            "bev_probs": round_probs(bev_probs),
+            "bev_semantics": bev_semantics_XY,
+        }
+        kind = self.store.identity.gaussians
+        if kind is not None:
+            if gaussians is None:
+                raise ValueError("it has no Gaussians, which this store holds")
+            sample["gaussians"] = encode_gaussians(gaussians, kind)
+        return sample
 
     def summary(self) -> str:
         """One line: samples present and their size."""
@@ -170,6 +211,15 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _teacher_errors(token: str) -> Iterator[None]:
+    """Say what is wrong with a teacher's output in one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"sample {token} was not written: {error}; check the teacher") from error
 
 
 @contextmanager

@@ -40,6 +40,9 @@ def make_sample(seed=0):
         "semantics": rng.integers(0, 18, SHAPE, dtype=np.uint8),
         "mask_camera": rng.random(SHAPE) < 0.5,
         "mask_lidar": rng.random(SHAPE) < 0.5,
+        "lidar2ego": random_cam2ego(rng)[0],
+        "teacher_covered": rng.random(SHAPE) < 0.5,
+        "teacher_gaussians": "stay in the frame of the LiDAR",
         "teacher_voxel": rng.integers(0, 256, (*SHAPE, 18), dtype=np.uint8),
         "teacher_bev": rng.random((*SHAPE[:2], 18)).astype(np.float16),
         "teacher_table": np.linspace(-16, 0, 256, dtype=np.float32),
@@ -86,7 +89,7 @@ def test_voxels_are_still_seen_in_the_same_pixels(flips, seed):
     moved = world_flip(*flips).apply(sample | {"semantics": identity})
     before, after = projected(sample, voxels), projected(moved, voxels)
     np.testing.assert_allclose(after, before[:, moved["semantics"].ravel()], atol=1e-3)
-    for key in ("mask_camera", "mask_lidar", "teacher_voxel"):
+    for key in ("mask_camera", "mask_lidar", "teacher_voxel", "teacher_covered"):
         flat = sample[key].reshape(identity.size, -1)
         np.testing.assert_array_equal(moved[key].reshape(identity.size, -1), flat[moved["semantics"].ravel()])
     columns = moved["semantics"][:, :, 0].ravel() // SHAPE[2]
@@ -107,6 +110,18 @@ def test_points_stay_in_their_voxels_and_pixels(flips):
         return sample["semantics"][i, j]
 
     np.testing.assert_array_equal(labels(moved), labels(sample))
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+def test_what_lies_in_the_frame_of_the_lidar_meets_the_same_voxels(flips):
+    """As the points of a scan in the ego frame do."""
+    sample = make_sample()
+    moved = world_flip(*flips).apply(sample)
+    lidar2ego = sample["lidar2ego"].astype(np.float64)
+    in_lidar = (sample["points"][:, :3] - lidar2ego[:3, 3]) @ np.linalg.inv(lidar2ego[:3, :3]).T
+    in_ego = in_lidar @ moved["lidar2ego"][:3, :3].T + moved["lidar2ego"][:3, 3]
+    np.testing.assert_allclose(in_ego, moved["points"][:, :3], atol=1e-4)
+    assert moved["teacher_gaussians"] == sample["teacher_gaussians"]
 
 
 @pytest.mark.parametrize("flips", FLIPS)

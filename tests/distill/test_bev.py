@@ -72,5 +72,31 @@ def test_flipping_commutes_with_the_rule_and_height_order_does_not_matter():
     torch.testing.assert_close(bev_log_probs(log_probs_BXYZC.flip(3), FREE), bev_BXYC)
 
 
+def test_what_is_not_covered_is_left_out():
+    torch.manual_seed(0)
+    log_probs_XYZC = torch.randn(4, 5, 6, 3).log_softmax(-1)
+    covered_XYZ = torch.rand(4, 5, 6) < 0.5
+    covered_XYZ[..., 2] = True
+    bev_XYC = bev_log_probs(log_probs_XYZC, FREE, covered_XYZ)
+    for x in range(4):
+        for y in range(5):
+            alone_C = bev_log_probs(log_probs_XYZC[x, y][covered_XYZ[x, y]], FREE)
+            torch.testing.assert_close(bev_XYC[x, y], alone_C)
+    torch.testing.assert_close(
+        bev_log_probs(log_probs_XYZC, FREE, torch.ones(4, 5, 6, dtype=torch.bool)), bev_log_probs(log_probs_XYZC, FREE)
+    )
+
+
+def test_a_column_of_which_nothing_is_known_is_uniform_and_has_no_gradient():
+    logits_XZC = torch.randn(2, 6, 3).requires_grad_()
+    covered_XZ = torch.tensor([[False] * 6, [True] * 3 + [False] * 3])
+    bev_XC = bev_log_probs(logits_XZC.log_softmax(-1), FREE, covered_XZ)
+    torch.testing.assert_close(bev_XC[0].exp(), torch.full((3,), 1 / 3))
+    bev_XC.square().sum().backward()
+    assert logits_XZC.grad.isfinite().all()
+    assert not logits_XZC.grad[~covered_XZ].any()
+    assert logits_XZC.grad[1, :3].abs().min() > 0
+
+
 def test_half_precision_is_widened():
     assert bev_log_probs(torch.zeros(2, 3, dtype=torch.bfloat16).log_softmax(-1), FREE).dtype == torch.float32

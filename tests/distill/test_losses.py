@@ -9,6 +9,8 @@ from omegaconf import OmegaConf
 from distill.bev import bev_log_probs
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
+from distill.gaussians import Gaussians
+from distill.grids import OCC3D, VoxelGrid
 from distill.losses import (
     Distillation,
     Supervision,
@@ -18,9 +20,12 @@ from distill.losses import (
     lovasz_softmax,
 )
 from distill.prediction import Occupancy
+from distill.teaching import render
 
 B, X, Y, Z, C = 2, 4, 3, 2, 18
 FREE = OCC3D_CLASSES.free
+# its highest layer lies above what a Gaussian teacher has modelled
+GRID = VoxelGrid("tiny", "ego", (-2.0, -1.5, 2.5), 0.5, (X, Y, Z))
 
 
 @pytest.fixture
@@ -38,6 +43,7 @@ def batch():
         "taught": torch.tensor([True, True]),
         "teacher_voxel": codes_BXYZC,
         "teacher_table": table_256.repeat(B, 1),
+        "teacher_covered": torch.ones(B, X, Y, Z, dtype=torch.bool),
         "teacher_bev": bev_log_probs(voxel_BXYZC, FREE).exp(),
     }
 
@@ -62,7 +68,33 @@ def supervision(mask="camera", **weights):
 
 
 def distillation(mask="camera", voxel_weight=1.0, bev_weight=1.0, temperature=2.0):
-    return Distillation(voxel_weight, bev_weight, temperature, mask, OCC3D_CLASSES)
+    return Distillation(voxel_weight, bev_weight, temperature, mask, GRID, OCC3D_CLASSES)
+
+
+def taught_voxels(loss, logits, batch):
+    """The voxels that a loss looks at, bool (B, X, Y, Z)."""
+    return (value_and_gradient(loss, logits, batch)[1] != 0).any(-1)
+
+
+def gaussians_near_the_origin(seed):
+    random = torch.Generator().manual_seed(seed)
+    count = 30 + seed
+    return Gaussians(
+        torch.rand(count, 3, generator=random) * 4 - 2 + torch.tensor([0.0, 0.0, 2.0]),
+        torch.rand(count, 3, generator=random) * 0.3 + 0.1,
+        torch.nn.functional.normalize(torch.randn(count, 4, generator=random), dim=1),
+        torch.rand(count, generator=random),
+        F.pad(torch.randn(count, 17, generator=random).softmax(1), (0, 1)),
+        "probabilistic",
+        4.0,
+        "stable",
+    )
+
+
+def kl_by_hand(student_VC, teacher_VC):
+    """T^2 times the mean KL at T = 2."""
+    teacher_VC, student_VC = (teacher_VC / 2).log_softmax(-1), (student_VC / 2).log_softmax(-1)
+    return 4 * (teacher_VC.exp() * (teacher_VC - student_VC)).sum() / len(teacher_VC)
 
 
 def value_and_gradient(loss, logits, batch):
@@ -166,28 +198,85 @@ class TestDistillation:
         assert value.isfinite()
         assert gradient.isfinite().all()
 
-    def test_frames_without_labels_use_every_voxel(self, batch):
+    def test_frames_without_labels_use_every_voxel(self, batch, logits):
         batch["labelled"][1] = False
         batch["mask_camera"][1] = batch["mask_lidar"][1] = False
         for mask in ("camera", "lidar"):
-            valid_BXYZ = distillation(mask).valid(batch)
+            valid_BXYZ = taught_voxels(distillation(mask, bev_weight=0.0), logits, batch)
             assert torch.equal(valid_BXYZ[0], batch[f"mask_{mask}"][0])
             assert valid_BXYZ[1].all()
 
     @pytest.mark.parametrize("mask", ["camera", "lidar", "occupied", "all"])
-    def test_frames_without_a_teacher_count_for_nothing(self, batch, mask):
+    def test_frames_without_a_teacher_count_for_nothing(self, batch, logits, mask):
         batch["taught"][1] = False
-        assert not distillation(mask).valid(batch)[1].any()
+        valid_BXYZ = taught_voxels(distillation(mask), logits, batch)
+        assert valid_BXYZ[0].any()
+        assert not valid_BXYZ[1].any()
 
-    def test_occupied_is_label_or_teacher_within_the_camera_mask(self, batch):
+    def test_occupied_is_label_or_teacher_within_the_camera_mask(self, batch, logits):
         teacher_free = teacher_logits(batch).argmax(-1) == FREE
         batch["semantics"][0] = FREE
         expected = batch["mask_camera"] & ~((batch["semantics"] == FREE) & teacher_free)
-        assert torch.equal(distillation("occupied").valid(batch), expected)
+        assert torch.equal(taught_voxels(distillation("occupied", bev_weight=0.0), logits, batch), expected)
+
+    @pytest.mark.parametrize("mask", ["camera", "lidar", "occupied", "all"])
+    def test_voxels_that_the_teacher_has_not_modelled_count_for_nothing(self, batch, logits, mask):
+        """Not as free, not in their columns: whatever the student says there."""
+        batch["teacher_covered"] = torch.rand(B, X, Y, Z, generator=torch.Generator().manual_seed(2)) < 0.6
+        batch["teacher_covered"][:, 2, 1] = False
+        before = value_and_gradient(distillation(mask), logits, batch)
+        changed = torch.where(batch["teacher_covered"].unsqueeze(-1), logits, 7.0 * torch.ones_like(logits).cumsum(-1))
+        batch["teacher_voxel"][~batch["teacher_covered"]] = 9
+        batch["teacher_bev"][:, 2, 1] = 1 / C
+        after = value_and_gradient(distillation(mask), changed.detach().requires_grad_(), batch)
+        torch.testing.assert_close(before, after)
+        assert not before[1][~batch["teacher_covered"]].any()
+        assert before[1][batch["teacher_covered"]].any()
+
+    def test_bev_term_over_what_is_covered_is_the_formula(self, batch, logits):
+        batch["teacher_covered"][..., 0] = torch.rand(B, X, Y, generator=torch.Generator().manual_seed(2)) < 0.5
+        columns = (batch["mask_camera"] & batch["teacher_covered"]).any(-1)
+        teacher_VC = (batch["teacher_bev"][columns].log() / 2).log_softmax(-1)
+        student_VC = bev_log_probs(logits.log_softmax(-1), FREE, batch["teacher_covered"])[columns]
+        student_VC = (student_VC / 2).log_softmax(-1)
+        expected = 4 * (teacher_VC.exp() * (teacher_VC - student_VC)).sum() / columns.sum()
+        torch.testing.assert_close(distillation()(Occupancy(logits), batch)["kd_bev"], expected)
+
+    @pytest.mark.parametrize("mask", ["camera", "lidar", "occupied", "all"])
+    @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
+    def test_gaussians_teach_what_the_voxels_rendered_from_them_say(self, batch, logits, mask, weights):
+        poses_B44 = torch.eye(4).repeat(B, 1, 1)
+        poses_B44[1, 2, 3] = -0.1
+        batch["teacher_gaussians"] = [gaussians_near_the_origin(seed) for seed in range(B)]
+        batch["lidar2ego"] = poses_B44
+        rendered = [
+            render(gaussians, GRID, pose_44, torch.arange(X * Y * Z))
+            for gaussians, pose_44 in zip(batch["teacher_gaussians"], poses_B44, strict=True)
+        ]
+        voxel_BXYZC = torch.stack([log_probs_VC for log_probs_VC, _ in rendered]).view(B, X, Y, Z, C)
+        covered_BXYZ = torch.stack([covered_V for _, covered_V in rendered]).view(B, X, Y, Z)
+        assert covered_BXYZ[..., 0].all()
+        assert not covered_BXYZ[..., 1].any()
+
+        valid_BXYZ = covered_BXYZ & (torch.ones_like(covered_BXYZ) if mask == "all" else batch["mask_camera"])
+        if mask == "lidar":
+            valid_BXYZ = covered_BXYZ & batch["mask_lidar"]
+        if mask == "occupied":
+            valid_BXYZ &= (batch["semantics"] != FREE) | (voxel_BXYZC.argmax(-1) != FREE)
+        columns = valid_BXYZ.any(-1)
+        terms = distillation(mask, *weights)(Occupancy(logits), batch)
+        assert terms.keys() == {name for name, weight in zip(("kd_voxel", "kd_bev"), weights, strict=True) if weight}
+        if weights[0]:
+            torch.testing.assert_close(terms["kd_voxel"], kl_by_hand(logits[valid_BXYZ], voxel_BXYZC[valid_BXYZ]))
+        if weights[1]:
+            student_BXYC, teacher_BXYC = (
+                bev_log_probs(values, FREE, covered_BXYZ) for values in (logits.log_softmax(-1), voxel_BXYZC)
+            )
+            torch.testing.assert_close(terms["kd_bev"], kl_by_hand(student_BXYC[columns], teacher_BXYC[columns]))
 
     def test_flipping_everything_changes_nothing(self, batch, logits):
         expected = distillation()(Occupancy(logits), batch)
-        for name in ("semantics", "mask_camera", "mask_lidar", "teacher_voxel", "teacher_bev"):
+        for name in ("semantics", "mask_camera", "mask_lidar", "teacher_voxel", "teacher_covered", "teacher_bev"):
             batch[name] = batch[name].flip(1, 2)
         flipped = distillation()(Occupancy(logits.flip(1, 2)), batch)
         assert flipped.keys() == expected.keys()
@@ -343,7 +432,8 @@ def test_hydra_builds_a_loss():
             "bev_weight": 1.0,
             "temperature": 2.0,
             "mask": "camera",
+            "grid": {"_target_": "hydra.utils.get_object", "path": "distill.grids.OCC3D"},
             "classes": classes,
         }
     )
-    assert instantiate(node) == distillation()
+    assert instantiate(node) == Distillation(1.0, 1.0, 2.0, "camera", OCC3D, OCC3D_CLASSES)

@@ -12,7 +12,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
-from tiny_store import TOKENS, contents, open_writer, teacher_output, write
+from tiny_store import TOKENS, contents, everything, open_writer, write
 
 from distill.store import TeacherStore
 
@@ -76,14 +76,14 @@ def test_killed_before_every_single_file_operation(tmp_path: Path, uninterrupted
 
     while exit_code == -signal.SIGKILL:
         step += 1
-        open_writer(path).write(TOKENS[2], *teacher_output("99"))
+        open_writer(path).write(TOKENS[2], *everything("99"))
         exit_code = in_process(overwrite)
         assert TeacherStore(path).present >= set(TOKENS) - {TOKENS[2]}
         verify_present(path)
         write(open_writer(path), TOKENS[2])
         assert contents(path) == uninterrupted
     assert exit_code == 0
-    assert step > 20  # 5 files, each opened, synced, renamed and its folder synced
+    assert step > 28  # 7 files, each opened, synced, renamed and its folder synced
 
 
 def test_killed_while_creating(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
@@ -155,7 +155,8 @@ def test_a_sample_is_committed_when_all_its_chunks_are_durable(tmp_path: Path, m
     monkeypatch.setattr(Path, "replace", traced_replace)
     write(writer, TOKENS[1])
     expected = []
-    for array in ("voxel_logits", "voxel_semantics", "bev_probs", "bev_semantics", "checksums"):
+    for array in (*TeacherStore(path).arrays, "checksums"):
         (file,) = (path / array).glob("c.1.*")
         expected += [("sync", file.with_name(file.name + ".partial")), ("rename", file), ("sync", file.parent)]
+    assert len(expected) == 3 * 7
     assert events == expected

@@ -12,20 +12,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_store import GRID, IDENTITY, SCENES, TOKENS, contents, open_writer, teacher_output, write
+import torch
+from tiny_store import (
+    GRID,
+    IDENTITY,
+    KIND,
+    SCENES,
+    TOKENS,
+    contents,
+    coverage,
+    everything,
+    open_writer,
+    teacher_gaussians,
+    teacher_output,
+    write,
+)
 
-from distill.classes import OCC3D_CLASSES
+from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
+from distill.gaussians import Gaussians
 from distill.grids import OCC3D, SURROUNDOCC
 from distill.store import DamagedSample, StoreWriter, TeacherStore
-from distill.store.codec import MAX_KL
+from distill.store.codec import LOG_PROBS, MAX_KL, code_table, decode_codes, encode_voxels
 
-READERS: tuple[Callable[[TeacherStore, str], object], ...] = (
-    TeacherStore.codes,
-    TeacherStore.semantics,
-    TeacherStore.bev_probs,
-)
-ARRAYS = ("voxel_logits", "voxel_semantics", "bev_probs", "bev_semantics")
+READERS: dict[str, Callable[[TeacherStore, str], object]] = {
+    "voxel_logits": TeacherStore.codes,
+    "voxel_semantics": TeacherStore.semantics,
+    "voxel_coverage": TeacherStore.coverage,
+    "bev_probs": TeacherStore.bev_probs,
+    "gaussians": TeacherStore.gaussians,
+}
+ARRAYS = (*READERS, "bev_semantics")
 
 
 def chunk(path: Path, array: str, row: int) -> Path:
@@ -33,10 +50,24 @@ def chunk(path: Path, array: str, row: int) -> Path:
     return found
 
 
+def codes_of(token: str) -> np.ndarray:
+    levels, _ = encode_voxels(teacher_output(token)[0])
+    return decode_codes(levels, code_table(LOG_PROBS))
+
+
 def flip_a_byte(file: Path, position: int) -> None:
     content = bytearray(file.read_bytes())
     content[position] ^= 0x10
     file.write_bytes(content)
+
+
+def assert_close(read: Gaussians, told: Gaussians) -> None:
+    assert len(read.means_G3) == len(told.means_G3)
+    for name, value in vars(told).items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(getattr(read, name), value, rtol=2**-7, atol=2**-8, msg=name)
+        else:
+            assert getattr(read, name) == value
 
 
 def test_reads_back_what_the_teacher_said(path: Path) -> None:
@@ -51,7 +82,10 @@ def test_reads_back_what_the_teacher_said(path: Path) -> None:
         p, q = np.exp(log_probs), store.log_prob_table[codes]
         q = q - np.log(np.exp(q).sum(-1, keepdims=True))
         assert (p * (log_probs - q)).sum(-1).max() < MAX_KL[1]
-        np.testing.assert_array_equal(store.semantics(token), log_probs.argmax(-1))
+        covered = coverage(token)
+        np.testing.assert_array_equal(store.coverage(token), covered)
+        np.testing.assert_array_equal(store.semantics(token), np.where(covered, log_probs.argmax(-1), 255))
+        assert_close(store.gaussians(token), teacher_gaussians(token))
         np.testing.assert_allclose(store.bev_probs(token), bev, rtol=1 / 128, atol=3e-9)
 
 
@@ -67,9 +101,11 @@ row = list(group["tokens"][:]).index(sys.argv[2])
 assert group["scenes"][row] == "scene-0001"
 logits = group["voxel_logits"][row].astype("f4")
 assert np.isfinite(logits).all() and abs(np.exp(logits).sum(-1) - 1).max() < 0.03
-assert np.isnan(group["voxel_logits"][4]).all()
+assert np.isnan(group["voxel_logits"][4]).all() and np.isnan(group["gaussians"][4]).all()
+assert (group["voxel_semantics"][4] == 255).all() and not group["voxel_coverage"][4].any()
 assert group["checksums"][row].all() and not group["checksums"][4].any()
-sample = {name: group[name][row] for name in ("voxel_semantics", "bev_probs", "bev_semantics")}
+names = ("voxel_semantics", "voxel_coverage", "bev_probs", "bev_semantics", "gaussians")
+sample = {name: group[name][row] for name in names}
 np.savez(sys.argv[3], voxel_logits=logits, **sample)
 assert {"schema", "teacher", "checkpoint_sha256", "config", "grid", "classes", "content", "quantisation",
         "bev_rule", "code_version"} <= set(group.attrs)
@@ -80,7 +116,22 @@ assert {"schema", "teacher", "checkpoint_sha256", "config", "grid", "classes", "
     np.testing.assert_array_equal(read["voxel_logits"], store.log_prob_table[store.codes(TOKENS[1])])
     np.testing.assert_array_equal(read["voxel_semantics"], store.semantics(TOKENS[1]))
     np.testing.assert_array_equal(read["bev_probs"], store.bev_probs(TOKENS[1]))
-    np.testing.assert_array_equal(read["bev_semantics"], teacher_output(TOKENS[1])[1].argmax(-1))
+    covered = read["voxel_coverage"]
+    np.testing.assert_array_equal(covered, store.coverage(TOKENS[1]))
+    bev_semantics = np.where(covered.any(2), teacher_output(TOKENS[1])[1].argmax(-1), 255)
+    np.testing.assert_array_equal(read["bev_semantics"], bev_semantics)
+    assert read["bev_semantics"][1, 2] == 255
+    rows, gaussians = read["gaussians"], teacher_gaussians(TOKENS[1])
+    count = len(gaussians.means_G3)
+    assert rows.shape == (KIND.count, len(store_columns(path)))
+    assert np.isnan(rows[count:]).all()
+    np.testing.assert_allclose(rows[:count, :3], gaussians.means_G3, atol=2**-12)
+    np.testing.assert_allclose(rows[:count, store_columns(path).index("opacity")], gaussians.opacities_G, rtol=2**-7)
+
+
+def store_columns(path: Path) -> list[str]:
+    """As any reader finds them."""
+    return json.loads((path / "zarr.json").read_text())["attributes"]["gaussians"]["columns"]
 
 
 def test_can_be_sent_to_loader_workers(path: Path) -> None:
@@ -91,9 +142,10 @@ def test_can_be_sent_to_loader_workers(path: Path) -> None:
 
 def test_writing_again_replaces_a_sample(path: Path) -> None:
     writer = open_writer(path)
-    writer.write(TOKENS[0], *teacher_output(TOKENS[4]))
+    writer.write(TOKENS[0], *everything(TOKENS[4]))
     store = TeacherStore(path)
-    np.testing.assert_array_equal(store.semantics(TOKENS[0]), teacher_output(TOKENS[4])[0].argmax(-1))
+    np.testing.assert_array_equal(store.coverage(TOKENS[0]), coverage(TOKENS[4]))
+    np.testing.assert_array_equal(store.codes(TOKENS[0]), codes_of(TOKENS[4]))
     store.verify(TOKENS[0])
     assert writer.missing(TOKENS) == TOKENS[3:]
 
@@ -115,15 +167,15 @@ def test_a_flipped_byte_is_found(path: Path, array: str, position: int) -> None:
         assert expected in str(raised.value)
     for token in (TOKENS[0], TOKENS[2]):
         store.verify(token)
-    if array != "bev_semantics":
+    if array in READERS:
         with pytest.raises(DamagedSample):
-            READERS[ARRAYS.index(array)](store, TOKENS[1])
+            READERS[array](store, TOKENS[1])
 
 
 @pytest.mark.parametrize("harm", ["truncated", "deleted", "swapped", "record"])
-@pytest.mark.parametrize("read", READERS)
-def test_other_damage_is_found(path: Path, harm: str, read: Callable[[TeacherStore, str], object]) -> None:
-    file = chunk(path, ARRAYS[READERS.index(read)], 1)
+@pytest.mark.parametrize("array", READERS)
+def test_other_damage_is_found(path: Path, harm: str, array: str) -> None:
+    file = chunk(path, array, 1)
     if harm == "truncated":
         os.truncate(file, 3)
     elif harm == "deleted":
@@ -133,7 +185,7 @@ def test_other_damage_is_found(path: Path, harm: str, read: Callable[[TeacherSto
     else:
         flip_a_byte(path / "checksums" / "c.1.0", 0)
     with pytest.raises(DamagedSample, match=TOKENS[1]):
-        read(TeacherStore(path), TOKENS[1])
+        READERS[array](TeacherStore(path), TOKENS[1])
 
 
 def test_damaged_samples_can_be_discarded_and_written_again(path: Path) -> None:
@@ -181,6 +233,10 @@ def test_another_grid_or_class_set_is_refused(path: Path) -> None:
         ({"grid": dataclasses.replace(GRID, voxel_size=0.5)}, "grid.voxel_size is 1.0 there, 0.5 here"),
         ({"classes": ("noise", *IDENTITY.classes[1:])}, "classes.0 is 'others' there, 'noise' here"),
         ({"bev_rule": "topmost"}, "bev_rule is 'noisy_or' there, 'topmost' here"),
+        ({"gaussians": None}, "content is 'log_probabilities+gaussians' there, 'log_probabilities' here"),
+        ({"voxels": False}, "content is 'log_probabilities+gaussians' there, 'gaussians' here"),
+        ({"gaussians": dataclasses.replace(KIND, count=13)}, "gaussians.count is 12 there, 13 here"),
+        ({"gaussians": dataclasses.replace(KIND, det="upstream")}, "gaussians.det is 'stable' there, 'upstream' here"),
         ({"levels": (0.0, -1.0, *IDENTITY.levels[2:])}, "quantisation.levels.1 is"),
     ],
 )
@@ -216,20 +272,58 @@ def test_what_is_no_store_is_refused(path: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no teacher store"):
             open_it(path / "voxel_logits")
     description = json.loads((path / "zarr.json").read_text())
-    description["attributes"]["schema"] = 2
+    description["attributes"]["schema"] = 1
     (path / "zarr.json").write_text(json.dumps(description))
-    with pytest.raises(InputError, match="schema 2, this version reads schema 1"):
+    with pytest.raises(InputError, match="schema 1, this version reads schema 2"):
         TeacherStore(path)
 
 
 def test_output_that_is_no_distribution_is_not_written(path: Path) -> None:
-    writer, (log_probs, bev) = open_writer(path), teacher_output(TOKENS[3])
+    writer, (log_probs, bev, covered, gaussians) = open_writer(path), everything(TOKENS[3])
+    with pytest.raises(InputError, match="shapes"):
+        writer.write(TOKENS[3], log_probs[:4], bev, covered, gaussians)
+    with pytest.raises(InputError, match="shapes"):
+        writer.write(TOKENS[3], log_probs, bev, covered[..., 0], gaussians)
+    with pytest.raises(InputError, match=f"{TOKENS[3]} was not written: it has no Gaussians"):
+        writer.write(TOKENS[3], log_probs, bev, covered, None)
     log_probs[1, 2, 3, 4] = np.nan
     with pytest.raises(InputError, match=f"{TOKENS[3]} was not written: 1 of 256 voxels"):
-        writer.write(TOKENS[3], log_probs, bev)
-    with pytest.raises(InputError, match="shapes"):
-        writer.write(TOKENS[3], log_probs[:4], bev)
+        writer.write(TOKENS[3], log_probs, bev, covered, gaussians)
     assert writer.missing(TOKENS) == TOKENS[3:]
+
+
+def test_a_store_holds_what_it_is_asked_for(tmp_path: Path) -> None:
+    small = {"voxel_semantics", "voxel_coverage"}
+    voxels = {"voxel_logits", "bev_probs", "bev_semantics"}
+    for identity, expected in (
+        (dataclasses.replace(IDENTITY, gaussians=None), small | voxels),
+        (dataclasses.replace(IDENTITY, voxels=False), small | {"gaussians"}),
+        (IDENTITY, small | voxels | {"gaussians"}),
+    ):
+        path = tmp_path / identity.to_dict()["content"]
+        write(open_writer(path, identity), TOKENS[0])
+        store = TeacherStore(path)
+        assert store.identity == identity
+        assert set(store.arrays) == expected == {file.parent.name for file in path.glob("*/c.0.*")} - {"checksums"}
+        assert (path / "checksums" / "c.0.0").stat().st_size == 4 * len(expected) + 4
+        store.verify(TOKENS[0])
+        for array in expected & set(READERS):
+            READERS[array](store, TOKENS[0])
+
+
+def test_students_are_told_what_a_store_does_not_hold(tmp_path: Path) -> None:
+    only = open_writer(tmp_path / "only", dataclasses.replace(IDENTITY, voxels=False)).store
+    none = open_writer(tmp_path / "none", dataclasses.replace(IDENTITY, gaussians=None)).store
+    with pytest.raises(InputError, match=r"Gaussians alone: set store\.render=true"):
+        only.check(GRID, OCC3D_CLASSES)
+    with pytest.raises(InputError, match=r"no Gaussians: set store\.render=false"):
+        none.check_gaussians(OCC3D_CLASSES)
+    none.check(GRID, OCC3D_CLASSES)
+    only.check_gaussians(OCC3D_CLASSES)
+    only.check_gaussians(SURROUNDOCC_CLASSES)  # noise and empty have other names there
+    cars = tuple(name.replace("car", "vehicle") for name in OCC3D_CLASSES.names)
+    with pytest.raises(InputError, match="vehicle"):
+        only.check_gaussians(dataclasses.replace(OCC3D_CLASSES, names=cars))
 
 
 @pytest.mark.parametrize("array", [*ARRAYS, "checksums"])

@@ -1,19 +1,29 @@
-"""A tiny store: 5 keyframes on an (8, 8, 4) grid."""
+"""A tiny store: 5 keyframes on an (8, 8, 4) grid, with voxels and Gaussians."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from distill.classes import OCC3D_CLASSES
+from distill.gaussians import Gaussians
 from distill.grids import VoxelGrid
-from distill.store import StoreIdentity, StoreWriter
+from distill.store import GaussianKind, StoreIdentity, StoreWriter
 
 GRID = VoxelGrid("tiny", "ego", (-4.0, -4.0, -1.0), 1.0, (8, 8, 4))
 TOKENS = [f"{number:032x}" for number in range(5)]
 SCENES = ["scene-0001"] * 3 + ["scene-0002"] * 2
-IDENTITY = StoreIdentity("fusion", "5f" * 32, {"width": 32, "views": ["front", "back"]}, GRID, OCC3D_CLASSES.names)
+KIND = GaussianKind(count=12, form="probabilistic", reach=4.0, det="stable")
+IDENTITY = StoreIdentity(
+    "fusion",
+    "5f" * 32,
+    {"width": 32, "views": ["front", "back"]},
+    GRID,
+    OCC3D_CLASSES.names,
+    gaussians=KIND,
+)
 
 
 def teacher_output(token: str) -> tuple[np.ndarray, np.ndarray]:
@@ -23,13 +33,44 @@ def teacher_output(token: str) -> tuple[np.ndarray, np.ndarray]:
     return log_probs, np.exp(log_probs).mean(2)
 
 
+def coverage(token: str) -> np.ndarray:
+    """Which voxels it has modelled, bool (X, Y, Z): nine of ten, and nothing in column (1, 2)."""
+    covered = np.random.default_rng(int(token, 16)).random(GRID.shape) < 0.9
+    covered[1, 2] = False
+    return covered
+
+
+def teacher_gaussians(token: str) -> Gaussians:
+    """Its Gaussians; how many differs from keyframe to keyframe."""
+    random = torch.Generator().manual_seed(int(token, 16))
+    count = 8 + int(token, 16) % 5
+    semantics = torch.rand(count, 18, generator=random)
+    semantics[:, 17] = 0
+    rotations = torch.randn(count, 4, generator=random)
+    return Gaussians(
+        torch.rand(count, 3, generator=random) * 8 - 4,
+        torch.rand(count, 3, generator=random) + 0.3,
+        rotations / rotations.norm(dim=1, keepdim=True),
+        torch.rand(count, generator=random),
+        semantics / semantics.sum(1, keepdim=True),
+        KIND.form,
+        KIND.reach,
+        KIND.det,
+    )
+
+
+def everything(token: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, Gaussians]:
+    """What `StoreWriter.write` takes beside the token."""
+    return *teacher_output(token), coverage(token), teacher_gaussians(token)
+
+
 def write(writer: StoreWriter, *tokens: str) -> None:
     for token in tokens:
-        writer.write(token, *teacher_output(token))
+        writer.write(token, *everything(token))
 
 
-def open_writer(path: Path) -> StoreWriter:
-    return StoreWriter.open(path, IDENTITY, TOKENS, SCENES)
+def open_writer(path: Path, identity: StoreIdentity = IDENTITY) -> StoreWriter:
+    return StoreWriter.open(path, identity, TOKENS, SCENES)
 
 
 def contents(path: Path) -> dict[str, bytes]:

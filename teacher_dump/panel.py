@@ -1,0 +1,45 @@
+"""What a dump looks like: one keyframe's cameras, voxels and, where the teacher has them, Gaussians."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from distill.classes import ClassSet
+from distill.gaussian_picture import draw_gaussians
+from distill.grids import VoxelGrid
+from distill.picture import Painter
+from teacher_dump.teachers import TeacherPrediction
+
+
+def panel(batch: dict[str, Any], prediction: TeacherPrediction, grid: VoxelGrid, classes: ClassSet) -> np.ndarray:
+    """The first keyframe of a batch; Gaussians are drawn over its cameras, too.
+
+    Args:
+        batch: as the teacher was given it.
+        prediction: what it said.
+        grid: of the prediction.
+        classes: of the prediction.
+
+    Returns:
+        RGB uint8.
+    """
+    cameras = list(batch["images"][0].permute(0, 2, 3, 1).cpu().numpy())
+    semantics_XYZ = prediction.voxel_log_probs_BXYZC[0].argmax(-1)
+    if prediction.covered_BXYZ is not None:
+        semantics_XYZ = semantics_XYZ.masked_fill(~prediction.covered_BXYZ[0], classes.free)
+    columns = {"teacher": semantics_XYZ.to(dtype=batch["images"].dtype).cpu().numpy()}
+    mask_XYZ = None
+    if batch["labelled"][0]:
+        columns = {"ground truth": batch["semantics"][0].cpu().numpy(), **columns}
+        mask_XYZ = batch["mask_camera"][0].cpu().numpy()
+    gaussians = None
+    if prediction.gaussians is not None:
+        lidar2ego_44 = batch["lidar2ego"][0].cpu().double().numpy()
+        gaussians = (prediction.gaussians[0], lidar2ego_44)
+        for camera, image in enumerate(cameras):
+            ego2cam_44 = np.linalg.inv(batch["cam2ego"][0, camera].cpu().double().numpy())
+            lidar2img_34 = batch["intrinsics"][0, camera].cpu().double().numpy() @ (ego2cam_44 @ lidar2ego_44)[:3]
+            cameras[camera] = draw_gaussians(image, gaussians[0], lidar2img_34, classes)
+    return Painter(grid, classes).panel(cameras, columns, mask_XYZ, gaussians)

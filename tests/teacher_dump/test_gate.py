@@ -1,0 +1,95 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
+from distill.errors import InputError
+from distill.gaussians import Gaussians
+from distill.grids import VoxelGrid
+from distill.teaching import render
+from teacher_dump.gate import Gate
+
+LABELS = np.array([4, 4, 10, 17, 0, 0], dtype=np.uint8)
+EVERYWHERE = np.ones(6, dtype=bool)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 0.5])
+def test_what_is_not_a_log_probability_is_refused(bad):
+    values = torch.full((2, 2, 2, 18), -3.0)
+    values[0, 0, 0, :2] = torch.tensor([-torch.inf, 0.0])
+    gate = Gate(10.0, 1, OCC3D_CLASSES)
+    gate.check_finite("abc", values)
+    values[1, 1, 1, 4] = bad
+    with pytest.raises(InputError, match="abc"):
+        gate.check_finite("abc", values)
+
+
+def test_the_class_set_says_what_is_judged():
+    """A teacher that is wrong on voxels labelled 0 alone: others in Occ3D, noise that nobody scores in SurroundOcc."""
+    prediction = np.where(LABELS == 0, 4, LABELS).astype(np.uint8)
+    good, weak = Gate(99.0, 1, SURROUNDOCC_CLASSES), Gate(99.0, 1, OCC3D_CLASSES)
+    good.judge(prediction, LABELS, EVERYWHERE)
+    assert (good.labelled, good.miou) == (1, 100.0)
+    with pytest.raises(
+        InputError,
+        match=r"mIoU \(Occ3D-17, classes that occur\) on its first 1 labelled samples, less than gate.min_miou=99",
+    ):
+        weak.judge(prediction, LABELS, EVERYWHERE)
+
+
+def test_a_weak_teacher_is_stopped_after_its_trial_and_not_before():
+    gate = Gate(10.0, 3, SURROUNDOCC_CLASSES)
+    nothing = np.full(6, 17, dtype=np.uint8)
+    for _ in range(2):
+        gate.judge(nothing, LABELS, EVERYWHERE)
+    assert gate.score.result().miou > 80  # most classes have no labels
+    with pytest.raises(InputError, match=r"scores 0\.00 mIoU \(SurroundOcc-16, "):
+        gate.judge(nothing, LABELS, EVERYWHERE)
+
+
+def a_gaussian(mean):
+    """One that fills a good part of the grid."""
+    semantics = torch.zeros(1, 18)
+    semantics[0, 4] = 1.0
+    return Gaussians(
+        torch.tensor([mean]),
+        torch.full((1, 3), 0.8),
+        torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
+        torch.ones(1),
+        semantics,
+        "probabilistic",
+        4.0,
+        "stable",
+    )
+
+
+def test_gaussians_that_say_something_else_than_the_voxels_are_refused():
+    grid = VoxelGrid("tiny", "ego", (-2.0, -2.0, -1.0), 0.5, (8, 8, 8))
+    pose_44 = torch.eye(4)
+    pose_44[0, 3] = 1.0
+    gate, gaussians = Gate(10.0, 1, OCC3D_CLASSES), a_gaussian([-1.0, 0.5, 0.0])
+    log_probs, _ = render(gaussians, grid, pose_44, torch.arange(512))
+    log_probs_XYZC = log_probs.view(8, 8, 8, 18)
+    gate.check_gaussians("abc", gaussians, grid, pose_44, log_probs_XYZC, None)
+    with pytest.raises(InputError, match=r"abc: .* by \d.*e-0\d nats .* promises 1e-04: .*dump\.gaussians=false"):
+        gate.check_gaussians("abc", a_gaussian([-1.0, 0.5, 0.05]), grid, pose_44, log_probs_XYZC, None)
+    with pytest.raises(InputError):  # forgetting that the LiDAR is not the ego frame
+        gate.check_gaussians("abc", gaussians, grid, torch.eye(4), log_probs_XYZC, None)
+
+
+def test_gaussians_need_not_agree_where_the_teacher_says_nothing():
+    grid = VoxelGrid("tiny", "ego", (-2.0, -2.0, -1.0), 0.5, (8, 8, 8))
+    gate, gaussians = Gate(10.0, 1, OCC3D_CLASSES), a_gaussian([0.0, 0.5, 0.0])
+    log_probs, _ = render(gaussians, grid, torch.eye(4), torch.arange(512))
+    log_probs_XYZC = log_probs.view(8, 8, 8, 18).clone()
+    log_probs_XYZC[..., 4:, :] = -math.log(18)
+    covered_XYZ = torch.ones(8, 8, 8, dtype=torch.bool)
+    with pytest.raises(InputError):
+        gate.check_gaussians("abc", gaussians, grid, torch.eye(4), log_probs_XYZC, covered_XYZ)
+    covered_XYZ[..., 4:] = False
+    gate.check_gaussians("abc", gaussians, grid, torch.eye(4), log_probs_XYZC, covered_XYZ)
+    # an impossible class is no difference to speak of, and no NaN
+    log_probs_XYZC[..., :4, :][log_probs_XYZC[..., :4, :] < -16] = -torch.inf
+    gate.check_gaussians("abc", gaussians, grid, torch.eye(4), log_probs_XYZC, covered_XYZ)

@@ -1,0 +1,168 @@
+"""What occ-dump makes of a teacher's answer, on a tiny grid."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from distill.bev import bev_log_probs
+from distill.classes import OCC3D_CLASSES
+from distill.errors import InputError
+from distill.gaussians import Gaussians
+from distill.grids import VoxelGrid
+from distill.store import GaussianKind, StoreIdentity, StoreWriter
+from distill.teaching import render
+from teacher_dump.gate import Gate
+from teacher_dump.main import Dump, gaussians_of
+from teacher_dump.teachers import TeacherPrediction
+
+GRID = VoxelGrid("tiny", "ego", (-2.0, -2.0, 1.0), 0.5, (8, 8, 6))  # up to 4 m, a metre above what Gaussians cover
+TOKENS = ["a" * 32, "b" * 32]
+KIND = GaussianKind(3, "probabilistic", 4.0, "stable")
+
+
+class Teacher:
+    """Three Gaussians; `answer` changes what it makes of them."""
+
+    grid, inputs, checkpoint_sha256, gaussians = GRID, {}, "", KIND
+
+    def __init__(self, answer=lambda prediction: prediction):
+        self.answer = answer
+
+    def predict(self, batch):
+        gaussians = [frame_gaussians(token) for token in batch["token"]]
+        told = [
+            render(frame, GRID, pose_44, torch.arange(8 * 8 * 6))
+            for frame, pose_44 in zip(gaussians, batch["lidar2ego"], strict=True)
+        ]
+        log_probs, covered = (torch.stack(parts).unflatten(1, GRID.shape) for parts in zip(*told, strict=True))
+        return self.answer(TeacherPrediction(log_probs, covered, gaussians))
+
+
+def frame_gaussians(token):
+    random = torch.Generator().manual_seed(int(token, 16) % 1000)
+    return Gaussians(
+        torch.rand(3, 3, generator=random) * 2 + torch.tensor([-1.0, -1.0, 1.0]),
+        torch.full((3, 3), 0.7),
+        torch.tensor([[1.0, 0.0, 0.0, 0.0]]).repeat(3, 1),
+        torch.ones(3),
+        torch.nn.functional.pad(torch.randn(3, 17, generator=random).mul(3).softmax(1), (0, 1)),
+        KIND.form,
+        KIND.reach,
+        KIND.det,
+    )
+
+
+@pytest.fixture
+def batch():
+    poses = torch.eye(4).repeat(2, 1, 1)
+    poses[1, 0, 3] = 0.5
+    return {"token": TOKENS, "lidar2ego": poses, "labelled": torch.tensor([False, False])}
+
+
+def make_dump(folder, teacher, gaussians=KIND):
+    identity = StoreIdentity("t", "", {}, GRID, OCC3D_CLASSES.names, gaussians=gaussians)
+    writer = StoreWriter.open(folder / "store.zarr", identity, TOKENS, ["scene"] * 2)
+    return Dump(OmegaConf.create(), teacher, writer, Gate(10.0, 1, OCC3D_CLASSES), torch.device("cpu"))
+
+
+def samples_of(dump, batch):
+    """What is written about a batch."""
+    return dump._samples(batch, dump._ask(batch))
+
+
+def test_what_is_not_covered_is_uniform_and_has_no_part_in_its_column(tmp_path, batch):
+    dump = make_dump(tmp_path, Teacher())
+    told = Teacher().predict(batch)
+    for index, sample in enumerate(samples_of(dump, batch)):
+        covered = told.covered_BXYZ[index]
+        assert covered[..., :4].all()
+        assert not covered[..., 4:].any()
+        np.testing.assert_array_equal(sample["coverage"], covered)
+        np.testing.assert_array_equal(sample["voxel_log_probs"][covered], told.voxel_log_probs_BXYZC[index][covered])
+        np.testing.assert_allclose(sample["voxel_log_probs"][~covered], -math.log(18), rtol=1e-6)
+        bev = bev_log_probs(told.voxel_log_probs_BXYZC[index, :, :, :4], 17).exp()
+        np.testing.assert_allclose(sample["bev_probs"], bev, atol=1e-6)
+        dump.writer.write(**sample)
+    store = type(dump.writer.store)(tmp_path / "store.zarr")
+    assert store.present == set(TOKENS)
+    assert (store.semantics(TOKENS[0])[..., 4:] == 255).all()
+    assert len(store.gaussians(TOKENS[1]).means_G3) == 3
+
+
+def test_garbage_where_nothing_is_covered_does_no_harm(tmp_path, batch):
+    def answer(prediction):
+        return prediction._replace(
+            voxel_log_probs_BXYZC=prediction.voxel_log_probs_BXYZC.masked_fill(
+                ~prediction.covered_BXYZ.unsqueeze(-1), torch.nan
+            )
+        )
+
+    clean, dirty = (samples_of(make_dump(tmp_path, Teacher(*a)), batch) for a in ((), (answer,)))
+    for before, after in zip(clean, dirty, strict=True):
+        for name in ("voxel_log_probs", "bev_probs", "coverage"):
+            np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_a_teacher_that_models_everything_need_not_say_so(tmp_path, batch):
+    def answer(prediction):
+        return TeacherPrediction(prediction.voxel_log_probs_BXYZC)
+
+    dump = make_dump(tmp_path, Teacher(answer), gaussians=None)
+    for sample in samples_of(dump, batch):
+        assert sample["coverage"].all()
+        assert sample["gaussians"] is None
+        dump.writer.write(**sample)
+
+
+def test_voxels_without_coverage_are_judged_as_free(tmp_path, batch):
+    """They were not found to be anything, so an occupied one is missed."""
+    batch["labelled"] = torch.tensor([True, False])
+    batch["semantics"] = torch.full((2, *GRID.shape), 4, dtype=torch.uint8)
+    batch["mask_camera"] = torch.zeros(2, *GRID.shape, dtype=torch.bool)
+    batch["mask_camera"][..., 4:] = True
+    dump = make_dump(tmp_path, Teacher())
+    with pytest.raises(InputError, match=r"0\.00 mIoU"):
+        samples_of(dump, batch)
+    assert dump.gate.score.result().geometric_iou == 0
+
+
+def test_gaussians_that_disagree_with_the_voxels_stop_the_dump_at_once(tmp_path, batch):
+    def answer(prediction):
+        moved = [dataclasses.replace(g, means_G3=g.means_G3 + 0.5) for g in prediction.gaussians]
+        return prediction._replace(gaussians=moved)
+
+    dump = make_dump(tmp_path, Teacher(answer))
+    with pytest.raises(InputError, match=f"{TOKENS[0]}: voxels rendered from its stored Gaussians"):
+        dump._inspect(batch, dump._ask(batch))
+
+
+def test_gaussians_of_another_kind_stop_the_dump(tmp_path, batch):
+    dump = make_dump(tmp_path, Teacher(), gaussians=dataclasses.replace(KIND, reach=3.0))
+    with pytest.raises(InputError, match="announced"):
+        dump._inspect(batch, dump._ask(batch))
+
+
+def test_a_bare_tensor_is_no_prediction(tmp_path, batch):
+    dump = make_dump(tmp_path, Teacher(lambda prediction: prediction.voxel_log_probs_BXYZC))
+    with pytest.raises(InputError, match=r"Teacher\.predict returns a Tensor: .*TeacherPrediction"):
+        dump._ask(batch)
+
+
+@pytest.mark.parametrize(("choice", "expected"), [(False, None), (True, KIND), ("only", KIND)])
+def test_choices_of_gaussians(choice, expected):
+    assert gaussians_of(OmegaConf.create({"dump": {"gaussians": choice}}), Teacher()) == expected
+
+
+def test_mistaken_choices_of_gaussians():
+    with pytest.raises(InputError, match="choose false, true or only"):
+        gaussians_of(OmegaConf.create({"dump": {"gaussians": "perhaps"}}), Teacher())
+    voxels_alone = type("VoxelTeacher", (), {"grid": GRID})()
+    config = OmegaConf.create({"dump": {"gaussians": "only"}, "teacher": {"name": "fusion"}})
+    with pytest.raises(InputError, match=r"teacher fusion predicts no Gaussians: set dump\.gaussians=false"):
+        gaussians_of(config, voxels_alone)

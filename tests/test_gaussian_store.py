@@ -1,0 +1,89 @@
+"""Gaussians from a teacher's dump to a student's report, as a user runs the programs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from workshop import SMALL_STUDENT, Workshop
+
+from distill.bev import bev_log_probs
+from distill.nuscenes.index import load_index
+from distill.store import TeacherStore
+from distill.store.codec import MAX_KL
+from distill.store.gaussians import MAX_MEAN_KL
+from distill.teaching import render
+
+TEACHER = (
+    "teacher=callable",
+    "teacher.name=road",
+    "teacher._target_=gaussian_teacher.RoadTeacher",
+    "+teacher.grid=${grid}",
+    "+teacher.det=stable",
+    "gate.min_miou=0",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable(workshop: Workshop) -> Iterator[None]:
+    """The programs find the teacher: beside this file its folder would stand in for the package `distill`."""
+    shutil.copy(Path(__file__).with_name("gaussian_teacher.py"), workshop.folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(workshop.folder))
+        yield
+
+
+@pytest.fixture(scope="module")
+def dumped(workshop: Workshop, importable: None) -> TeacherStore:
+    """Voxels and Gaussians of two keyframes."""
+    printed = workshop.ok("occ-dump", *TEACHER, "dump.gaussians=true", "dump.max_samples=2", "store.path=both.zarr")
+    assert "dumped 2 keyframes" in printed
+    return TeacherStore(workshop.folder / "both.zarr")
+
+
+def test_voxels_rendered_from_the_store_are_those_in_it(workshop, dumped):
+    root = workshop.folder / "data/demo"
+    keyframes = load_index(root, "v1.0-demo", workshop.folder / "cache").keyframes("train")
+    poses = {keyframe.token: torch.from_numpy(keyframe.lidar2ego).float() for keyframe in keyframes}
+    for token in dumped.present:
+        rendered_VC, covered_V = render(dumped.gaussians(token), dumped.grid, poses[token], torch.arange(640_000))
+        stored_VC = torch.from_numpy(dumped.log_prob_table[dumped.codes(token)]).view(-1, 18).log_softmax(-1)
+        assert np.array_equal(covered_V.view(dumped.grid.shape), dumped.coverage(token))
+        assert 0 < (~covered_V).float().mean() < 0.2
+        kl_V = (stored_VC.exp() * (stored_VC - rendered_VC)).sum(1)
+        assert kl_V[covered_V].mean() < MAX_KL[1] + MAX_MEAN_KL
+        torch.testing.assert_close(stored_VC[~covered_V].exp(), torch.full_like(stored_VC[~covered_V], 1 / 18))
+
+        semantics_V = torch.from_numpy(dumped.semantics(token)).flatten()
+        assert torch.equal(semantics_V == 255, ~covered_V)
+        assert {11, 16, 17} <= set(semantics_V.unique().tolist())
+        bev_XYC = bev_log_probs(rendered_VC.view(*dumped.grid.shape, 18), 17, covered_V.view(dumped.grid.shape)).exp()
+        assert np.abs(bev_XYC.numpy() - dumped.bev_probs(token)).mean() < 1e-3
+
+
+def test_a_dump_is_not_resumed_with_other_contents(workshop, dumped):
+    line = workshop.refused("occ-dump", *TEACHER, "dump.gaussians=only", "store.path=both.zarr")
+    assert "content is 'log_probabilities+gaussians' there, 'gaussians' here" in line
+
+
+def test_a_student_learns_from_gaussians_alone_on_either_grid(workshop):
+    workshop.ok("occ-dump", *TEACHER, "dump.gaussians=only", "store.path=only.zarr")
+    kd = (*SMALL_STUDENT, "trainer.epochs=1", "trainer.max_val_samples=1", "store.paths=[only.zarr]")
+    for grid in ("occ3d", "surroundocc"):
+        output = f"runs/gaussians-{grid}"
+        workshop.ok("occ-train-student", *kd, "store.render=true", f"grid={grid}", f"output={output}")
+        (entry,) = map(json.loads, (workshop.folder / output / "metrics.jsonl").read_text().splitlines())
+        assert entry["train_kd_voxel"] > 0
+        assert entry["train_kd_bev"] > 0
+        assert entry["frames_without_teacher"] == 0
+        workshop.ok("occ-eval", f"checkpoint={output}/best.pt", "panels=1", "max_samples=1")
+        metrics = json.loads((workshop.folder / output / "eval-val" / "metrics.json").read_text())
+        assert metrics["teacher"]["keyframes"] == 1
+        # it knows where the road is
+        assert metrics["teacher"]["per_class_iou"]["driveable_surface"] > 5
+        assert metrics["teacher"]["per_class_iou"]["car"] in (0, None)
