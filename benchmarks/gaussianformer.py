@@ -1,4 +1,4 @@
-"""What the kernels of GaussianFormer cost at full size, each next to its plain torch reference on the same device.
+"""What GaussianFormer-2 and its kernels cost at full size, each kernel next to its torch reference on the same device.
 
     python benchmarks/gaussianformer.py [--device cuda] [--threads 2] [--repeats 3] [--no-reference] [NAME ...]
 
@@ -21,14 +21,17 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
 from store import cpu_name
 from torch import Generator, Tensor
 
-from distill.grids import SURROUNDOCC
+from distill.grids import LIDAR_MOUNT, OCC3D, SURROUNDOCC
 from kernels.deformable_aggregation import deformable_aggregation
 from kernels.farthest_points import farthest_points
 from kernels.splat import splat
 from kernels.submanifold import find_neighbours, submanifold_conv
+from teacher_dump.teachers.gaussianformer.draws import SeededDraws
 
 GAUSSIANS = 25_600
 LEVELS = ((108, 200), (54, 100), (27, 50), (14, 25))  # rows and columns
@@ -90,8 +93,40 @@ def sampling(device: torch.device, generator: Generator) -> Callable[[], object]
     return lambda: farthest_points(points_P3, 19_200, 1)
 
 
+def teacher(device: torch.device, generator: Generator) -> Callable[[], object]:
+    """Images to log-probabilities at the voxels of Occ3D, as `occ-dump` asks; random weights, so random Gaussians."""
+    with initialize_config_module("conf", version_base="1.3"):
+        overrides = ["teacher=gaussianformer2_25600", "teacher.checkpoint=none", "data=nuscenes", "data.root=none"]
+        network = instantiate(compose("dump", overrides).teacher.network).eval().to(device)
+    lifter = network.lifter
+    for parameter in (lifter.anchor.data, lifter.random_anchors.data, lifter.projection[1].weight.data):
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    images_N3HW = torch.randn(6, 3, 864, 1600, generator=generator).to(device)
+    lidar2img_N44 = rig().to(device)
+    points_V3 = torch.from_numpy(OCC3D.centres()).float().reshape(-1, 3).to(device) - torch.tensor(LIDAR_MOUNT).to(
+        device
+    )
+
+    @torch.inference_mode()
+    def predict() -> Tensor:
+        return network(images_N3HW, lidar2img_N44, SeededDraws(0, "benchmark")).log_probs(points_V3)
+
+    return predict
+
+
+def rig() -> Tensor:
+    """Six cameras around the LiDAR, as many degrees apart; (6, 4, 4)."""
+    matrices = torch.eye(4).repeat(6, 1, 1)
+    intrinsics = torch.tensor([[1266.0, 0.0, 800.0], [0.0, 1266.0, 432.0], [0.0, 0.0, 1.0]])
+    for matrix, yaw in zip(matrices, torch.arange(6) * math.pi / 3, strict=True):
+        forward = torch.stack([yaw.cos(), yaw.sin(), torch.tensor(0.0)])
+        right = torch.stack([yaw.sin(), -yaw.cos(), torch.tensor(0.0)])
+        matrix[:3, :3] = intrinsics @ torch.stack([right, torch.tensor([0.0, 0.0, -1.0]), forward])
+    return matrices
+
+
 class Case(NamedTuple):
-    """One row: the package of the kernel, and what makes the inputs and returns the call."""
+    """One row: the package of the kernel ("" for the teacher), and what makes the inputs and returns the call."""
 
     package: str
     prepare: Callable[[torch.device, Generator], Callable[[], object]]
@@ -104,6 +139,7 @@ CASES = {
     "submanifold, neighbours": Case("submanifold", neighbours),
     "submanifold, one convolution": Case("submanifold", convolution),
     "farthest_points": Case("farthest_points", sampling),
+    "whole teacher": Case("", teacher),
 }
 
 
@@ -161,7 +197,7 @@ def main() -> None:
         call = prepare(options.device, torch.Generator().manual_seed(options.seed))
         call()  # compiles
         line = f"{name:30}{measure(call, options.device, options.repeats)}"
-        if not options.no_reference:
+        if package and not options.no_reference:
             reference = importlib.import_module(f"kernels.{package}.reference")
             with mock.patch(f"kernels.{package}._implementation", lambda device, module=reference: module):
                 line += f"   {measure(call, options.device, options.repeats)}"
