@@ -67,7 +67,7 @@ def cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def best_ms(work: Callable[[], object], repeats: int = 7) -> float:
+def best_ms(work: Callable[[], object], repeats: int = 25) -> float:
     """Shortest of several runs, milliseconds, after one to warm up."""
     work()
     times = []

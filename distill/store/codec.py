@@ -70,14 +70,14 @@ def encode_voxels(log_probs_XYZC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         log_probs_XYZC: natural log-probabilities, float16 or float32; -inf is allowed.
 
     Returns:
-        levels_XYZC: float16; in memory class by class, layer by layer.
+        levels_XYZC: float16; in memory layer by layer.
         semantics_XYZ: uint8, argmax over classes of the input (the first of equals).
 
     Raises:
         ValueError: a value is NaN, or the classes of a voxel do not sum to one.
     """
     x, y, z, c = log_probs_XYZC.shape
-    levels_CZXY = np.empty((c, z, x, y), np.float16)
+    levels_ZXYC = np.empty((z, x, y, c), np.float16)
     semantics_XYZ = np.empty((x, y, z), np.uint8)
     wrong = _encode(
         np.ascontiguousarray(log_probs_XYZC, np.float32),
@@ -85,16 +85,16 @@ def encode_voxels(log_probs_XYZC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         _BORDERS,
         LOG_PROBS.astype(np.float16).view(np.uint16),
         np.exp(LOG_PROBS),
-        levels_CZXY.view(np.uint16),
+        levels_ZXYC.view(np.uint16),
         semantics_XYZ,
     )
     if wrong:
         raise ValueError(f"{wrong} of {x * y * z} voxels do not hold log-probabilities that sum to one")
-    return levels_CZXY.transpose(2, 3, 1, 0), semantics_XYZ
+    return levels_ZXYC.transpose(1, 2, 0, 3), semantics_XYZ
 
 
 @numba.njit(cache=True, nogil=True)
-def _encode(log_probs_XYZC, code_of_cell, borders, levels, probs, bits_CZXY, semantics_XYZ):  # type: ignore[no-untyped-def]
+def _encode(log_probs_XYZC, code_of_cell, borders, levels, probs, bits_ZXYC, semantics_XYZ):  # type: ignore[no-untyped-def]
     """Fill the bits of the float16 levels and the argmax; return the number of voxels that are no distribution."""
     X, Y, Z, C = log_probs_XYZC.shape
     wrong = 0
@@ -111,7 +111,7 @@ def _encode(log_probs_XYZC, code_of_cell, borders, levels, probs, bits_CZXY, sem
                     depth = min(-log_prob, _DEEPEST) if log_prob < 0 else np.float32(0)  # NaN takes 0
                     code = code_of_cell[int(depth * _CELLS_PER_NAT)]
                     code += depth > borders[code]
-                    bits_CZXY[c, z, x, y] = levels[code]
+                    bits_ZXYC[z, x, y, c] = levels[code]
                     total += probs[code]
                 semantics_XYZ[x, y, z] = best
                 wrong += not (numbers and abs(total - np.float32(1)) <= _SUM_TOLERANCE)
@@ -147,15 +147,15 @@ def code_table(log_probs: np.ndarray) -> np.ndarray:
 def decode_codes(levels_XYZC: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Turn levels (float16, best laid out as `encode_voxels` does) into uint8 codes with a `code_table`."""
     codes_XYZC = np.empty(levels_XYZC.shape, np.uint8)
-    _decode(levels_XYZC.view(np.uint16).transpose(3, 2, 0, 1), table, codes_XYZC)
+    _decode(levels_XYZC.view(np.uint16).transpose(2, 0, 1, 3), table, codes_XYZC)
     return codes_XYZC
 
 
 @numba.njit(cache=True, nogil=True)
-def _decode(bits_CZXY, table, codes_XYZC):  # type: ignore[no-untyped-def]
-    C, Z, X, Y = bits_CZXY.shape
+def _decode(bits_ZXYC, table, codes_XYZC):  # type: ignore[no-untyped-def]
+    Z, X, Y, C = bits_ZXYC.shape
     for x in range(X):
         for z in range(Z):
-            for c in range(C):
-                for y in range(Y):
-                    codes_XYZC[x, y, z, c] = table[bits_CZXY[c, z, x, y]]
+            for y in range(Y):
+                for c in range(C):
+                    codes_XYZC[x, y, z, c] = table[bits_ZXYC[z, x, y, c]]
