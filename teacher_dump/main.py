@@ -77,7 +77,13 @@ class Dump:
             )
         if ranks.rank() == 0:
             picture = panel(batch, prediction, self.teacher.grid, self.gate.score.classes)
-            Image.fromarray(picture).save(Path(self.config.store.path).with_suffix(".png"))
+            path = Path(self.config.store.path).with_suffix(".png")
+            try:
+                Image.fromarray(picture).save(path)
+            except OSError as error:
+                raise InputError(
+                    f"{path}: cannot write it ({error.strerror}): free some space, or make it writable"
+                ) from error
 
     def _samples(self, batch: dict[str, Any], prediction: TeacherPrediction) -> list[dict[str, Any]]:
         """Show a batch to the gate; arguments of `StoreWriter.write` for each sample."""
