@@ -27,14 +27,21 @@ def main() -> None:
     arguments = parser.parse_args()
     metrics = {kd: train_and_score(kd, arguments.overrides) for kd in arguments.kd.split(",")}
     control, *others = metrics
-    teacher = metrics[control].get("teacher", {}).get("miou", float("nan"))
-    base = metrics[control]["student"]["miou"]
+    teacher, _ = scores(metrics[control], "teacher")
+    base, _ = scores(metrics[control], "student")
     print(f"\n{'kd':<12}{'val mIoU':>10}{'geo IoU':>10}{'gain':>8}{'of gap':>9}   (teacher mIoU {teacher:.2f})")
     for kd in (control, *others):
-        student = metrics[kd]["student"]
-        gain = student["miou"] - base
+        miou, geometric_iou = scores(metrics[kd], "student")
+        gain = miou - base
         share = "" if kd == control else f"{gain / (teacher - base):.0%}"
-        print(f"{kd:<12}{student['miou']:>10.2f}{student['geometric_iou']:>10.2f}{gain:>+8.2f}{share:>9}")
+        print(f"{kd:<12}{miou:>10.2f}{geometric_iou:>10.2f}{gain:>+8.2f}{share:>9}")
+
+
+def scores(metrics: dict, source: str) -> tuple[float, float]:
+    """mIoU by the convention of the grid, and geometric IoU; NaN for a source that is not there."""
+    convention, found = metrics["scored"]["convention"], metrics["sources"].get(source, {"metrics": {}})["metrics"]
+    miou, geometric_iou = (found.get(f"{convention} {name}", float("nan")) for name in ("mIoU", "geometric IoU"))
+    return miou, geometric_iou
 
 
 def train_and_score(kd: str, overrides: list[str]) -> dict:

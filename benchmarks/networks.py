@@ -1,4 +1,4 @@
-"""Parameters, GFLOP (2 x multiply-add, one keyframe) and latency of the networks in conf/student.
+"""What the networks in conf/student cost for one keyframe: parameters, GFLOP (2 x multiply-add), latency, peak memory.
 
 python benchmarks/networks.py [--device cuda] [--threads 2] [--train] [NAME ...]
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +15,11 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+
+from student.evaluation.cost import device_name, milliseconds, network_cost, precision_name
 
 POINTS = 30_000
+WARMUP = 2
 
 
 def load(name: str) -> tuple[nn.Module, DictConfig]:
@@ -49,40 +50,33 @@ def keyframe(inputs: DictConfig, device: torch.device) -> dict[str, Any]:
     return batch
 
 
-def gflop(network: nn.Module, batch: dict[str, Any]) -> float:
-    """Floating-point operations of one forward pass, in units of 1e9."""
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network.eval()(batch)
-    return counter.get_total_flops() / 1e9
+def training_step(network: nn.Module, batch: dict[str, Any]) -> Callable[[], None]:
+    """One forward and backward pass."""
+    network.train()
 
-
-def milliseconds(step: Callable[[], None], device: torch.device, repeats: int) -> float:
-    """Median wall time of `step`."""
-    times = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[2:])
-
-
-def steps(network: nn.Module, batch: dict[str, Any], train: bool) -> Callable[[], None]:
-    """One forward pass, with the backward pass when training."""
-
-    @torch.inference_mode()
-    def forward() -> None:
-        network.eval()(batch)
-
-    def forward_backward() -> None:
-        prediction = network.train()(batch)
+    def step() -> None:
+        prediction = network(batch)
         loss = prediction.voxel_logits_BXYZC.square().mean()
         if prediction.depth_logits_BNDHW is not None:
             loss = loss + prediction.depth_logits_BNDHW.square().mean()
         loss.backward()
 
-    return forward_backward if train else forward
+    return step
+
+
+def row(name: str, options: argparse.Namespace) -> str:
+    """What the network costs, as one line of the table."""
+    network, inputs = load(name)
+    network = network.to(options.device).eval()
+    batch = keyframe(inputs, options.device)
+    cost = network_cost(network, batch, options.device, torch.float32, WARMUP, options.repeats)
+    latency, memory = cost["latency_ms"], cost["peak_memory_mb"]
+    numbers = f"{cost['parameters'] / 1e6:14.2f}{cost['gflop']:10.1f}{latency['median']:10.0f}{latency['p95']:10.0f}"
+    line = f"{name:16}{numbers}{'unknown' if memory is None else format(memory, '.0f'):>10}"
+    if options.train:
+        times = milliseconds(training_step(network, batch), options.device, WARMUP, options.repeats)
+        line += f"{statistics.median(times):13.0f}"
+    return line
 
 
 def main() -> None:
@@ -92,18 +86,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--threads", default=2, type=int)
     parser.add_argument("--repeats", default=5, type=int)
-    parser.add_argument("--train", action="store_true", help="time forward and backward instead of inference")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(f"{'network':16}{'M parameters':>14}{'GFLOP':>10}{'ms':>10}")
-    for name in arguments.names:
-        network, inputs = load(name)
-        network = network.to(arguments.device)
-        batch = keyframe(inputs, arguments.device)
-        size = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-        operations = gflop(network, batch)
-        latency = milliseconds(steps(network, batch, arguments.train), arguments.device, arguments.repeats)
-        print(f"{name:16}{size:14.2f}{operations:10.1f}{latency:10.0f}")
+    parser.add_argument("--train", action="store_true", help="time forward and backward passes too")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    hardware = f"{device_name(options.device)}, {precision_name(torch.float32, options.device)}"
+    print(f"{hardware}, torch {torch.__version__}, {options.repeats} runs")
+    training = f"{'training ms':>13}" if options.train else ""
+    print(f"{'network':16}{'M parameters':>14}{'GFLOP':>10}{'ms':>10}{'p95 ms':>10}{'MB':>10}{training}")
+    for name in options.names:
+        print(row(name, options), flush=True)
 
 
 if __name__ == "__main__":

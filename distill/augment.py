@@ -11,7 +11,7 @@ how to move is refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 from typing import Any
 
@@ -24,6 +24,8 @@ from distill.errors import InputError
 _UNMOVED = frozenset(
     {"token", "scene", "labelled", "taught", "teacher_table", "teacher_gaussians", "images", "intrinsics", "depth"}
 )
+# What lies in the ego frame: LiDAR points, and poses of sensors.
+IN_EGO = frozenset({"points", "cam2ego", "lidar2ego"})
 # Arrays indexed [x, y, ...] in the ego frame.
 _GRIDS = frozenset({"semantics", "mask_camera", "mask_lidar", "teacher_voxel", "teacher_covered", "teacher_bev"})
 
@@ -39,6 +41,8 @@ class ImageTransform:
         offset: (x, y) of the crop's upper left corner in the scaled image, pixels.
         flip: mirror the result left to right.
         brightness, contrast, saturation: enhancement factors, 1 = unchanged.
+        bicubic: resize the whole image to whole pixels with a bicubic filter and crop it; otherwise decode it no larger
+            than needed and resize the crop with a bilinear one, which is several times as fast.
     """
 
     scale: float
@@ -47,6 +51,7 @@ class ImageTransform:
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
+    bicubic: bool = False
 
     @classmethod
     def fit(cls, source_size: tuple[int, int], image_size: tuple[int, int]) -> ImageTransform:
@@ -59,6 +64,23 @@ class ImageTransform:
         (source_height, source_width), (height, width) = source_size, image_size
         scale = width / source_width
         return cls(scale, (0.0, scale * source_height - height), flip=False)
+
+    @classmethod
+    def cover(cls, source_size: tuple[int, int], image_size: tuple[int, int]) -> ImageTransform:
+        """What GaussianFormer does at test time (gaussianformer.md 4): the source covers the input, bicubic.
+
+        Whole rows are cut off at the top, whole columns at both sides. Arguments as for `fit`.
+        """
+        (source_height, source_width), (height, width) = source_size, image_size
+        scale = max(height / source_height, width / source_width)
+        covering = cls(scale, (0.0, 0.0), flip=False, bicubic=True)
+        rows, columns = covering.scaled(source_size)
+        return replace(covering, offset=((columns - width) // 2, rows - height))
+
+    def scaled(self, source_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the whole scaled image, without broken pixels."""
+        height, width = (floor(self.scale * side + 1e-6) for side in source_size)
+        return height, width
 
     def matrix(self, width: int) -> np.ndarray:
         """Source pixels to pixels of the result of this width, homogeneous, float64 (3, 3)."""
@@ -93,9 +115,12 @@ class Transform:
     flip_y: bool
 
     @classmethod
-    def fit(cls, source_sizes: Sequence[tuple[int, int]], image_size: tuple[int, int]) -> Transform:
-        """No randomness: `ImageTransform.fit` for every camera, the world as it is."""
-        return cls(tuple(ImageTransform.fit(size, image_size) for size in source_sizes), flip_x=False, flip_y=False)
+    def fit(
+        cls, source_sizes: Sequence[tuple[int, int]], image_size: tuple[int, int], bicubic: bool = False
+    ) -> Transform:
+        """No randomness: `ImageTransform.fit`, or `.cover` if bicubic, for every camera, the world as it is."""
+        place = ImageTransform.cover if bicubic else ImageTransform.fit
+        return cls(tuple(place(size, image_size) for size in source_sizes), flip_x=False, flip_y=False)
 
     def apply(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Move a loaded sample (numpy arrays, images already decoded through `images`) into the mirrored world.
@@ -108,17 +133,32 @@ class Transform:
         """
         return {key: self._move(key, value) for key, value in sample.items()}
 
+    @property
+    def signs(self) -> tuple[int, int, int, int]:
+        """What the mirrored world does to homogeneous coordinates, or to x, y, z and intensity."""
+        return (-1 if self.flip_x else 1, -1 if self.flip_y else 1, 1, 1)
+
     def _move(self, key: str, value: Any) -> Any:
         if key in _UNMOVED:
             return value
         if key in _GRIDS:
-            return value[:: -1 if self.flip_x else 1, :: -1 if self.flip_y else 1]
-        mirror = np.array([-1 if self.flip_x else 1, -1 if self.flip_y else 1, 1, 1], dtype=np.float32)
-        if key == "points":
-            return value * mirror
-        if key in ("cam2ego", "lidar2ego"):  # the sensors stay as recorded, the frame they are placed in is mirrored
-            return mirror[:, None] * value
+            return value[:: self.signs[0], :: self.signs[1]]
+        if key in IN_EGO:
+            return mirrored(key, value, np.array(self.signs, dtype=np.float32))
         raise TypeError(f"augmentation does not know how to move {key!r}: give it a rule in distill/augment.py")
+
+
+def mirrored(key: str, value: Any, signs_4: Any) -> Any:
+    """A signal of `IN_EGO` in the mirrored ego frame, NumPy arrays or tensors alike.
+
+    Args:
+        key: which one.
+        value: points (..., 4) x, y, z, intensity, or poses (..., 4, 4) of sensors.
+        signs_4: `Transform.signs` as an array of the same kind and dtype.
+    """
+    if key == "points":
+        return value * signs_4
+    return signs_4[:, None] * value  # the sensors stay as recorded, the frame they are placed in is mirrored
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from distill.errors import InputError
+
 # Where nuScenes mounts LIDAR_TOP on the ego vehicle, metres; the frame itself looks forward along y.
 LIDAR_MOUNT = (0.94, 0.0, 1.84)
 
@@ -68,3 +70,15 @@ class VoxelGrid:
 OCC3D = VoxelGrid("occ3d", "ego", (-40.0, -40.0, -1.0), 0.4, (200, 200, 16))
 # SurroundOcc / GaussianFormer: the LIDAR_TOP frame (systems.md 0.5).
 SURROUNDOCC = VoxelGrid("surroundocc", "lidar", (-50.0, -50.0, -5.0), 0.5, (200, 200, 16))
+
+
+def named_grid(name: str) -> VoxelGrid:
+    """The grid of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    grids = {grid.name: grid for grid in (OCC3D, SURROUNDOCC)}
+    if name not in grids:
+        raise InputError(f"grid.name={name}: choose one of {', '.join(grids)}")
+    return grids[name]

@@ -30,7 +30,7 @@ class Supervision:
 
     * camera: seen by the cameras (`mask_camera`), the setting of Occ3D mIoU;
     * lidar: observed by the accumulated LiDAR (`mask_lidar`);
-    * all: every voxel; unobserved ones are labelled free.
+    * all: every voxel but those whose label says nothing; unobserved ones are labelled free.
 
     The choice moves mIoU and RayIoU in opposite directions (systems.md 5.3), so report it.
 
@@ -66,7 +66,7 @@ class Supervision:
             batch: `semantics` uint8, `mask_camera`, `mask_lidar` bool (B, X, Y, Z), `labelled` bool (B,), and for
                 networks that predict depth `depth` float32 (B, N, H, W) metres, 0 = no return.
         """
-        mask_BXYZ = region(self.mask, batch) & _per_frame(batch["labelled"])
+        mask_BXYZ = region(self.mask, batch, self.classes.ignored) & _per_frame(batch["labelled"])
         index_V = mask_BXYZ.flatten().nonzero().squeeze(1)
         log_probs_VC = _rows(prediction.voxel_logits_BXYZC, index_V, axes=1).log_softmax(-1)
         labels_V = batch["semantics"].flatten()[index_V].long()
@@ -94,7 +94,7 @@ class Distillation:
     * camera: labelled frames `mask_camera`, frames without labels every voxel;
     * lidar: labelled frames `mask_lidar`, frames without labels every voxel;
     * occupied: those of camera that the label or the teacher's argmax calls occupied;
-    * all: every voxel.
+    * all: every voxel but those whose label says nothing.
 
     What no teacher has said contributes nothing: frames without one (`taught` False), and voxels that it has not
     modelled, which are left out of their columns too, for teacher and student alike.
@@ -133,7 +133,8 @@ class Distillation:
         """
         logits_BXYZC = prediction.voxel_logits_BXYZC
         policy = "camera" if self.mask == "occupied" else self.mask
-        mask_BXYZ = (region(policy, batch) | ~_per_frame(batch["labelled"])) & _per_frame(batch["taught"])
+        mask_BXYZ = region(policy, batch, self.classes.ignored) | ~_per_frame(batch["labelled"])
+        mask_BXYZ &= _per_frame(batch["taught"])
         needed_BXYZ = mask_BXYZ.any(-1, keepdim=True).expand_as(mask_BXYZ) if self.bev_weight else mask_BXYZ
         teacher = teaching(batch, needed_BXYZ, self.grid, self.classes.free)
         index_V = self._valid(mask_BXYZ, batch, teacher)
@@ -241,10 +242,10 @@ def distillation_kl(student_VC: torch.Tensor, teacher_VC: torch.Tensor, temperat
     return temperature**2 * total / max(len(student_VC), 1)
 
 
-def region(policy: str, batch: dict[str, Any]) -> torch.Tensor:
-    """Mask of the policy "camera", "lidar" or "all", bool (B, X, Y, Z)."""
+def region(policy: str, batch: dict[str, Any], ignored: int) -> torch.Tensor:
+    """Mask of the policy "camera", "lidar" or "all", bool (B, X, Y, Z); `ignored` is the label that says nothing."""
     if policy == "all":
-        return torch.ones_like(batch["mask_camera"])
+        return batch["semantics"] != ignored
     return batch[f"mask_{policy}"]
 
 

@@ -35,7 +35,7 @@ EYE, TARGET, FIELD_OF_VIEW = (-76.0, -10.0, 66.0), (-7.0, -0.6, 0.0), 40.0
 # The six faces of a cube as (axis, side, shade): light comes from above, a little from behind and the right.
 FACES = ((0, 0, 0.76), (0, 1, 0.60), (1, 0, 0.64), (1, 1, 0.60), (2, 0, 0.50), (2, 1, 1.0))
 
-# The layout of a panel, pixels: three cameras side by side are as wide as three columns.
+# The layout of a panel, pixels; a camera is as wide as a column.
 WIDTH, GAP, MARGIN, HEADER, FONT = 600, 12, 28, 58, 19
 VIEW = (WIDTH, WIDTH * 2 // 3)  # of the perspective view
 ABOVE = 100.0  # metres, where the bird is
@@ -73,7 +73,7 @@ class Painter:
 
         Args:
             cameras: six RGB uint8 pictures of one size in the order of `CAMERAS`.
-            columns: title -> class ids, uint8 on the grid; at most three, such as ground truth, teacher, student.
+            columns: title -> class ids, uint8 on the grid, such as ground truth, teacher, student; any number.
             mask_XYZ: bool, the voxels to show, usually mask_camera; the rest is grey. None: all are.
             gaussians: one more column, and the pose (4, 4) that brings LIDAR_TOP metres into the frame of the grid.
 
@@ -89,7 +89,8 @@ class Painter:
             self._legend_block(mask_XYZ is not None),
         ]
         height = sum(block.height for block in blocks) + MARGIN * (len(blocks) + 1)
-        canvas = Image.new("RGB", (blocks[0].width + 2 * MARGIN, height), PAPER)
+        width = max(block.width for block in blocks) + 2 * MARGIN
+        canvas = Image.new("RGB", (width, height), PAPER)
         top = MARGIN
         for block in blocks:
             canvas.paste(block, ((canvas.width - block.width) // 2, top))
@@ -154,7 +155,7 @@ class Painter:
         Returns:
             RGB uint8 (X * scale, Y * scale, 3).
         """
-        semantics_XYZ, mask_XYZ = self._forward_left(semantics_XYZ), self._forward_left(mask_XYZ)
+        semantics_XYZ, mask_XYZ = self.forward_left(semantics_XYZ), self.forward_left(mask_XYZ)
         shown_XYZ = self._shown(semantics_XYZ, mask_XYZ)
         height = semantics_XYZ.shape[2]
         top_XY = height - 1 - shown_XYZ[:, :, ::-1].argmax(2)
@@ -191,7 +192,7 @@ class Painter:
         Returns:
             RGB uint8 (height, width, 3).
         """
-        semantics_XYZ, mask_XYZ = self._forward_left(semantics_XYZ), self._forward_left(mask_XYZ)
+        semantics_XYZ, mask_XYZ = self.forward_left(semantics_XYZ), self.forward_left(mask_XYZ)
         shown_XYZ = self._shown(semantics_XYZ, mask_XYZ)
         quads, colours, distances = zip(
             self._ego_quads(), *(self._voxel_quads(semantics_XYZ, shown_XYZ, *face) for face in FACES), strict=True
@@ -208,7 +209,7 @@ class Painter:
             draw.polygon(corners, fill=tuple(fill), outline=tuple(line))
         return np.asarray(canvas.resize(size, Image.Resampling.BOX))
 
-    def _forward_left(self, array_XYZ: Any) -> Any:
+    def forward_left(self, array_XYZ: Any) -> Any:
         """An array on the grid, or None, with the axes of the picture."""
         if array_XYZ is None or not self.sideways:
             return array_XYZ

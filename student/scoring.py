@@ -1,4 +1,4 @@
-"""Score a network on labelled frames; used after every epoch and by occ-eval."""
+"""Score a network on labelled frames, after every epoch."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from distill.classes import ClassSet
-from distill.metrics import OccupancyScore
+from distill.metrics import Confusion
 from distill.nuscenes.frames import to_device
 
 
 @torch.inference_mode()
-def score_network(network: nn.Module, loader: DataLoader, classes: ClassSet, device: torch.device) -> OccupancyScore:
-    """Scores of `network` over `loader`, summed over all ranks; unlabelled frames are left out."""
+def score_network(network: nn.Module, loader: DataLoader, classes: ClassSet, device: torch.device) -> Confusion:
+    """Counts of `network` over `loader`, summed over all ranks; unlabelled frames are left out."""
     network.eval()
-    score = OccupancyScore(classes)
+    confusion = Confusion(classes)
     for batch in loader:
         semantics_BXYZ = network(to_device(batch, device)).voxel_logits_BXYZC.argmax(-1).to(torch.uint8).cpu().numpy()
         for index, labelled in enumerate(batch["labelled"]):
             if labelled:
                 labels, mask = batch["semantics"][index], batch["mask_camera"][index]
-                score.update(semantics_BXYZ[index], labels.numpy(), mask.numpy())
-    score.all_reduce()
-    return score
+                confusion.update(semantics_BXYZ[index], labels.numpy(), mask.numpy())
+    confusion.all_reduce()
+    return confusion

@@ -17,7 +17,7 @@ from distill.checkpoint import code_version, load_checkpoint, load_strictly, loa
 from distill.command import command
 from distill.errors import InputError
 from distill.memory import keep_freed_memory
-from distill.metrics import OccupancyScore
+from distill.metrics import Confusion
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset, collate
 from distill.nuscenes.index import Keyframes, NuScenesIndex
@@ -120,7 +120,7 @@ def training_loader(config: DictConfig, keyframes: Keyframes, stores: list[Teach
     )
 
 
-def validation(config: DictConfig, index: NuScenesIndex, device: torch.device) -> Callable[[nn.Module], OccupancyScore]:
+def validation(config: DictConfig, index: NuScenesIndex, device: torch.device) -> Callable[[nn.Module], Confusion]:
     """A function that scores a network on the validation split, without teacher and augmentation."""
     keyframes = index.keyframes("val")[: config.trainer.max_val_samples]
     ranks.check_enough(len(keyframes), "validation keyframes")
@@ -130,7 +130,7 @@ def validation(config: DictConfig, index: NuScenesIndex, device: torch.device) -
     frames = FrameDataset(mine, labels=labels, augmentation=None, seed=config.seed, **inputs)
     classes = instantiate(config.classes)
 
-    def score(network: nn.Module) -> OccupancyScore:
+    def score(network: nn.Module) -> Confusion:
         loader = DataLoader(
             frames,
             batch_size=1,

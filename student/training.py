@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from distill import ranks
 from distill.checkpoint import save_training_state
 from distill.errors import InputError
-from distill.metrics import OccupancyScore
+from distill.metrics import Confusion
 from distill.nuscenes.frames import to_device
 from student.sampler import ResumableSampler
 
@@ -51,7 +50,7 @@ class Trainer:
         network: nn.Module,
         losses: Losses,
         loader: DataLoader,
-        validate: Callable[[nn.Module], OccupancyScore],
+        validate: Callable[[nn.Module], Confusion],
         output: Path,
         facts: dict[str, Any],
         device: torch.device,
@@ -72,6 +71,8 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate_factor)
         self.dtype = PRECISIONS[config.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        from timm.utils import ModelEmaV3  # seconds, which a mistaken command line should not take
+
         # timm's EMA averages buffers (batch-norm statistics) along with the parameters
         self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True)
         self.step = 0
@@ -95,8 +96,7 @@ class Trainer:
             if ranks.world_size() > 1:  # ranks see different frames, so their batch-norm statistics differ a little
                 for value in self.ema.module.state_dict().values():
                     dist.broadcast(value, src=0)
-            score = self.validate(self.ema.module)
-            self._close_epoch(epoch, score)
+            self._close_epoch(epoch, self.validate(self.ema.module))
         if self.board is not None:
             self.board.close()
 
@@ -159,23 +159,24 @@ class Trainer:
         if "taught" in batch:
             self.sums["frames_without_teacher"] += int((~batch["taught"]).sum())
 
-    def _close_epoch(self, epoch: int, score: OccupancyScore) -> None:
+    def _close_epoch(self, epoch: int, confusion: Confusion) -> None:
         """Log the epoch and keep its checkpoints."""
-        result = score.result()
+        score = confusion.score()
+        miou, geometric_iou = float(score.miou), float(score.geometric_iou)
         steps = self.sums.pop("steps")
         untaught = self.sums.pop("frames_without_teacher", 0)
         entry: dict[str, Any] = {"epoch": epoch + 1, "step": self.step, "frames_without_teacher": int(untaught)}
         entry |= {f"train_{name}": value / steps for name, value in self.sums.items()}
-        entry |= {"val_miou": result.miou, "val_geometric_iou": result.geometric_iou}
+        entry |= {"val_miou": miou, "val_geometric_iou": geometric_iou}
         self.sums.clear()
-        best = all(not result.miou <= earlier["val_miou"] for earlier in self.history)
+        best = all(not miou <= earlier["val_miou"] for earlier in self.history)
         self.history.append(entry)
         if self.board is not None:
-            self.board.add_scalar("val/miou", result.miou, self.step)
-            self.board.add_scalar("val/geometric_iou", result.geometric_iou, self.step)
+            self.board.add_scalar("val/miou", miou, self.step)
+            self.board.add_scalar("val/geometric_iou", geometric_iou, self.step)
             lines = "".join(json.dumps(line) + "\n" for line in self.history)
             (self.output / "metrics.jsonl").write_text(lines)
-            print(f"epoch {epoch + 1}: val mIoU {result.miou:.2f}, IoU {result.geometric_iou:.2f} (EMA)", flush=True)
+            print(f"epoch {epoch + 1}: val mIoU {miou:.2f}, IoU {geometric_iou:.2f} (EMA)", flush=True)
         if best:
             self.save("best.pt")
         self.save("last.pt")

@@ -9,7 +9,7 @@ from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.gaussians import Gaussians
 from distill.grids import VoxelGrid
-from distill.metrics import OccupancyScore
+from distill.metrics import Confusion
 from distill.store.gaussians import MAX_MEAN_KL
 from distill.teaching import render
 
@@ -31,13 +31,13 @@ class Gate:
     def __init__(self, min_miou: float, after: int, classes: ClassSet) -> None:
         self.min_miou = min_miou
         self.after = after
-        self.score = OccupancyScore(classes)
+        self.confusion = Confusion(classes)
         self.measure = f"{classes.convention}, classes that occur"
 
     @property
     def labelled(self) -> int:
         """Labelled samples seen so far."""
-        return int(self.score.keyframes)
+        return self.confusion.keyframes
 
     @property
     def miou(self) -> float:
@@ -46,7 +46,7 @@ class Gate:
         SurroundOcc-16 gives a class without labels 100: on a few samples, a broken teacher would pass. NaN before the
         first labelled sample.
         """
-        return self.score.result().occurring_miou
+        return float(self.confusion.score().occurring_miou)
 
     def check_finite(self, token: str, voxel_log_probs_XYZC: torch.Tensor) -> None:
         """Raise InputError unless every log-probability is a number no larger than 0 (-inf is a probability of 0)."""
@@ -98,7 +98,7 @@ class Gate:
         Raises:
             InputError: the running mIoU is below `min_miou` after `after` samples.
         """
-        self.score.update(semantics_XYZ, labels_XYZ, mask_XYZ)
+        self.confusion.update(semantics_XYZ, labels_XYZ, mask_XYZ)
         if self.labelled == self.after and not self.miou >= self.min_miou:
             raise InputError(
                 f"the teacher scores {self.miou:.2f} mIoU ({self.measure}) on its first {self.after} labelled samples, "

@@ -76,7 +76,7 @@ class Dump:
                 token, stored, self.teacher.grid, batch["lidar2ego"][0], voxel_BXYZC[0], covered_XYZ
             )
         if ranks.rank() == 0:
-            picture = panel(batch, prediction, self.teacher.grid, self.gate.score.classes)
+            picture = panel(batch, prediction, self.teacher.grid, self.gate.confusion.classes)
             path = Path(self.config.store.path).with_suffix(".png")
             try:
                 Image.fromarray(picture).save(path)
@@ -87,7 +87,7 @@ class Dump:
 
     def _samples(self, batch: dict[str, Any], prediction: TeacherPrediction) -> list[dict[str, Any]]:
         """Show a batch to the gate; arguments of `StoreWriter.write` for each sample."""
-        free = self.gate.score.classes.free
+        free = self.gate.confusion.classes.free
         voxel_BXYZC, covered_BXYZ, gaussians = prediction
         bev_BXYC = bev_log_probs(voxel_BXYZC, free, covered_BXYZ).exp()
         semantics_BXYZ = voxel_BXYZC.argmax(-1).to(torch.uint8)

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from workshop import SMALL_STUDENT, Workshop
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: as many tests as cores run at a time
 
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """A folder with a demo world and the shipped teacher's dump of it."""
-    shop = Workshop(tmp_path_factory.mktemp("workshop"))
-    shop.ok("occ-dump", "gate.min_miou=1")
+    """A folder with a demo world and the shipped teacher's dump of it; tests add to it, but change nothing in it."""
+    session = tmp_path_factory.getbasetemp()
+    folder = (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "workshop"
+    folder.mkdir(exist_ok=True)
+    shop = Workshop(folder)
+    once(folder / ".dumped", lambda: shop.ok("occ-dump", "gate.min_miou=1"))
     return shop
 
 
 @pytest.fixture(scope="session")
 def trained(workshop: Workshop) -> Path:
     """The best checkpoint of a student trained with distillation for two epochs in `workshop`."""
-    workshop.ok("occ-train-student", *SMALL_STUDENT, "output=runs/first")
-    return workshop.folder / "runs" / "first" / "best.pt"
+    run = workshop.folder / "runs" / "first"
+    once(workshop.folder / ".trained", lambda: workshop.ok("occ-train-student", *SMALL_STUDENT, "output=runs/first"))
+    return run / "best.pt"
+
+
+@pytest.fixture
+def copy(workshop: Workshop, tmp_path: Path) -> Workshop:
+    """A copy of the workshop's world that a test may damage."""
+    shutil.copytree(workshop.folder / "data", tmp_path / "data")
+    return Workshop(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +47,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no shared/ beside the checkout")
     return SHARED
+
+
+def once(done: Path, make: Callable[[], object]) -> None:
+    """Call `make` in one of the processes of this test session, while the others wait for `done`."""
+    with open(done.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make()
+            done.touch()

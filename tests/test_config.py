@@ -59,6 +59,16 @@ def test_the_grid_brings_its_classes(program, grid):
     assert instantiate(config.grid).name == instantiate(config.classes).name == grid
 
 
+def test_a_student_reads_by_default_what_its_teacher_writes_by_default_on_each_grid():
+    paths = []
+    for grid in ("occ3d", "surroundocc"):
+        with initialize_config_module("conf", version_base="1.3"):
+            written, read = (compose(program, overrides=[f"grid={grid}"]) for program in ("dump", "train"))
+        assert read.store.paths == [written.store.path]
+        paths.append(written.store.path)
+    assert paths[0] != paths[1]
+
+
 def test_eval_takes_everything_else_from_the_checkpoint():
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("eval", overrides=["checkpoint=best.pt"])

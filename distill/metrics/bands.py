@@ -16,9 +16,9 @@ from torch import Tensor
 
 from distill.errors import InputError
 from distill.grids import VoxelGrid
-from distill.metrics.base import Array, KeyframeMetric
+from distill.metrics.base import KeyframeMetric
 from distill.metrics.conventions import Convention
-from distill.metrics.counting import count_confusion
+from distill.metrics.counting import Array, count_confusion
 
 _NONE = 255  # the band of a voxel that is in none
 
@@ -52,8 +52,13 @@ def distance_bands(grid: VoxelGrid, edges: Sequence[float]) -> Bands:
 
 
 def height_bands(grid: VoxelGrid, edges: Sequence[float]) -> Bands:
-    """Bands by the z of a voxel's centre in the grid's frame; see `distance_bands`."""
-    return _bands("height", grid.centres()[..., 2], edges)
+    """Bands by the height of a voxel's centre above the flat road (`grid.ground`), the same on every grid.
+
+    Args:
+        grid: the grid.
+        edges: metres above the road, growing; a band reaches from one edge to just below the next.
+    """
+    return _bands("height", grid.centres()[..., 2] - grid.ground, edges)
 
 
 def _bands(name: str, value_XYZ: np.ndarray, edges: Sequence[float]) -> Bands:

@@ -1,20 +1,14 @@
-"""What all metrics share: exact counts over keyframes, under any number of processes.
-
-Letters: X Y Z voxel axes.
-"""
+"""What all torchmetrics share: exact counts over keyframes, under any number of processes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from distill.errors import InputError
-
-Array = Tensor | np.ndarray
+from distill.metrics.counting import Array, volumes_of_keyframe
 
 
 class KeyframeMetric(Metric):
@@ -44,21 +38,5 @@ class KeyframeMetric(Metric):
         self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def _volumes(self, **volumes: Array) -> list[Tensor]:
-        """The volumes of one keyframe on this metric's device; `mask_XYZ` becomes bool.
-
-        Raises:
-            InputError: they differ in shape, or class ids are not uint8.
-        """
-        tensors = {name: torch.as_tensor(volume, device=self.device) for name, volume in volumes.items()}
-        if len({tensor.shape for tensor in tensors.values()}) > 1:
-            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-            raise InputError(f"volumes of one keyframe differ in shape: {shapes}; give all of them on one grid")
-        for name in tensors.keys() & {"prediction_XYZ", "semantics_XYZ"}:
-            if tensors[name].dtype != torch.uint8:
-                raise InputError(f"{name} is {tensors[name].dtype}: give class ids as uint8 (of scores, the argmax)")
-        return [tensor.bool() if name == "mask_XYZ" else tensor for name, tensor in tensors.items()]
-
-
-def percent(part: Tensor, whole: Tensor) -> Tensor:
-    """100 * part / whole in float64, NaN for 0 of 0."""
-    return 100.0 * part.double() / whole.double()
+        """The volumes of one keyframe on this metric's device; see `volumes_of_keyframe`."""
+        return volumes_of_keyframe(self.device, **volumes)

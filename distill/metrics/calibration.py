@@ -12,7 +12,9 @@ from torch import Tensor
 
 from distill.classes import ClassSet
 from distill.errors import InputError
-from distill.metrics.base import Array, KeyframeMetric, percent
+from distill.metrics.base import KeyframeMetric
+from distill.metrics.conventions import percent
+from distill.metrics.counting import Array
 
 _UNIT = 2**28  # confidences are added up as integers of this unit: exact for float32 of 1/32 and more
 _TOLERANCE = 0.01  # of the sum of the probabilities of a voxel: stores keep 8 bits

@@ -21,7 +21,11 @@ import torch
 from torch import Tensor
 
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES, ClassSet
-from distill.metrics.base import percent
+
+
+def percent(part: Tensor, whole: Tensor) -> Tensor:
+    """100 * part / whole in float64, NaN for 0 of 0."""
+    return 100.0 * part.double() / whole.double()
 
 
 class ConventionScore(NamedTuple):

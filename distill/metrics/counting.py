@@ -1,6 +1,6 @@
 """Counting confusion matrices, fast.
 
-Letters: C classes (label, then prediction), G groups of voxels, V voxels.
+Letters: X Y Z voxel axes, C classes (label, then prediction), G groups of voxels, V voxels.
 """
 
 from __future__ import annotations
@@ -12,6 +12,24 @@ from torch import Tensor
 
 from distill.classes import ClassSet
 from distill.errors import InputError
+
+Array = Tensor | np.ndarray
+
+
+def volumes_of_keyframe(device: torch.device, **volumes: Array) -> list[Tensor]:
+    """The volumes of one keyframe on a device; `mask_XYZ` becomes bool.
+
+    Raises:
+        InputError: they differ in shape, or `prediction_XYZ` or `semantics_XYZ`, class ids, are not uint8.
+    """
+    tensors = {name: torch.as_tensor(volume, device=device) for name, volume in volumes.items()}
+    if len({tensor.shape for tensor in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise InputError(f"volumes of one keyframe differ in shape: {shapes}; give all of them on one grid")
+    for name in tensors.keys() & {"prediction_XYZ", "semantics_XYZ"}:
+        if tensors[name].dtype != torch.uint8:
+            raise InputError(f"{name} is {tensors[name].dtype}: give class ids as uint8 (of scores, the argmax)")
+    return [tensor.bool() if name == "mask_XYZ" else tensor for name, tensor in tensors.items()]
 
 
 def count_confusion(

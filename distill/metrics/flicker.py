@@ -19,7 +19,9 @@ from torch import Tensor
 
 from distill.classes import ClassSet
 from distill.grids import VoxelGrid
-from distill.metrics.base import Array, KeyframeMetric, percent
+from distill.metrics.base import KeyframeMetric
+from distill.metrics.conventions import percent
+from distill.metrics.counting import Array
 
 
 class _Seen(NamedTuple):

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from distill.classes import ClassSet
 from distill.grids import VoxelGrid
-from distill.metrics.base import Array, KeyframeMetric, percent
+from distill.metrics.base import KeyframeMetric
+from distill.metrics.conventions import percent
+from distill.metrics.counting import Array
 
 FLASHOCC_DISTANCE = 0.6  # metres
 _EPSILON = 1e-8  # upstream's, in the harmonic mean

@@ -21,8 +21,9 @@ from torch import Tensor
 from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.grids import VoxelGrid
-from distill.metrics.base import Array, KeyframeMetric, percent
-from distill.metrics.counting import count_confusion
+from distill.metrics.base import KeyframeMetric
+from distill.metrics.conventions import percent
+from distill.metrics.counting import Array, count_confusion
 from kernels.ray_cast import ray_cast
 
 THRESHOLDS = (1, 2, 4)  # metres

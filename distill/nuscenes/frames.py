@@ -41,6 +41,7 @@ class FrameDataset(Dataset[dict[str, Any]]):
         lidar: whether samples carry points.
         labels: where they are read; None for samples without.
         augmentation: None for none.
+        bicubic: without augmentation, images are those of `ImageTransform.cover` instead of `.fit`.
         seed: with the epoch and the index it determines the augmentation.
 
     Raises:
@@ -56,6 +57,7 @@ class FrameDataset(Dataset[dict[str, Any]]):
         labels: LabelSource | None,
         augmentation: Augmentation | None,
         seed: int,
+        bicubic: bool = False,
     ):
         if depth_stride is not None and any(side % depth_stride for side in image_size):
             raise InputError(f"image_size={list(image_size)} must be multiples of the depth stride {depth_stride}")
@@ -66,6 +68,7 @@ class FrameDataset(Dataset[dict[str, Any]]):
         self.labels = labels
         self.augmentation = augmentation
         self.seed = seed
+        self.bicubic = bicubic
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
 
     def __len__(self) -> int:
@@ -119,13 +122,13 @@ class FrameDataset(Dataset[dict[str, Any]]):
     def _transform(self, keyframe: Keyframe, index: int) -> Transform:
         sizes = [(camera.height, camera.width) for camera in keyframe.cameras]
         if self.augmentation is None:
-            return Transform.fit(sizes, self.image_size)
+            return Transform.fit(sizes, self.image_size, self.bicubic)
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
         return self.augmentation.draw(rng, sizes, self.image_size)
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch: arrays stacked to tensors with a leading batch axis; text, points and Gaussians in lists."""
+    """A batch: arrays stacked to tensors with a leading batch axis; text, points, Gaussians and dicts in lists."""
     return {key: _collated(key, [sample[key] for sample in samples]) for key in samples[0]}
 
 
@@ -143,7 +146,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def _collated(key: str, values: list[Any]) -> Tensor | list[Any]:
-    if isinstance(values[0], str | Gaussians):
+    if isinstance(values[0], str | Gaussians | dict):
         return values
     if key == "points":  # scans differ in length
         return [torch.from_numpy(points) for points in values]

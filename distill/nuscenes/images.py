@@ -38,7 +38,7 @@ def read_images(
     for i, (camera, transform) in enumerate(zip(keyframe.cameras, transforms, strict=True)):
         windows[i] = transform.window((camera.height, camera.width), image_size)
         intrinsics[i] = transform.matrix(width) @ camera.intrinsics
-        image = _decode(camera, keyframe.token, transform.scale)
+        image = _decode(camera, keyframe.token, 1.0 if transform.bicubic else transform.scale)
         image = _transformed(image, camera, transform, windows[i].tolist(), image_size)
         images[i] = np.asarray(image).transpose(2, 0, 1)
     return images, intrinsics, windows
@@ -65,14 +65,18 @@ def _decode(camera: Camera, token: str, scale: float) -> Image.Image:
 def _transformed(
     image: Image.Image, camera: Camera, transform: ImageTransform, window: list[int], image_size: tuple[int, int]
 ) -> Image.Image:
-    """Resize (antialiased bilinear) and crop in one step, mirror, recolour."""
+    """Resize (antialiased) and crop, mirror, recolour."""
     left, top, right, bottom = window
     height, width = image_size
-    in_source = np.linalg.inv(transform.matrix(width)) @ [[left, right], [top, bottom], [1, 1]]
-    # Decoded columns per source column. Rounded up by libjpeg: 113 rows of 900/8 hold 112.5 rows of content.
-    drafted = 2.0 ** -round(np.log2(camera.width / image.width))
-    box = np.sort(drafted * in_source[:2]).clip(0, [[image.width], [image.height]]).T.ravel()
-    image = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=tuple(box.tolist()))
+    in_source = np.sort((np.linalg.inv(transform.matrix(width)) @ [[left, right], [top, bottom], [1, 1]])[:2])
+    if transform.bicubic:
+        image = image.resize(transform.scaled((camera.height, camera.width))[::-1], Image.Resampling.BICUBIC)
+        image = image.crop(tuple(np.rint(transform.scale * in_source).astype(int).T.ravel().tolist()))
+    else:
+        # Decoded columns per source column. Rounded up by libjpeg: 113 rows of 900/8 hold 112.5 rows of content.
+        drafted = 2.0 ** -round(np.log2(camera.width / image.width))
+        box = (drafted * in_source).clip(0, [[image.width], [image.height]]).T.ravel()
+        image = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=tuple(box.tolist()))
     if transform.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if image.size != (width, height):

@@ -30,6 +30,10 @@ class LabelSource(Protocol):
         """Where the labels lie."""
         ...
 
+    def exists(self, keyframe: Keyframe) -> bool:
+        """Whether a keyframe has labels; their file is not read."""
+        ...
+
     def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
         """The labels of a keyframe, None if it has none.
 
@@ -55,9 +59,13 @@ class Occ3DLabels:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def exists(self, keyframe: Keyframe) -> bool:
+        """See `LabelSource.exists`."""
+        return self._path(keyframe).exists()
+
     def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
         """See `LabelSource.read`."""
-        path = self.root / keyframe.scene / keyframe.token / "labels.npz"
+        path = self._path(keyframe)
         if not path.exists():
             return None
         try:
@@ -70,6 +78,9 @@ class Occ3DLabels:
     def unlabelled(self) -> dict[str, np.ndarray]:
         """See `LabelSource.unlabelled`."""
         return _unobserved(self.grid, OCC3D_CLASSES.free)
+
+    def _path(self, keyframe: Keyframe) -> Path:
+        return self.root / keyframe.scene / keyframe.token / "labels.npz"
 
 
 class SurroundOccLabels:
@@ -95,12 +106,15 @@ class SurroundOccLabels:
             )
         self.root = root
 
+    def exists(self, keyframe: Keyframe) -> bool:
+        """See `LabelSource.exists`."""
+        path = self._path(keyframe)
+        return path is not None and path.exists()
+
     def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
         """See `LabelSource.read`."""
-        if self.root is None:
-            return None
-        path = self.root / "samples" / f"{keyframe.lidar_path.name}.npy"
-        if not path.exists():
+        path = self._path(keyframe)
+        if path is None or not path.exists():
             return None
         try:
             with open(path, "rb") as file:
@@ -117,6 +131,9 @@ class SurroundOccLabels:
     def unlabelled(self) -> dict[str, np.ndarray]:
         """See `LabelSource.unlabelled`."""
         return _unobserved(self.grid, SURROUNDOCC_CLASSES.free)
+
+    def _path(self, keyframe: Keyframe) -> Path | None:
+        return None if self.root is None else self.root / "samples" / f"{keyframe.lidar_path.name}.npy"
 
 
 def _unobserved(grid: VoxelGrid, free: int) -> dict[str, np.ndarray]:

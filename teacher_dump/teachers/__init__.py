@@ -30,7 +30,8 @@ class Teacher(Protocol):
 
     Attributes:
         grid: the grid the log-probabilities live on.
-        inputs: what a sample must hold: `image_size` [H, W] pixels, `lidar` true or false, `depth_stride` or None.
+        inputs: what a sample must hold: `image_size` [H, W] pixels, `lidar` true or false, `depth_stride` or None,
+            and whatever else `distill.nuscenes.frames.FrameDataset` offers.
         checkpoint_sha256: hex digest of the weights, recorded in the store; "" for a teacher without weights.
         gaussians: what Gaussians it predicts; None, or no such member, for a teacher without.
     """

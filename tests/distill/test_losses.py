@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from distill.bev import bev_log_probs
-from distill.classes import OCC3D_CLASSES
+from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
 from distill.gaussians import Gaussians
 from distill.grids import OCC3D, VoxelGrid
@@ -345,6 +345,19 @@ class TestSupervision:
         for mask, voxels in (("lidar", batch["mask_lidar"]), ("all", torch.ones(B, X, Y, Z, dtype=torch.bool))):
             _, gradient = value_and_gradient(supervision(mask, ce_weight=1.0), logits, batch)
             assert torch.equal(gradient.any(-1), voxels)
+
+
+def test_labels_that_say_nothing_are_left_out_of_all_on_labelled_frames(batch, logits):
+    """SurroundOcc: 0 is noise. The second frame has no labels, so nothing is noise there."""
+    batch["labelled"][1] = False
+    batch["semantics"][1] = SURROUNDOCC_CLASSES.free
+    noise_BXYZ = batch["semantics"] == 0
+    assert 0 < noise_BXYZ[0].sum() < noise_BXYZ[0].numel() / 2
+    taught = Distillation(1.0, 0.0, 2.0, "all", GRID, SURROUNDOCC_CLASSES)
+    assert torch.equal(taught_voxels(taught, logits, batch), ~noise_BXYZ)
+    trained = Supervision(1.0, 0.0, 0.0, "log", "all", SURROUNDOCC_CLASSES)
+    expected = ~noise_BXYZ & batch["labelled"][:, None, None, None]
+    assert torch.equal(taught_voxels(trained, logits, batch), expected)
 
 
 class TestLovasz:

@@ -3,7 +3,7 @@ import pytest
 
 from distill import picture
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
-from distill.grids import OCC3D, SURROUNDOCC
+from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.nuscenes.layout import CAMERAS
 
 FREE, CAR, PEDESTRIAN, BUS = 17, 4, 7, 3
@@ -169,6 +169,20 @@ class TestPanel:
             row, column = int("BACK" in channel), {"LEFT": 0, "RIGHT": 2}.get(channel.rpartition("_")[2], 1)
             x, y = (picture.MARGIN + picture.WIDTH // 2 + column * step_x, picture.MARGIN + 169 + row * step_y)
             assert (image[y, x] == 40 * place).all(), channel
+
+    def test_five_columns_fit_and_the_cameras_stay_in_the_middle(self):
+        coarse = VoxelGrid("coarse", "ego", (-40.0, -40.0, -1.0), 4.0, (20, 20, 2))
+        columns = {str(place): np.full(coarse.shape, FREE, np.uint8) for place in range(5)}
+        columns["4"][5:15, 5:15] = CAR
+        image = picture.Painter(coarse, OCC3D_CLASSES).panel(self.cameras, columns, None)
+        step = picture.WIDTH + picture.GAP
+        assert image.shape[1] == 2 * picture.MARGIN + 5 * step - picture.GAP
+        grey = np.flatnonzero((image[picture.MARGIN + 169] == self.cameras[2][0, 0]).all(-1))  # the upper right camera
+        assert (grey.min(), grey.max() + 1) == (picture.MARGIN + 3 * step, picture.MARGIN + 4 * step - picture.GAP)
+        birds_eye_row = image[-(2 * picture.MARGIN + 68 + picture.WIDTH // 2)]
+        left = picture.MARGIN + 4 * step + picture.WIDTH // 4
+        car = np.flatnonzero(is_hue(birds_eye_row, CAR))
+        assert (car.min(), car.max() + 1) == (left, left + picture.WIDTH // 2)
 
     def test_columns_appear_in_order(self, empty):
         filled = {}

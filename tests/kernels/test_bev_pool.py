@@ -1,9 +1,5 @@
 """BEV pooling against its definition, and the Triton twin against the torch one."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,16 +100,11 @@ for seed, pixels, bins, channels, cells in ((0, 7, 5, 6, 11), (1, 4, 40, 33, 3),
         pairs += zip(reference.gather(grad, depth, context, cell), twin.gather(grad, depth, context, cell), strict=True)
         for expected, found in pairs:
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-print("equal")
 """
 
 
-def test_triton_twin_in_the_interpreter_matches_torch():
-    pytest.importorskip("triton")
-    # the interpreter is chosen when triton is imported, hence a process of its own
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", TWINS], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "equal", done.stderr
+def test_triton_twin_in_the_interpreter_matches_torch(interpret):
+    interpret(TWINS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

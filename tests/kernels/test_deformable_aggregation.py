@@ -1,9 +1,5 @@
 """Deformable aggregation against grid_sample, known answers, and the Triton twin."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,16 +96,11 @@ for seed, queries, points, cameras, groups, channels in ((0, 6, 3, 2, 2, 6), (1,
     found, expected = (side.aggregate(maps, uv, weights) for side in (twin, reference))
     assert expected.any()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-print("equal")
 """
 
 
-def test_triton_twin_in_the_interpreter_matches_torch():
-    pytest.importorskip("triton")
-    # the interpreter is chosen when triton is imported, hence a process of its own
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", TWINS], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "equal", done.stderr
+def test_triton_twin_in_the_interpreter_matches_torch(interpret):
+    interpret(TWINS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,9 +1,5 @@
 """Farthest point sampling against its definition: known answers, ties, duplicates, and the three implementations."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -80,16 +76,11 @@ for sizes, counts, levels in (([1], [1], 0), ([1300], [30], 0), ([70], [40], 3),
         parts = [(part / 50 * levels).floor() for part in parts]
     for found, expected in zip(twin.sample(parts, counts), reference.sample(parts, counts), strict=True):
         assert torch.equal(found, expected), (sizes, found, expected)
-print("equal")
 """
 
 
-def test_triton_twin_in_the_interpreter_matches_torch():
-    pytest.importorskip("triton")
-    # the interpreter is chosen when triton is imported, hence a process of its own
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", TWINS], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "equal", done.stderr
+def test_triton_twin_in_the_interpreter_matches_torch(interpret):
+    interpret(TWINS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,9 +1,6 @@
 """Ray casting against a plain walk, against geometry, and the Triton twin against the CPU."""
 
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -128,16 +125,11 @@ for seed, shape, volumes, rays, reach in ((0, (7, 5, 4), 2, 140, -0.3), (1, (3, 
     borders = reference.first_borders(origins, ends)
     for expected, found in zip(reference.walk(occupied, *borders), twin.walk(occupied, *borders), strict=True):
         assert torch.equal(expected, found)
-print("equal")
 """
 
 
-def test_triton_twin_in_the_interpreter_matches_the_cpu():
-    pytest.importorskip("triton")
-    # the interpreter is chosen when triton is imported, hence a process of its own
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", TWINS], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "equal", done.stderr
+def test_triton_twin_in_the_interpreter_matches_the_cpu(interpret):
+    interpret(TWINS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

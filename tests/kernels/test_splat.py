@@ -1,9 +1,5 @@
 """Splatting against its definition, pair by pair in float64, and the three implementations against each other."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -192,16 +188,11 @@ for count, gaussians, channels, spread in ((130, 20, 18, 0.1), (3, 17, 5, 1.0), 
     inputs += (cut(cells, centres, radius),)
     for found, expected in zip(twin.splat(*inputs), reference.splat(*inputs), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
-print("equal")
 """
 
 
-def test_triton_twin_in_the_interpreter_matches_torch():
-    pytest.importorskip("triton")
-    # the interpreter is chosen when triton is imported, hence a process of its own
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", TWINS], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "equal", done.stderr
+def test_triton_twin_in_the_interpreter_matches_torch(interpret):
+    interpret(TWINS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

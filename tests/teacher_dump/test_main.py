@@ -129,7 +129,7 @@ def test_voxels_without_coverage_are_judged_as_free(tmp_path, batch):
     dump = make_dump(tmp_path, Teacher())
     with pytest.raises(InputError, match=r"0\.00 mIoU"):
         samples_of(dump, batch)
-    assert dump.gate.score.result().geometric_iou == 0
+    assert dump.gate.confusion.score().geometric_iou == 0
 
 
 def test_gaussians_that_disagree_with_the_voxels_stop_the_dump_at_once(tmp_path, batch):

@@ -101,10 +101,10 @@ class GaussianOccEncoder(nn.Module):
 
     def run_block(self, number: int, anchor_GK: Tensor, feature_GC: Tensor, view: View) -> tuple[Tensor, Tensor]:
         """Anchors and features after one block, given those before it."""
-        first = sum(len(block) for block in self.blocks[:number])
+        block, first = self.blocks[number], sum(len(block) for block in self.blocks[:number])
         embedding_GC = self.anchor_encoder(anchor_GK)
         identity_GC = feature_GC
-        for name, layer in zip(self.blocks[number], self.layers[first:], strict=False):
+        for name, layer in zip(block, self.layers[first : first + len(block)], strict=True):
             if name == "identity":
                 identity_GC = feature_GC
             elif name == "add":

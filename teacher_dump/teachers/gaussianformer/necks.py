@@ -28,7 +28,7 @@ class FPN(nn.Module):
         levels = [lateral(x_NCHW) for lateral, x_NCHW in zip(self.lateral_convs, maps[1:], strict=True)]
         for fine, coarse in ((-2, -1), (-3, -2)):
             levels[fine] = levels[fine] + F.interpolate(levels[coarse], size=levels[fine].shape[2:], mode="nearest")
-        outputs = [conv(x_NCHW) for conv, x_NCHW in zip(self.fpn_convs, levels, strict=False)]
+        outputs = [conv(x_NCHW) for conv, x_NCHW in zip(self.fpn_convs[:-1], levels, strict=True)]
         return [*outputs, self.fpn_convs[-1](outputs[-1])]
 
 

@@ -51,12 +51,17 @@ class GaussianFormer(nn.Module):
             InputError: the images have another size, or no pixel lifts into the modelled range.
         """
         height, width = images_N3HW.shape[2:]
-        if height % _COARSEST_STRIDE or width % _COARSEST_STRIDE:
-            raise InputError(
-                f"images of {height} x {width} pixels: GaussianFormer takes multiples of {_COARSEST_STRIDE}; "
-                "change teacher.image_size"
-            )
+        check_image_size(height, width)
         anchor_GK, feature_GC = self.lifter(images_N3HW, lidar2img_N44, draws)
         maps = self.img_neck(self.img_backbone(images_N3HW))
         anchor_GK = self.encoder(anchor_GK, feature_GC, maps, lidar2img_N44, (height, width))
         return self.head(anchor_GK)
+
+
+def check_image_size(height: int, width: int) -> None:
+    """Raise InputError unless the networks take images of this size."""
+    if height % _COARSEST_STRIDE or width % _COARSEST_STRIDE:
+        raise InputError(
+            f"images of {height} x {width} pixels: GaussianFormer takes multiples of {_COARSEST_STRIDE}; "
+            "change teacher.image_size"
+        )

@@ -18,7 +18,7 @@ from distill.nuscenes.layout import CAMERAS
 from distill.store import GaussianKind
 from teacher_dump.teachers import TeacherPrediction
 from teacher_dump.teachers.gaussianformer.draws import SeededDraws
-from teacher_dump.teachers.gaussianformer.network import GaussianFormer
+from teacher_dump.teachers.gaussianformer.network import GaussianFormer, check_image_size
 from teacher_dump.teachers.gaussianformer.weights import load_official
 
 # the order of the cameras decides which point farthest point sampling starts from
@@ -44,7 +44,8 @@ class GaussianFormerTeacher:
         seed: of the lifter's random numbers.
 
     Raises:
-        InputError: the file is missing or does not fit the network; a keyframe that lifts no pixel.
+        InputError: the size is no such multiple; the file is missing or does not fit the network; a keyframe that
+            lifts no pixel.
 
     Attributes:
         gaussians: what the Gaussians of all keyframes have in common, for the store.
@@ -53,12 +54,13 @@ class GaussianFormerTeacher:
     def __init__(
         self, name: str, checkpoint: str, network: GaussianFormer, image_size: list[int], grid: VoxelGrid, seed: int
     ) -> None:
+        check_image_size(*image_size)
         load_official(network, checkpoint)
         self.name = name
         self.network = network.eval()
         self.grid = grid
         self.seed = seed
-        self.inputs: dict[str, Any] = {"image_size": image_size, "lidar": False, "depth_stride": None}
+        self.inputs: dict[str, Any] = {"image_size": image_size, "lidar": False, "depth_stride": None, "bicubic": True}
         self.checkpoint_sha256 = sha256_of(resolve(checkpoint))
         head, count = network.head, len(network.lifter.instance_feature) + network.head.empty
         self.gaussians = GaussianKind(count, head.form, head.reach, head.det)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
-from distill.grids import OCC3D, VoxelGrid
+from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.metrics.bands import BandScore, distance_bands, height_bands
 from distill.metrics.conventions import MONOOCC_16, OCC3D_17
 from distill.metrics.counting import count_confusion
@@ -30,6 +30,13 @@ def test_height_bands_of_occ3d():
     bands = height_bands(OCC3D, (-INF, 0, 2, INF))
     assert bands.labels == ("below 0 m", "0 to 2 m", "2 m and more")
     assert bands.band_XYZ[0, 0].tolist() == [0] * 2 + [1] * 5 + [2] * 9  # centres -0.8, -0.4, 0.0, ..., 1.6, 2.0, ...
+
+
+def test_height_is_above_the_road_on_a_lidar_grid():
+    """The road is 1.84 m below LIDAR_TOP: centres -4.75, -4.25, ... are at -2.91, -2.41, ..., -0.41, 0.09, ..."""
+    bands = height_bands(SURROUNDOCC, (-INF, 0, 2, INF))
+    assert bands.labels == ("below 0 m", "0 to 2 m", "2 m and more")
+    assert bands.band_XYZ[0, 0].tolist() == [0] * 6 + [1] * 4 + [2] * 6
 
 
 def test_a_centre_on_an_edge_is_in_the_band_above():

@@ -144,6 +144,29 @@ def test_conventions_differ_on_the_same_voxels():
         assert convention.score(matrix).per_class_iou[10].isnan()
 
 
+def test_a_class_that_is_predicted_where_no_label_has_it():
+    """Cars are right, free voxels are taken for bus, and nothing has the other classes."""
+    semantics = np.array([4, 4, 17, 17], np.uint8)
+    prediction = np.array([4, 4, 3, 17], np.uint8)
+    everywhere = np.ones(4, bool)
+    matrix = confusion(prediction, semantics, everywhere)
+    assert OCC3D_17.score(matrix).miou == 50  # 0 for bus, and the others are left out
+    assert OCC3D_17.score(matrix).per_class_iou[3] == 0
+    assert MONOOCC_16.score(matrix).miou == 100 / 16  # 0 for bus and for the others
+    matrix = confusion(prediction, semantics, everywhere, SURROUNDOCC_CLASSES)
+    assert SURROUNDOCC_16.score(matrix).miou == 100  # 100 for bus and for the others
+    assert SURROUNDOCC_16.score(matrix).occurring_miou == 50
+
+
+@pytest.mark.parametrize("label", [18, 100, 255])
+def test_a_label_beyond_the_class_set_is_not_counted_whatever_is_predicted_there(label):
+    semantics = np.array([4, 17, label, label], np.uint8)
+    prediction = np.array([4, 17, 4, 255], np.uint8)
+    for classes in (OCC3D_CLASSES, SURROUNDOCC_CLASSES):
+        matrix = confusion(prediction, semantics, np.ones(4, bool), classes)
+        assert matrix.sum() == 2 and matrix[4, 4] == matrix[17, 17] == 1
+
+
 def test_one_global_matrix_is_not_the_mean_of_keyframes():
     """A keyframe with 1 car voxel (missed) and one with 31 (found): 31 / 32 together, 50 on average."""
     one, many = np.full((2, 32), FREE, np.uint8)

@@ -117,6 +117,29 @@ def test_real_labels_score_100(shared):
 
 
 @pytest.mark.parametrize(
+    "origin",
+    [
+        (0.0, 0.0, 1.0),  # a corner of voxels
+        (0.2, 0.2, 1.2),  # the centre of one: rays meet two borders at once
+        (38.999, -38.999, 1.84),
+        (1.0, 1.0, -1.3),  # less than a voxel below
+    ],
+)
+def test_hard_origins_on_the_grid_of_occ3d(origin):
+    semantics = street()
+    prediction = np.roll(np.where(semantics == CAR, TRUCK, semantics), (2, -3, 1), (0, 1, 2)).astype(np.uint8)
+    metric = RayIoU(OCC3D, OCC3D_CLASSES)
+    metric.directions_R3 = metric.directions_R3.unflatten(0, (39, 360))[::6, ::30].flatten(0, 1)
+    metric.update(prediction, semantics, np.array([origin]))
+    hits, labels, predictions = plain_counts(
+        prediction, semantics, np.array([origin]), metric.directions_R3.numpy(), OCC3D
+    )
+    assert np.array_equal(metric.hits_DC, hits)
+    assert np.array_equal(metric.rays_CC.sum(1), labels) and np.array_equal(metric.rays_CC.sum(0), predictions)
+    assert labels.sum() > 10 and hits.sum() > 0
+
+
+@pytest.mark.parametrize(
     ("voxels", "right"), [(2, (100, 100, 100)), (3, (0, 100, 100)), (6, (0, 0, 100)), (11, (0,) * 3)]
 )
 def test_a_hit_that_moves_along_its_ray(voxels, right):
@@ -218,6 +241,14 @@ def test_at_most_8_origins_evenly_spread_and_39_m_away():
     assert len(ray_origins(lidar2ego[:9], ego2global[:9], 0, OCC3D)) == 8
     alone = ray_origins(*drive(4, 100.0), 2, OCC3D)
     assert alone == pytest.approx(np.array([[0.9, 0.1, 1.8]]))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_origin_at_39_m_is_left_out(axis):
+    """Exact numbers: the LiDAR is the vehicle, which moves along one axis."""
+    lidar2ego, ego2global = np.stack([np.eye(4)] * 5), np.stack([np.eye(4)] * 5)
+    ego2global[:, axis, 3] = [-39, -38.875, 0, 38.875, 39]
+    assert ray_origins(lidar2ego, ego2global, 2, OCC3D)[:, axis].tolist() == [-38.875, 0, 38.875]
 
 
 def real_scenes(shared):

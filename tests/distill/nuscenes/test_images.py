@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,6 +103,34 @@ def test_damaged_image_is_named(dataroot, tmp_path, damage, message):
         read_images(keyframe, Transform.fit(source_sizes(keyframe), (64, 112)).images, (64, 112))
     assert "CAM_BACK_LEFT/late.jpg" in str(caught.value)
     assert "keyframe late" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "size", [(864, 1600), (448, 800), (256, 704), (64, 192), (896, 1632), (576, 1024), (512, 768), (576, 704)]
+)
+def test_covering_is_the_test_pipeline_of_gaussianformer(index, tmp_path, size):
+    """Whole images decoded and resized bicubically, then cropped at whole pixels (gaussianformer.md 4)."""
+    height, width = size
+    noise = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    path = tmp_path / "camera.jpg"
+    Image.fromarray(noise).resize((1600, 900)).save(path, quality=95)
+    original = index.keyframe("late")
+    keyframe = replace(
+        original,
+        cameras=tuple(replace(camera, path=path, width=1600, height=900) for camera in original.cameras),
+    )
+    scale = max(height / 900, width / 1600)
+    resized = Image.open(path).resize((int(1600 * scale), int(900 * scale)), Image.Resampling.BICUBIC)
+    left, top = (resized.width - width) // 2, resized.height - height
+    expected = np.asarray(resized.crop((left, top, left + width, top + height))).transpose(2, 0, 1)
+
+    images, intrinsics, windows = read_images(
+        keyframe, Transform.fit([(900, 1600)] * 6, size, bicubic=True).images, size
+    )
+    np.testing.assert_array_equal(images, np.broadcast_to(expected, images.shape))
+    matrix = np.array([[scale, 0, -left], [0, scale, -top], [0, 0, 1]])
+    np.testing.assert_allclose(intrinsics[2], matrix @ original.cameras[2].intrinsics, rtol=1e-6)
+    assert windows.tolist() == [[0, 0, width, height]] * 6
 
 
 def test_full_size_images_are_cropped_and_nothing_else(real_data, tmp_path):

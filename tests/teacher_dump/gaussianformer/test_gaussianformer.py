@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from distill.errors import InputError
 from distill.grids import SURROUNDOCC
 from teacher_dump.teachers.gaussianformer.attention import View
+from teacher_dump.teachers.gaussianformer.weights import constants
 
 CONFIGS = {
     "gaussianformer2_25600": "prob/nuscenes_gs25600.py",
@@ -45,9 +46,13 @@ def run(request, fill, golden, given_draws, images, lidar2img):
 
 
 @pytest.mark.parametrize("teacher", CONFIGS)
-def test_names_and_shapes_are_those_of_upstream(teacher, key_list):
-    state = build(teacher).state_dict()
+def test_names_and_shapes_are_those_of_upstream(teacher, key_list, detfill):
+    with torch.device("meta"):
+        network = build(teacher)
+    state = network.state_dict()
     assert {key: tuple(value.shape) for key, value in state.items()} == key_list(CONFIGS[teacher])
+    never_trained = set(detfill.KEEP) - {"num_batches_tracked"}
+    assert constants(network).keys() == {key for key in state if key.rpartition(".")[2] in never_trained}
 
 
 def test_blocks_one_after_the_other_match_upstream(run):

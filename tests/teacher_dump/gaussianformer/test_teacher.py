@@ -101,6 +101,18 @@ def test_a_camera_rig_that_sees_nothing_is_named_by_its_keyframe(checkpoint):
         instantiate(config(checkpoint)).predict(given)
 
 
+def test_fewer_points_than_anchors_still_give_every_gaussian(checkpoint, tmp_path):
+    """Six maps of 12 x 20 pixels lift 1440 points at the most."""
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    for name, rows in (("lifter.anchor", 1500), ("lifter.instance_feature", 1540)):
+        state[name] = state[name][torch.arange(rows) % len(state[name])]
+    torch.save(state, tmp_path / "many.pth")
+    teacher = instantiate(config(tmp_path / "many.pth", "teacher.network.lifter.lifted=1500"))
+    prediction = teacher.predict(batch(LIDAR2EGO))
+    assert len(prediction.gaussians[0].means_G3) == teacher.gaussians.count == 1540
+    assert prediction.voxel_log_probs_BXYZC.isfinite().all()
+
+
 def test_image_sizes_off_the_stride_are_refused(checkpoint):
     given = batch(LIDAR2EGO)
     given["images"] = given["images"][..., :150]

@@ -6,7 +6,7 @@ from torch import nn
 
 from distill.errors import InputError
 from teacher_dump.teachers.gaussianformer.deform_conv import DeformConv2d
-from teacher_dump.teachers.gaussianformer.weights import load_official
+from teacher_dump.teachers.gaussianformer.weights import constants, load_official
 
 
 class Network(nn.Module):
@@ -18,6 +18,8 @@ class Network(nn.Module):
         self.layer3[0].conv2 = DeformConv2d(2)
         self.spconv = nn.Module()
         self.spconv.weight = nn.Parameter(torch.zeros(4, 3, 3, 3, 2))
+        self.spconv.register_buffer("grid_size", torch.tensor([0.5, 0.5, 0.5]))
+        self.spconv.register_buffer("offsets", torch.ones(2), persistent=False)
         self.norm = nn.BatchNorm2d(4)
 
 
@@ -28,7 +30,7 @@ def state():
     return {
         name: torch.rand(value.shape, generator=generator) if value.is_floating_point() else value + 7
         for name, value in state.items()
-    }
+    } | {"spconv.grid_size": state["spconv.grid_size"]}
 
 
 @pytest.fixture
@@ -102,6 +104,18 @@ def test_values_that_are_not_finite_are_refused(state, file, value):
     state["norm.running_var"][2] = value
     torch.save(state, file)
     assert "norm.running_var holds NaN or infinite values" in refused(file)
+
+
+def test_constants_of_another_configuration_are_refused(state, file):
+    assert constants(Network()).keys() == {"spconv.grid_size"}
+    torch.save(state | {"spconv.grid_size": torch.tensor([0.5, 0.5, 1.0])}, file)
+    message = "spconv.grid_size is [0.5, 0.5, 1.0], the configuration says [0.5, 0.5, 0.5]"
+    assert message in refused(file)
+
+
+def test_quantised_weights_are_refused(state, file):
+    torch.save(state | {"norm.weight": torch.ones(4, dtype=torch.int8)}, file)
+    assert "norm.weight is torch.int8 instead of torch.float32" in refused(file)
 
 
 def test_a_missing_file_is_refused(file):

@@ -1,0 +1,1 @@
+"""occ-eval: what is scored, how, and the report."""

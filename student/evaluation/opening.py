@@ -1,0 +1,183 @@
+"""From the configuration of occ-eval to what is scored: the sources, and the labelled keyframes they are scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from distill.checkpoint import PACKAGE_PREFIX, Checkpoint, load_checkpoint
+from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES, ClassSet
+from distill.errors import InputError
+from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
+from distill.nuscenes.dataroot import open_dataroot, open_labels
+from distill.nuscenes.index import Keyframes, NuScenesIndex
+from distill.nuscenes.labels import LabelSource
+from distill.store import TeacherStore
+from student.evaluation.predictions import PredictionsFolder
+from student.evaluation.sources import CheckpointSource, PredictionsSource, Source, StoreSource, name_of
+
+Opened = Checkpoint | list[TeacherStore] | PredictionsFolder
+
+_CLASSES = {OCC3D: OCC3D_CLASSES, SURROUNDOCC: SURROUNDOCC_CLASSES}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is scored on what.
+
+    Attributes:
+        data: the `data` node in force.
+        index: all keyframes of its dataroot.
+        grid, classes: of labels and predictions.
+        labels: where they are read.
+        keyframes: of the split; without export=, those with labels alone.
+        labelled: those with labels.
+        unlabelled: how many of the split have none.
+        sources: in the order of the report.
+    """
+
+    data: DictConfig
+    index: NuScenesIndex
+    grid: VoxelGrid
+    classes: ClassSet
+    labels: LabelSource
+    keyframes: Keyframes
+    labelled: Keyframes
+    unlabelled: int
+    sources: list[Source]
+
+
+def open_subject(config: DictConfig, device: torch.device, output: Path) -> Subject:
+    """Open everything, and refuse what cannot be scored before anything is.
+
+    Args:
+        config: of conf/eval.yaml.
+        device: for networks.
+        output: where the list of bad predictions is written.
+
+    Raises:
+        InputError: there is nothing to score, a source is missing, damaged, on another grid or incomplete, or no
+            keyframe has labels.
+    """
+    opened = _open_files(config)
+    settings = _settings(config, opened)
+    grid, classes = _grid(settings, opened)
+    index = open_dataroot(settings.data)
+    labels = open_labels(settings.data, grid)
+    keyframes = index.keyframes(config.split)[: config.max_samples]
+    labelled = index.select([keyframe.token for keyframe in keyframes if labels.exists(keyframe)])
+    unlabelled = len(keyframes) - len(labelled)
+    if config.export is None:
+        keyframes = labelled
+    if not keyframes:
+        raise InputError(
+            f"none of the {unlabelled} keyframes of {settings.data.root}, split {config.split}, has labels on grid "
+            f"{grid.name}: there is nothing to score against; export= writes predictions without scoring"
+        )
+    subject = Subject(settings.data, index, grid, classes, labels, keyframes, labelled, unlabelled, [])
+    views = instantiate(config.tta, _convert_="all")["views"]
+    for name, source in opened.items():
+        subject.sources.append(_source(name, source, subject, views, device, output))
+    _add_teacher(subject, config, settings, device)
+    return subject
+
+
+def _open_files(config: DictConfig) -> dict[str, Opened]:
+    """What is asked for, by name."""
+    opened: dict[str, Opened] = {}
+    if config.checkpoint is not None:
+        opened["student"] = load_checkpoint(config.checkpoint, config.weights)
+    names = [name_of(path) for path in config.sources]
+    for name, path in zip(names, config.sources, strict=True):
+        opened[path if names.count(name) > 1 or name in opened else name] = _open_file(path, config.weights)
+    if not opened:
+        raise InputError("nothing to score: give checkpoint=PATH, or sources=[PATH,...] (see --help)")
+    return opened
+
+
+def _open_file(path: str, weights: str) -> Opened:
+    folder = Path(path)
+    if path.startswith(PACKAGE_PREFIX) or folder.is_file():
+        return load_checkpoint(path, weights)
+    if not folder.exists():
+        raise InputError(f"{path}: no such checkpoint, teacher store or folder of predictions")
+    return [TeacherStore(folder)] if (folder / "zarr.json").exists() else PredictionsFolder(folder)
+
+
+def _settings(config: DictConfig, opened: dict[str, Opened]) -> DictConfig:
+    """The first checkpoint's own configuration with the data, store and grid given to occ-eval in place."""
+    given: dict[str, Any] = {
+        group: {
+            key: config[group][key]
+            for key in config[group]
+            if not OmegaConf.is_missing(config[group], key) and config[group][key] is not None
+        }
+        for group in ("data", "store")
+    }
+    if config.grid is not None:
+        given |= {"grid": config.grid, "classes": config.classes}
+    checkpoint = next((source for source in opened.values() if isinstance(source, Checkpoint)), None)
+    base = {"data": config.data, "store": config.store} if checkpoint is None else checkpoint.config
+    merged = OmegaConf.merge(OmegaConf.create(base), given)
+    assert isinstance(merged, DictConfig)
+    if merged.data.root is None:
+        raise InputError("no checkpoint says where the data are: give data=demo, or data=nuscenes data.root=PATH")
+    return merged
+
+
+def _grid(settings: DictConfig, opened: dict[str, Opened]) -> tuple[VoxelGrid, ClassSet]:
+    if settings.get("grid") is not None:
+        return instantiate(settings.grid), instantiate(settings.classes)
+    stores = [source[0] for source in opened.values() if isinstance(source, list)]
+    grid = stores[0].grid if stores else OCC3D
+    if grid not in _CLASSES:
+        raise InputError(f"{stores[0].path} is on grid {grid.name}, which has no labels: give grid=")
+    return grid, _CLASSES[grid]
+
+
+def _source(
+    name: str, opened: Opened, subject: Subject, views: list[Any], device: torch.device, output: Path
+) -> Source:
+    tokens = subject.keyframes.tokens
+    if isinstance(opened, PredictionsFolder):
+        opened.check(tokens, subject.index.tokens, subject.grid, subject.classes, output / "bad_predictions.csv")
+        return PredictionsSource(name, opened)
+    if isinstance(opened, Checkpoint):
+        network = CheckpointSource(name, opened, views, device)
+        if network.grid != subject.grid:
+            raise InputError(
+                f"{network.path} is on grid {network.grid.name}, this evaluation on {subject.grid.name}: "
+                "give sources of one grid"
+            )
+        return network
+    stored = StoreSource(name, opened, subject.grid, subject.classes, device)
+    missing = stored.missing(tokens)
+    if missing:
+        raise InputError(
+            f"{stored.path} lacks {len(missing)} of {len(tokens)} keyframes ({', '.join(missing[:3])}): dump them with "
+            "occ-dump"
+        )
+    return stored
+
+
+def _add_teacher(subject: Subject, config: DictConfig, settings: DictConfig, device: torch.device) -> None:
+    """The stores that taught `checkpoint`, where they hold what is scored; otherwise it is said why not."""
+    if config.checkpoint is None:
+        return
+    paths: Sequence[str] = [path for path in settings.store.paths if Path(path).exists()]
+    stores = [TeacherStore(Path(path)) for path in paths]
+    if not stores:
+        print(f"no teacher store at {', '.join(settings.store.paths) or '(none)'}: the student is scored alone")
+        return
+    teacher = StoreSource("teacher", stores, subject.grid, subject.classes, device)
+    missing = len(teacher.missing(subject.keyframes.tokens))
+    if missing:
+        print(f"{teacher.path} lacks {missing} of {len(subject.keyframes)} keyframes: the student is scored alone")
+        return
+    subject.sources.insert(1, teacher)

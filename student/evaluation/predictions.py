@@ -1,0 +1,225 @@
+"""A folder of predictions in the format of SparseOcc's official scorer (systems.md 5.2): `<sample token>.npz` files.
+
+Each holds class ids on the grid under the key `pred`. Folders inside the folder are searched too.
+
+Letters: X Y Z voxel axes.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from distill.classes import ClassSet
+from distill.errors import InputError
+from distill.grids import VoxelGrid
+
+_NAMED = 3  # offenders in the one-line message
+_PATIENCE = 2.0  # seconds until the progress bar appears
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class _Offender(NamedTuple):
+    """A bad prediction: a line of the list, grouped by `kind` in the message."""
+
+    token: str
+    file: str
+    kind: str
+    detail: str
+
+    @property
+    def problem(self) -> str:
+        return f"{self.kind}: {self.detail}"
+
+
+class PredictionsFolder:
+    """The predictions below a folder, by sample token.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        InputError: there is no such folder, or no npz file below it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_dir():
+            raise InputError(
+                f"no predictions at {path}: no such folder; give the folder of the <sample token>.npz files"
+            )
+        files = defaultdict(list)
+        for file in sorted(path.rglob("*.npz")):
+            files[file.stem].append(file)
+        if not files:
+            raise InputError(
+                f"no predictions at {path}: no npz file below it; predictions are <sample token>.npz files"
+            )
+        self._files = dict(files)
+
+    def check(
+        self,
+        tokens: Collection[str],
+        known_tokens: Collection[str],
+        grid: VoxelGrid,
+        classes: ClassSet,
+        offenders_file: Path,
+    ) -> int:
+        """Refuse the folder unless it holds one good prediction for each keyframe to be scored.
+
+        The names of all files are checked, the content of those to be scored.
+
+        Args:
+            tokens: sample tokens of the keyframes to be scored.
+            known_tokens: of all keyframes of the dataroot.
+            grid, classes: what the predictions must be on and of.
+            offenders_file: where all bad predictions are listed, if there are any: CSV, token,file,problem.
+
+        Returns:
+            How many keyframes of the dataroot have a prediction here and are not to be scored.
+
+        Raises:
+            InputError: predictions are missing, there twice, damaged, not class ids on the grid, or of no keyframe.
+        """
+        scored, known = dict.fromkeys(tokens), set(known_tokens)
+        offenders = [*self._misnamed(known), *self._missing(scored), *self._repeated(known)]
+        offenders += self._bad_content([token for token in scored if token in self._files], grid, classes)
+        if offenders:
+            _write_list(offenders_file, offenders)
+            raise InputError(self._refusal(offenders, offenders_file))
+        return len(self._files.keys() - scored.keys())
+
+    def read(self, token: str) -> np.ndarray:
+        """The prediction for a keyframe that passed `check`, uint8 (X, Y, Z).
+
+        Raises:
+            InputError: the file has changed since.
+        """
+        path = self._files[token][0]
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return file["pred"].astype(np.uint8)
+        except Exception as error:  # see _problem
+            raise InputError(
+                f"{path}: can no longer be read ({error}): leave predictions alone while scoring"
+            ) from error
+
+    def _misnamed(self, known: set[str]) -> Iterable[_Offender]:
+        for token in sorted(self._files.keys() - known):
+            for path in self._files[token]:
+                yield self._offender(token, path, "unknown token", "no keyframe of the dataroot has this token")
+
+    def _missing(self, scored: Iterable[str]) -> Iterable[_Offender]:
+        for token in scored:
+            if token not in self._files:
+                yield _Offender(token, "", "missing", f"no file {token}.npz")
+
+    def _repeated(self, known: set[str]) -> Iterable[_Offender]:
+        for token, paths in self._files.items():
+            if len(paths) > 1 and token in known:
+                for path in paths:
+                    yield self._offender(token, path, "token twice", f"one of {len(paths)} files for this token")
+
+    def _bad_content(self, tokens: list[str], grid: VoxelGrid, classes: ClassSet) -> Iterable[_Offender]:
+        files = [(token, path) for token in tokens for path in self._files[token]]
+        with ThreadPoolExecutor() as pool:  # reading and decompressing release the GIL
+            found = pool.map(lambda file: _problem(file[1], grid, classes), files)
+            progress = tqdm(found, "check predictions", len(files), unit="file", delay=_PATIENCE)
+            for (token, path), problem in zip(files, progress, strict=True):
+                if problem is not None:
+                    yield self._offender(token, path, *problem)
+
+    def _offender(self, token: str, path: Path, kind: str, detail: str) -> _Offender:
+        return _Offender(token, str(path.relative_to(self.path)), kind, detail)
+
+    def _refusal(self, offenders: list[_Offender], offenders_file: Path) -> str:
+        kinds = Counter(offender.kind for offender in offenders)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        first = {offender.kind: offender for offender in reversed(offenders)}
+        named = [first[kind] for kind in kinds][:_NAMED]
+        examples = "; ".join(f"{offender.file or offender.token}: {offender.problem}" for offender in named)
+        return f"bad predictions in {self.path} ({counts}), for example {examples}; all are listed in {offenders_file}"
+
+
+def write_prediction(folder: Path, token: str, semantics_XYZ: np.ndarray) -> None:
+    """Write `<folder>/<token>.npz`, which the official scorer reads too, complete or not at all.
+
+    Args:
+        folder: made if absent.
+        token: sample token of the keyframe.
+        semantics_XYZ: class ids, uint8.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{token}.tmp", "wb") as file:
+            np.savez_compressed(file, pred=semantics_XYZ)
+        os.replace(file.name, folder / f"{token}.npz")
+    except OSError as error:
+        raise InputError(f"cannot write the prediction of {token} to {folder}: {error}") from error
+
+
+def _problem(path: Path, grid: VoxelGrid, classes: ClassSet) -> tuple[str, str] | None:
+    """Kind and detail of what is wrong with a file, None if nothing is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            keys = [name.removesuffix(".npy") for name in archive.namelist()]
+            if "pred" not in keys:
+                return "no pred", f"its keys are {', '.join(keys) or 'none'}"
+            shape, dtype = _header(archive)
+        if shape != grid.shape:  # before megabytes of scores are read
+            return "wrong shape", f"{dtype} {shape}, class ids on {grid.name} are {grid.shape}{_advice(shape)}"
+        with np.load(path, allow_pickle=False) as file:
+            pred_XYZ = file["pred"]
+    except Exception as error:  # damage raises a dozen types, from OSError to LZMAError and TokenError
+        return "unreadable", f"{type(error).__name__}: {error}"
+    return _bad_values(pred_XYZ, classes)
+
+
+def _header(archive: zipfile.ZipFile) -> tuple[tuple[int, ...], np.dtype]:
+    with archive.open("pred.npy") as member:
+        version = np.lib.format.read_magic(member)
+        if version not in _HEADERS:
+            raise ValueError(f"array format {version}")
+        shape, _, dtype = _HEADERS[version](member)
+    return shape, dtype
+
+
+def _advice(shape: tuple[int, ...]) -> str:
+    return ": of scores, give the argmax" if len(shape) == 4 else ""
+
+
+def _bad_values(pred_XYZ: np.ndarray, classes: ClassSet) -> tuple[str, str] | None:
+    if pred_XYZ.dtype.kind == "f":
+        wrong = int((~np.isfinite(pred_XYZ)).sum())
+        nan = f", {wrong} of them NaN or infinite" if wrong else ""
+        return "not class ids", f"{pred_XYZ.dtype} values{nan}: give the argmax, as uint8"
+    if pred_XYZ.dtype.kind not in "iub":
+        return "not class ids", f"{pred_XYZ.dtype} values: give class ids as uint8"
+    lowest, highest = int(pred_XYZ.min()), int(pred_XYZ.max())
+    if lowest < 0 or highest >= len(classes):
+        worst = lowest if lowest < 0 else highest
+        return "class beyond the class set", f"class {worst}, {classes.name} has 0 to {len(classes) - 1}"
+    return None
+
+
+def _write_list(path: Path, offenders: list[_Offender]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("token", "file", "problem"))
+            rows.writerows((offender.token, offender.file, offender.problem) for offender in offenders)
+    except OSError as error:
+        raise InputError(f"cannot write the list of bad predictions to {path}: {error}") from error

@@ -1,0 +1,114 @@
+"""The numbers of an evaluation: a table on screen, metrics.json, and CSV tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from distill.errors import InputError
+from student.evaluation.opening import Subject
+
+Rows = list[list[str]]
+
+
+def write_numbers(
+    output: Path, results: dict[str, Any], keyframe_miou: dict[str, dict[str, float]], subject: Subject
+) -> None:
+    """Write metrics.json, summary.csv, per_class.csv, keyframes.csv and robustness.csv; print the summary.
+
+    Args:
+        output: the folder.
+        results: what `student.evaluation.main.Evaluation.run` returns.
+        keyframe_miou: source -> sample token -> mIoU.
+        subject: what was scored.
+
+    Raises:
+        InputError: something cannot be written.
+    """
+    summary, per_class = _summary(results), _per_class(results)
+    tables = {"summary": summary, "per_class": per_class, "keyframes": _keyframes(keyframe_miou, subject)}
+    robustness = _robustness(results)
+    if len(robustness) > 1:
+        tables["robustness"] = robustness
+    try:
+        (output / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+        for name, rows in tables.items():
+            with open(output / f"{name}.csv", "w", newline="") as stream:
+                csv.writer(stream).writerows(rows)
+    except OSError as error:
+        raise InputError(f"{output}: cannot write here ({error}): choose another output=") from error
+    iou = f"{results['scored']['convention']} IoU"
+    by_class = [row[1:] for row in per_class if row[0] == iou]
+    _print([["percent", *summary[0][1:]], *summary[1:], [iou, *summary[0][1:]], *by_class])
+    print(_sentence(results))
+
+
+def _summary(results: dict[str, Any]) -> Rows:
+    sources = results["sources"]
+    names = list(dict.fromkeys(name for source in sources.values() for name in source["metrics"]))
+    rows = [[name, *(_text(source["metrics"].get(name)) for source in sources.values())] for name in names]
+    return [["metric", *sources], *rows]
+
+
+def _per_class(results: dict[str, Any]) -> Rows:
+    sources = results["sources"]
+    metrics = list(dict.fromkeys(name for source in sources.values() for name in source["per_class"]))
+    rows = [
+        [metric, name, *(_text(source["per_class"].get(metric, {}).get(name)) for source in sources.values())]
+        for metric in metrics
+        for name in results["scored"]["classes"]
+    ]
+    return [["metric", "class", *sources], *rows]
+
+
+def _keyframes(keyframe_miou: dict[str, dict[str, float]], subject: Subject) -> Rows:
+    rows = [
+        [keyframe.token, keyframe.scene, *(f"{of[keyframe.token]:.2f}" for of in keyframe_miou.values())]
+        for keyframe in subject.labelled
+    ]
+    return [["token", "scene", *keyframe_miou], *rows]
+
+
+def _robustness(results: dict[str, Any]) -> Rows:
+    rows = [
+        [name, row["condition"], _text(row["miou"]), _text(row["geometric_iou"])]
+        for name, source in results["sources"].items()
+        for row in source.get("robustness", [])
+    ]
+    return [["source", "condition", "mIoU", "geometric IoU"], *rows]
+
+
+def _text(value: float | int | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _print(rows: Rows) -> None:
+    """The table, with differences against the first source behind the others' numbers."""
+    first, others = (max(len(row[place]) for row in rows) + 2 for place in (0, 1))
+    columns = max(20, others, *(len(cell) + 2 for cell in rows[0][1:]))
+    for row in rows:
+        cells = [row[1], *(_compared(cell, row[1]) for cell in row[2:])]
+        print(row[0].ljust(first) + "".join(cell.rjust(columns) for cell in cells))
+
+
+def _compared(cell: str, first: str) -> str:
+    if "." not in cell or "." not in first:
+        return cell
+    return f"{cell} ({float(cell) - float(first):+.2f})"
+
+
+def _sentence(results: dict[str, Any]) -> str:
+    scored = results["scored"]
+    sources = ", ".join(
+        f"{name} = {source['facts'].get('weights', '')} {source['kind']} {source['path']}".replace("=  ", "= ")
+        for name, source in results["sources"].items()
+    )
+    unlabelled = f" ({scored['unlabelled']} more have no labels)" if scored["unlabelled"] else ""
+    return (
+        f"{scored['keyframes']} keyframes of {scored['data']} {scored['split']}{unlabelled}, {scored['voxels']}, code "
+        f"{scored['code']}; {sources}"
+    )

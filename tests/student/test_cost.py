@@ -1,0 +1,150 @@
+"""What is reported as a network's cost, on networks whose cost is known."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from student.evaluation import cost
+from student.evaluation.cost import cpu_name, device_name, milliseconds, network_cost, peak_bytes, precision_name
+
+CPU = torch.device("cpu")
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+MEGABYTE = 1_000_000
+
+
+class Known(nn.Module):
+    """Two matrix products, and memory that is held and memory that is only passed through."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 100, bias=False), nn.Linear(100, 10, bias=False)
+        self.register_buffer("ballast", torch.ones(5 * MEGABYTE // 4))
+        self.dtypes = []
+
+    def forward(self, batch):
+        for _ in range(2):
+            torch.ones(20 * MEGABYTE // 4)
+        found = self.second(self.first(batch["images"].float()))
+        self.dtypes.append(found.dtype)
+        assert torch.is_inference_mode_enabled()
+        return found
+
+
+BATCH = {"images": torch.ones(1, 6, 3, 32, 64)}
+
+
+def test_known_network():
+    network = Known().eval()
+    found = network_cost(network, BATCH, CPU, torch.float32, warmup=1, runs=5)
+    assert found["parameters"] == 64 * 100 + 100 * 10
+    assert found["gflop"] == pytest.approx(2 * 6 * 3 * 32 * (64 * 100 + 100 * 10) / 1e9)
+    assert found["precision"] == "float32"
+    assert found["image_size"] == [32, 64]
+    assert 0 < found["latency_ms"]["median"] <= found["latency_ms"]["p95"]
+    assert found["latency_ms"]["runs"] == 5
+    assert found["device"] == f"{cpu_name()} ({torch.get_num_threads()} threads)"
+    assert set(network.dtypes) == {torch.float32}
+
+
+def test_the_precision_that_is_named_is_the_one_that_runs():
+    network = Known().eval()
+    assert network_cost(network, BATCH, CPU, torch.bfloat16, warmup=1, runs=1)["precision"] == "bfloat16"
+    assert set(network.dtypes) == {torch.bfloat16}
+
+
+@LINUX
+def test_peak_memory_is_the_weights_and_the_largest_moment_of_a_pass():
+    found = network_cost(Known().eval(), BATCH, CPU, torch.float32, warmup=1, runs=1)
+    # the buffer, 20 of the 40 MB that pass through, and small tensors
+    assert found["peak_memory_mb"] == pytest.approx(5 + 20, abs=2)
+
+
+@LINUX
+@pytest.mark.parametrize("size", [8, 64])
+def test_peak_of_one_call(size):
+    assert peak_bytes(lambda: torch.ones(size * MEGABYTE // 4), CPU) == pytest.approx(size * MEGABYTE, abs=MEGABYTE)
+
+
+KEEPING = f"""
+import torch
+from distill.memory import keep_freed_memory
+from student.evaluation.cost import _resident, peak_bytes
+
+keep_freed_memory()
+call = lambda: [torch.ones({MEGABYTE}) for _ in range(16)]
+call()
+print(peak_bytes(call, torch.device("cpu")))
+before = _resident("VmRSS")
+call()
+print(_resident("VmRSS") - before)
+"""
+
+
+@LINUX
+def test_memory_that_the_process_keeps_is_measured_and_goes_on_being_kept():
+    ended = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, timeout=120, check=True)
+    measured, kept = (int(line) for line in ended.stdout.split())
+    assert measured == pytest.approx(64 * MEGABYTE, rel=0.05)
+    if platform.libc_ver()[0] == "glibc":
+        assert kept == pytest.approx(64 * MEGABYTE, rel=0.05)
+
+
+def test_where_the_system_does_not_tell_memory_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr(cost, "_CLEAR_REFS", tmp_path / "missing" / "clear_refs")
+    assert network_cost(Known().eval(), BATCH, CPU, torch.float32, warmup=1, runs=1)["peak_memory_mb"] is None
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert peak_bytes(lambda: None, CPU) is None
+
+
+def test_every_run_but_the_first_ones_is_timed_by_itself():
+    sleeps = iter([0.9, 0.0, 0.3, 0.0])
+    times = milliseconds(lambda: time.sleep(next(sleeps)), CPU, warmup=1, runs=3)
+    assert next(sleeps, None) is None
+    assert len(times) == 3
+    assert 300 <= times[1] < 900
+    assert times[0] + times[2] < 300
+
+
+def test_median_and_p95(monkeypatch):
+    monkeypatch.setattr(cost, "milliseconds", lambda *_: [float(i) for i in range(1, 102)])
+    found = network_cost(Known().eval(), BATCH, CPU, torch.float32, warmup=1, runs=101)
+    assert found["latency_ms"] == {"median": 51.0, "p95": 96.0, "runs": 101}
+
+
+def test_hardware_has_a_name():
+    assert cpu_name()
+    assert device_name(CPU).startswith(cpu_name())
+    assert precision_name(torch.float16, CPU) == "float16"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_known_network_on_a_gpu():
+    device = torch.device("cuda")
+    network = Known().eval().to(device)
+    found = network_cost(network, {"images": BATCH["images"].to(device)}, device, torch.float32, warmup=1, runs=3)
+    assert found["peak_memory_mb"] == pytest.approx(5, abs=2)
+    assert found["device"] == torch.cuda.get_device_name()
+    assert peak_bytes(lambda: torch.ones(64 * MEGABYTE // 4, device=device), device) == pytest.approx(
+        64 * MEGABYTE, rel=0.05
+    )
+
+
+def test_the_benchmark_prints_what_a_network_costs():
+    spec = importlib.util.spec_from_file_location("networks", BENCHMARKS / "networks.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    name, millions, gflop, *measured = benchmark.row("demo", Namespace(device=CPU, repeats=1, train=False)).split()
+    assert name == "demo"
+    assert (float(millions), float(gflop)) == (pytest.approx(1.65, abs=0.01), pytest.approx(9.3, abs=0.1))
+    assert len(measured) == 3  # median, p95, MB

@@ -1,0 +1,238 @@
+"""What occ-eval is made of, on tiny grids: sources, the scorecard and its self-check, the choice of pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
+from distill.errors import InputError
+from distill.gaussians import Gaussians
+from distill.grids import VoxelGrid
+from distill.metrics import RayIoU
+from distill.nuscenes.frames import collate
+from distill.nuscenes.index import Keyframe
+from distill.store import GaussianKind, StoreIdentity, StoreWriter, TeacherStore
+from distill.teaching import render
+from student.evaluation.pictures import check_wanted, choose
+from student.evaluation.report import _compared
+from student.evaluation.scorecard import ScenePoses, Scorecard, self_check
+from student.evaluation.sources import Prediction, StoreSource, name_of
+
+# the Gaussians overlap, and both reach higher than the 3 m that Gaussians are known for
+GRID = VoxelGrid("tiny", "ego", (-3.0, -3.0, 0.0), 1.0, (6, 6, 5))
+FINER = VoxelGrid("finer", "ego", (-2.0, -2.0, 1.0), 0.5, (8, 8, 6))
+LIDAR = replace(GRID, name="tiny lidar", frame="lidar")
+FREE, CAR, ROAD = 17, 4, 11
+CPU = torch.device("cpu")
+
+
+def keyframe(place: int) -> Keyframe:
+    """The `place`-th of a scene that drives 0.25 m ahead in every keyframe."""
+    ego2global, lidar2ego = np.eye(4), np.eye(4)
+    ego2global[0, 3], lidar2ego[:3, 3] = 0.25 * place, (0.5, 0.0, 2.5)
+    neighbours = (f"{place - 1:032d}" if place else "", f"{place + 1:032d}" if place < 2 else "")
+    return Keyframe(f"{place:032d}", "scene", place, *neighbours, (), Path("scan"), lidar2ego, ego2global)
+
+
+@dataclass
+class Index:
+    """The scene of `keyframe`, as `NuScenesIndex` shows it."""
+
+    tokens = tuple(keyframe(place).token for place in range(3))
+    scenes = ("scene",) * 3
+
+    def select(self, tokens: list[str]) -> list[Keyframe]:
+        return [keyframe(self.tokens.index(token)) for token in tokens]
+
+
+@dataclass
+class Labels:
+    """A road with a car on it, the same in every keyframe; what is high is not seen."""
+
+    grid = GRID
+
+    def read(self, keyframe: Keyframe) -> dict[str, np.ndarray]:
+        semantics = np.full(GRID.shape, FREE, np.uint8)
+        semantics[:, :, 0], semantics[1:3, 2:4, 1] = ROAD, CAR
+        seen = np.ones(GRID.shape, bool)
+        seen[:, :, 4] = False
+        return {"semantics": semantics, "mask_camera": seen, "mask_lidar": seen}
+
+
+def scorecard(grid=GRID, classes=OCC3D_CLASSES, probabilities=False) -> Scorecard:
+    with initialize_config_module("conf", version_base="1.3"):
+        settings = compose("eval").metrics
+    return Scorecard(grid, classes, settings, ScenePoses(Index(), grid), CPU, probabilities)
+
+
+def tensors(labels: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in labels.items()}
+
+
+# --- a teacher's store as a source
+
+
+@pytest.fixture
+def gaussians():
+    semantics = torch.zeros(2, 18)
+    semantics[:, CAR] = 1.0
+    means, scales = torch.tensor([[0.5, 0.5, 1.5], [-1.5, 1.5, 4.0]]), torch.full((2, 3), 0.8)
+    rotations = torch.tensor([[1.0, 0.0, 0.0, 0.0]]).repeat(2, 1)
+    return Gaussians(means, scales, rotations, torch.ones(2), semantics, "probabilistic", 4.0, "stable")
+
+
+@pytest.fixture(params=[True, False], ids=["with voxels", "Gaussians alone"])
+def store(request, tmp_path, gaussians):
+    kind = GaussianKind(2, gaussians.form, gaussians.reach, gaussians.det)
+    identity = StoreIdentity("t", "", {}, GRID, OCC3D_CLASSES.names, request.param, kind)
+    token = keyframe(0).token
+    writer = StoreWriter.open(tmp_path / "store.zarr", identity, [token], ["scene"])
+    log_probs, covered = everything(gaussians, GRID, torch.eye(4))
+    writer.write(token, log_probs.numpy(), log_probs.exp().mean(2).numpy(), covered.numpy(), gaussians)
+    return TeacherStore(tmp_path / "store.zarr")
+
+
+def everything(gaussians, grid, lidar2grid):
+    told = render(gaussians, grid, lidar2grid, torch.arange(np.prod(grid.shape)))
+    return [values.unflatten(0, grid.shape) for values in told]
+
+
+@pytest.mark.parametrize("grid", [GRID, FINER, LIDAR], ids=lambda grid: grid.name)
+def test_a_store_is_free_where_its_teacher_has_modelled_nothing(store, gaussians, grid):
+    source = StoreSource("teacher", [store], grid, OCC3D_CLASSES, CPU)
+    frame = replace(keyframe(0), lidar2ego=np.eye(4))
+    batch = collate([source.dataset([frame], Labels())[0]])
+    (prediction,) = source.predict(batch)
+    log_probs, covered = everything(gaussians, grid, torch.eye(4))
+    assert covered.any()
+    assert (log_probs.argmax(-1)[~covered] == CAR).any()
+    expected = log_probs.argmax(-1).masked_fill(~covered, FREE).to(torch.uint8)
+    assert torch.equal(prediction.semantics_XYZ, expected)
+    assert torch.equal(prediction.covered_XYZ, covered)
+    given = prediction.log_probs_XYZC[covered].exp()
+    torch.testing.assert_close(given.sum(-1), torch.ones(len(given)))
+    torch.testing.assert_close(given, log_probs[covered].exp(), atol=0.01, rtol=0.0)
+    assert set(expected.flatten().tolist()) == {CAR, FREE}
+    assert source.missing([frame.token, "f" * 32]) == ["f" * 32]
+
+
+def test_a_store_of_another_grid_without_gaussians_is_refused(tmp_path):
+    identity = StoreIdentity("t", "", {}, GRID, OCC3D_CLASSES.names)
+    StoreWriter.open(tmp_path / "store.zarr", identity, [keyframe(0).token], ["scene"])
+    with pytest.raises(InputError, match="grid"):
+        StoreSource("t", [TeacherStore(tmp_path / "store.zarr")], FINER, OCC3D_CLASSES, CPU)
+
+
+def test_sources_are_named_after_runs_files_and_folders():
+    assert name_of("runs/kd_none/best.pt") == "kd_none"
+    assert name_of("runs/kd_none/last.pt") == "kd_none"
+    assert name_of("exports/mine.safetensors") == "mine"
+    assert name_of("stores/demo-fusion.zarr") == "demo-fusion"
+    assert name_of("predictions/flashocc") == "flashocc"
+
+
+# --- the scorecard
+
+
+def test_the_self_check_passes_on_both_class_sets():
+    labels = tensors(Labels().read(keyframe(1)))
+    assert "100" in self_check(scorecard(), scorecard(), labels, keyframe(1))
+    labels["semantics"][0] = SURROUNDOCC_CLASSES.ignored
+    cards = [scorecard(classes=SURROUNDOCC_CLASSES) for _ in range(2)]
+    assert "100" in self_check(*cards, labels, keyframe(1))
+
+
+@pytest.mark.parametrize("broken", [100.0, 0.0], ids=["all right", "all wrong"])
+def test_the_self_check_finds_a_metric_that_counts_nothing(monkeypatch, broken):
+    """A ray caster that writes nothing once gave a whole field zeros."""
+
+    def compute(self):
+        return {name: torch.tensor(broken) for name in ("RayIoU", "RayIoU@1")} | {
+            "RayIoU per class": torch.zeros(3, len(self.classes))
+        }
+
+    monkeypatch.setattr(RayIoU, "compute", compute)
+    with pytest.raises(InputError, match=r"self-check.*RayIoU"):
+        self_check(scorecard(), scorecard(), tensors(Labels().read(keyframe(1))), keyframe(1))
+
+
+def test_a_scorecard_is_json_with_every_metric():
+    card = scorecard(probabilities=True)
+    generator = torch.Generator().manual_seed(0)
+    for place in range(3):
+        labels = tensors(Labels().read(keyframe(place)))
+        logits = torch.randn(*GRID.shape, 18, generator=generator)
+        logits.scatter_(-1, labels["semantics"].long().unsqueeze(-1), 2.0)
+        prediction = Prediction(logits.argmax(-1).to(torch.uint8), logits.log_softmax(-1))
+        card.update(prediction, labels["semantics"], labels["mask_camera"], keyframe(place))
+    result = json.loads(json.dumps(card.compute(), allow_nan=False))
+    expected = {
+        *("Occ3D-17 mIoU", "MonoOcc-16 mIoU", "Occ3D-17 geometric IoU", "RayIoU", "RayIoU@1", "RayIoU@2", "RayIoU@4"),
+        *("F-score", "ECE", "flicker"),
+    }
+    assert expected <= result["metrics"].keys()
+    assert all(0 < result["metrics"][name] < 100 for name in expected)
+    assert result["metrics"]["flicker pairs"] == 2
+    assert result["metrics"]["flicker unpaired"] == 0
+    assert set(result["per_class"]) >= {"Occ3D-17 IoU", "RayIoU@1", "labelled voxels", "ECE", "flicker"}
+    assert result["per_class"]["labelled voxels"]["car"] == 3 * 4
+    assert np.sum(result["confusion"]) == 3 * 6 * 6 * 4
+    assert sum(result["bands"]["height"]["voxels"]) == 3 * 6 * 6 * 4
+    assert sum(result["reliability"]["all"]["voxels"]) == 3 * 6 * 6 * 4
+    assert list(card.keyframe_miou) == list(Index.tokens)
+    assert len(set(card.keyframe_miou.values())) == 3
+
+
+def test_what_a_teacher_has_not_modelled_is_not_calibrated():
+    labels = tensors(Labels().read(keyframe(0)))
+    log_probs = torch.full((*GRID.shape, 18), 1 / 18).log()
+    covered = torch.zeros(GRID.shape, dtype=torch.bool)
+    covered[:3] = True
+    card = scorecard(probabilities=True)
+    card.update(
+        Prediction(labels["semantics"], log_probs, covered), labels["semantics"], labels["mask_camera"], keyframe(0)
+    )
+    assert sum(card.compute()["reliability"]["all"]["voxels"]) == 3 * 6 * 4
+
+
+def test_rays_begin_where_the_lidar_is_in_the_keyframes_of_the_scene():
+    origins = ScenePoses(Index(), GRID).ray_origins(keyframe(1))
+    np.testing.assert_allclose(origins, [[0.25, 0, 2.5], [0.5, 0, 2.5], [0.75, 0, 2.5]], atol=1e-6)
+
+
+def test_the_frame_of_the_grid_moves_with_the_vehicle():
+    for grid, height in ((GRID, 0.0), (LIDAR, 2.5)):
+        poses = [ScenePoses(Index(), grid).grid2global(keyframe(place)) for place in range(3)]
+        assert all(np.allclose((after - before)[:3, 3], (0.25, 0, 0)) for before, after in pairwise(poses))
+        assert poses[0][2, 3] == height
+
+
+# --- the report
+
+
+def test_differences_are_against_the_first_source():
+    assert _compared("27.25", "26.39") == "27.25 (+0.86)"
+    assert _compared("5", "5") == "5"
+    assert _compared("", "26.39") == ""
+
+
+def test_best_median_and_worst_are_shown():
+    miou = {"a": 10.0, "b": 30.0, "c": float("nan"), "d": 20.0, "e": 15.0}
+    assert choose(["best", "median", "worst"], miou) == {"b": "best", "e": "median", "c": "worst"}
+    assert choose(["worst", "d"], miou) == {"c": "worst", "d": "by token"}
+    assert choose(["best", "worst"], {"a": 1.0}) == {"a": "best, worst"}
+
+
+def test_pictures_of_unknown_keyframes_are_refused():
+    keyframes = type("Keyframes", (), {"tokens": ["a"]})()
+    check_wanted(["best", "a"], keyframes)
+    with pytest.raises(InputError, match="bset"):
+        check_wanted(["bset"], keyframes)

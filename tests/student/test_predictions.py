@@ -1,0 +1,246 @@
+import csv
+import os
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
+from distill.errors import InputError
+from distill.grids import OCC3D, VoxelGrid
+from student.evaluation.predictions import PredictionsFolder, write_prediction
+
+SMALL = VoxelGrid("small", "ego", (-2.0, -1.6, -0.8), 0.4, (10, 8, 4))
+
+
+def volume(seed=0, grid=SMALL):
+    return np.random.default_rng(seed).integers(0, 18, grid.shape, np.uint8)
+
+
+def check(folder, tokens=("a",), known=("a", "b", "c"), grid=SMALL, classes=OCC3D_CLASSES):
+    return PredictionsFolder(folder).check(tokens, known, grid, classes, folder.parent / "bad.csv")
+
+
+def refusal(folder, **options):
+    """The line, and {(token, file): problem} of the list."""
+    with pytest.raises(InputError) as caught:
+        check(folder, **options)
+    line = str(caught.value)
+    assert "\n" not in line and str(folder) in line and str(folder.parent / "bad.csv") in line
+    with open(folder.parent / "bad.csv") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["token", "file", "problem"]
+    return line, {(token, name): problem for token, name, problem in rows[1:]}
+
+
+def save(folder, token, save=np.savez_compressed, **arrays):
+    folder.mkdir(parents=True, exist_ok=True)
+    save(folder / f"{token}.npz", **arrays)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "predictions"
+
+
+# --- good folders
+
+
+def test_what_is_written_is_read_and_passes(folder):
+    for seed, token in enumerate("ab"):
+        write_prediction(folder, token, volume(seed))
+    assert check(folder, tokens=["a", "b"]) == 0
+    for seed, token in enumerate("ab"):
+        found = PredictionsFolder(folder).read(token)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, volume(seed))
+    assert sorted(os.listdir(folder)) == ["a.npz", "b.npz"]
+    assert not (folder.parent / "bad.csv").exists()
+
+
+def test_the_official_scorer_reads_what_is_written(folder):
+    """It asks for `pred` in `<sample token>.npz` and reshapes it to the grid."""
+    write_prediction(folder, "a", volume(grid=OCC3D))
+    official = np.load(folder / "a.npz", allow_pickle=True)
+    assert (
+        official.files == ["pred"] and official["pred"].shape == (200, 200, 16) and official["pred"].dtype == np.uint8
+    )
+
+
+@pytest.mark.parametrize("save_as", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, ">i2", np.bool_])
+def test_whole_numbers_of_any_type_in_any_folder_and_order(folder, save_as, dtype):
+    semantics = (volume() % 2).astype(dtype)
+    save(folder / "deep/er", "a", save_as, pred=np.asfortranarray(semantics), instances=np.zeros(3))
+    assert check(folder) == 0
+    found = PredictionsFolder(folder).read("a")
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, semantics)
+
+
+def test_predictions_for_other_keyframes_are_counted_not_read(folder):
+    write_prediction(folder, "a", volume())
+    save(folder, "b", pred=np.zeros(3))
+    (folder / "c.npz").write_bytes(b"never opened")
+    (folder / "notes.txt").write_text("not a prediction")
+    assert check(folder) == 2
+
+
+def test_writing_again_replaces_and_what_is_interrupted_leaves_the_old_one(folder, monkeypatch):
+    write_prediction(folder, "a", volume(0))
+    write_prediction(folder, "a", volume(1))
+    np.testing.assert_array_equal(PredictionsFolder(folder).read("a"), volume(1))
+
+    def interrupted(file, **_):
+        file.write(b"PK half a file")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez_compressed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_prediction(folder, "a", volume(2))
+    assert check(folder) == 0
+    np.testing.assert_array_equal(PredictionsFolder(folder).read("a"), volume(1))
+
+
+def test_what_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write the prediction of a to"):
+        write_prediction(tmp_path / "file", "a", volume())
+
+
+# --- bad folders
+
+
+def test_a_folder_that_is_not_there_or_empty(folder):
+    with pytest.raises(InputError, match="no such folder"):
+        PredictionsFolder(folder)
+    folder.mkdir()
+    (folder / "a.npy").touch()
+    with pytest.raises(InputError, match="no npz file below it"):
+        PredictionsFolder(folder)
+
+
+NAN = np.where(volume() == 3, np.nan, 1.0).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "problem"),
+    [
+        ({"pred": volume()[..., :3]}, "wrong shape: uint8 (10, 8, 3), class ids on small are (10, 8, 4)"),
+        ({"pred": volume().transpose(1, 0, 2)}, "wrong shape: uint8 (8, 10, 4), class ids on small are (10, 8, 4)"),
+        ({"pred": volume()[None]}, "wrong shape: uint8 (1, 10, 8, 4), class ids"),
+        ({"pred": volume().ravel()}, "wrong shape: uint8 (320,), class ids"),
+        (
+            {"pred": np.zeros((*SMALL.shape, 18), np.float16)},
+            "wrong shape: float16 (10, 8, 4, 18), class ids on small are (10, 8, 4): of scores, give the argmax",
+        ),
+        ({"pred": np.ones(SMALL.shape)}, "not class ids: float64 values: give the argmax, as uint8"),
+        ({"pred": NAN}, f"not class ids: float32 values, {np.isnan(NAN).sum()} of them NaN or infinite: give"),
+        ({"pred": np.full(SMALL.shape, np.inf)}, "not class ids: float64 values, 320 of them NaN or infinite: give"),
+        ({"pred": np.zeros(SMALL.shape, complex)}, "not class ids: complex128 values: give class ids as uint8"),
+        ({"pred": np.full(SMALL.shape, "car")}, "not class ids: <U3 values"),
+        ({"pred": np.full(SMALL.shape, None)}, "unreadable: ValueError: Object arrays cannot be loaded"),
+        ({"pred": np.full(SMALL.shape, 18, np.uint8)}, "class beyond the class set: class 18, occ3d has 0 to 17"),
+        ({"pred": volume().astype(np.int8) - 1}, "class beyond the class set: class -1, occ3d has 0 to 17"),
+        ({"pred": np.full(SMALL.shape, 2**40)}, f"class beyond the class set: class {2**40}, occ3d"),
+        ({"semantics": volume(), "mask": volume()}, "no pred: its keys are semantics, mask"),
+        ({}, "no pred: its keys are none"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_problem(folder, arrays, problem):
+    write_prediction(folder, "b", volume())
+    save(folder / "scene", "a", **arrays)
+    line, listed = refusal(folder, tokens=["a", "b"])
+    assert list(listed) == [("a", "scene/a.npz")]
+    assert listed["a", "scene/a.npz"].startswith(problem) and problem in line
+    assert f"(1 {problem.partition(':')[0]})" in line
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", None], ids=["empty", "no archive", "array"])
+def test_what_is_no_archive_is_refused(folder, content):
+    folder.mkdir()
+    if content is None:
+        with open(folder / "a.npz", "wb") as file:
+            np.save(file, volume())
+    else:
+        (folder / "a.npz").write_bytes(content)
+    line, listed = refusal(folder)
+    assert "(1 unreadable)" in line and listed["a", "a.npz"].startswith("unreadable: BadZipFile")
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**31), compressed=st.booleans(), cut=st.booleans())
+def test_a_damaged_file_is_refused_or_harmless(tmp_path_factory, seed, compressed, cut):
+    """Damage to a date inside the archive does not matter; damage to the array never goes unnoticed."""
+    random = np.random.default_rng(seed)
+    folder = tmp_path_factory.mktemp("damaged") / "predictions"
+    save(folder, "a", np.savez_compressed if compressed else np.savez, pred=volume())
+    content = np.frombuffer((folder / "a.npz").read_bytes(), np.uint8).copy()
+    content[random.integers(0, len(content), 3)] ^= random.integers(1, 256, 3).astype(np.uint8)
+    (folder / "a.npz").write_bytes(content[: random.integers(len(content)) if cut else None].tobytes())
+    try:
+        check(folder)
+    except InputError:
+        assert len(refusal(folder)[1]) == 1
+    else:
+        np.testing.assert_array_equal(PredictionsFolder(folder).read("a"), volume())
+
+
+def test_all_offenders_are_listed_and_each_kind_is_counted(folder):
+    known = [f"t{i}" for i in range(40)]
+    for token in known[:20]:
+        write_prediction(folder, token, volume())
+    for token in known[:3]:
+        save(folder, token, pred=np.zeros((2, 2, 2), np.uint8))
+    (folder / "t5.npz").write_bytes((folder / "t5.npz").read_bytes()[:-40])
+    for name in ("again", "and again"):
+        write_prediction(folder / name, "t7", volume())
+    write_prediction(folder, "t7 copy", volume())
+    write_prediction(folder, "t39", volume())
+    line, listed = refusal(folder, tokens=known[:25], known=known)
+    assert "(1 unknown token, 5 missing, 3 token twice, 3 wrong shape, 1 unreadable)" in line
+    assert len(line) < 600 and len(listed) == 13
+    assert {token for token, file in listed if not file} == {f"t{i}" for i in range(20, 25)}
+    assert {file for token, file in listed if token == "t7"} == {"again/t7.npz", "and again/t7.npz", "t7.npz"}
+    assert listed["t7 copy", "t7 copy.npz"].startswith("unknown token")
+    assert listed["t22", ""] == "missing: no file t22.npz"
+
+
+def test_a_token_twice_is_refused_even_if_both_files_agree_and_in_another_split(folder):
+    for token in ("a", "b"):
+        write_prediction(folder, token, volume())
+    write_prediction(folder / "copy", "b", volume())
+    line, listed = refusal(folder)
+    assert "(2 token twice)" in line
+    assert listed == dict.fromkeys([("b", "b.npz"), ("b", "copy/b.npz")], "token twice: one of 2 files for this token")
+
+
+def test_the_class_set_and_the_grid_decide(folder):
+    write_prediction(folder, "a", volume(grid=OCC3D))
+    assert check(folder, grid=OCC3D) == check(folder, grid=OCC3D, classes=SURROUNDOCC_CLASSES) == 0
+    assert "class ids on small are (10, 8, 4)" in refusal(folder)[0]
+
+
+def test_a_list_that_cannot_be_written_is_said(folder):
+    save(folder, "a", pred=np.zeros(3))
+    with pytest.raises(InputError, match=r"cannot write the list of bad predictions to .*a\.npz/bad\.csv"):
+        PredictionsFolder(folder).check(["a"], ["a"], SMALL, OCC3D_CLASSES, folder / "a.npz/bad.csv")
+
+
+def test_a_file_that_goes_away_while_scoring_is_said(folder):
+    write_prediction(folder, "a", volume())
+    predictions = PredictionsFolder(folder)
+    os.unlink(folder / "a.npz")
+    with pytest.raises(InputError, match=r"a\.npz: can no longer be read"):
+        predictions.read("a")
+
+
+def test_the_header_of_a_wrong_shape_decides_before_its_values_are_read(folder):
+    """Scores of thousands of keyframes are refused in seconds: here is a header alone, of an array of 23 TB."""
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "a.npz", "w") as archive, archive.open("pred.npy", "w") as member:
+        shape = (200, 200, 16, 18_000_000)
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    assert refusal(folder)[1]["a", "a.npz"].startswith("wrong shape: float16 (200, 200, 16, 18000000)")

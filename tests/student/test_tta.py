@@ -1,0 +1,206 @@
+"""Mirrored views of a keyframe, against a network that cannot tell them apart and against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from torch import nn
+
+from distill.augment import ImageTransform, Transform
+from distill.errors import InputError
+from distill.grids import VoxelGrid
+from distill.nuscenes.frames import collate
+from distill.prediction import Occupancy
+from student.evaluation.tta import View, average_views
+
+HEIGHT, WIDTH, POINTS = 64, 160, 100
+# not symmetric along the axis of travel
+EGO = VoxelGrid("coarse", "ego", (-20.0, -40.0, -16.0), 2.0, (32, 40, 16))
+LIDAR = VoxelGrid("coarse", "lidar", (-40.0, -20.0, -16.0), 2.0, (40, 32, 16))
+PLAIN = View(images=False, world=False)
+FLIP = [View(images, world) for world in (False, True) for images in (False, True)]
+
+
+def keyframe(seed, grid):
+    """A sample as `FrameDataset` gives it: six cameras looking around, LiDAR points."""
+    rng = np.random.default_rng(seed)
+    cam2ego = np.tile(np.eye(4), (6, 1, 1))
+    for pose, yaw in zip(cam2ego, np.arange(6) * np.pi / 3 + rng.uniform(-0.2, 0.2, 6), strict=True):
+        forward = np.array([np.cos(yaw), np.sin(yaw), rng.uniform(-0.1, 0.1)])
+        right = np.cross(forward, [0, 0, 1])
+        right /= np.linalg.norm(right)
+        forward /= np.linalg.norm(forward)
+        pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], 1)
+        pose[:3, 3] = rng.uniform([-1, -1, 1], [1, 1, 2])
+    return {
+        "token": f"{seed:032x}",
+        "scene": "scene-0001",
+        "images": rng.integers(0, 256, (6, 3, HEIGHT, WIDTH), dtype=np.uint8),
+        "intrinsics": np.tile(np.array([[110, 0, 83], [0, 110, 30], [0, 0, 1]], np.float32), (6, 1, 1)),
+        "cam2ego": cam2ego.astype(np.float32),
+        "lidar2ego": np.eye(4, dtype=np.float32) if grid.frame == "lidar" else cam2ego[3].astype(np.float32),
+        "points": (rng.normal(size=(POINTS, 4)) * [15, 15, 1, 1]).astype(np.float32),
+        "semantics": rng.integers(0, 18, grid.shape, dtype=np.uint8),
+    }
+
+
+def batch_of(grid, seeds=(0, 1)):
+    return collate([keyframe(seed, grid) for seed in seeds])
+
+
+class Projection(nn.Module):
+    """Paints every voxel centre with the image colours at its pixels and with the points around it.
+
+    That is all there is to the geometry of a keyframe, so mirrored images change nothing and a mirrored world mirrors.
+    """
+
+    def __init__(self, grid):
+        super().__init__()
+        self.centres_V3 = torch.from_numpy(grid.centres()).double().reshape(-1, 3)
+        self.grid = grid
+
+    def forward(self, batch):
+        assert not batch.keys() & {"semantics", "token"}
+        return Occupancy(torch.stack([self.painted(batch, b) for b in range(len(batch["images"]))]))
+
+    def painted(self, batch, b):
+        ego2cam_N44 = torch.linalg.inv(batch["cam2ego"][b].double())
+        camera_NV3 = self.centres_V3 @ ego2cam_N44[:, :3, :3].mT + ego2cam_N44[:, None, :3, 3]
+        u, v, depth = (camera_NV3 @ batch["intrinsics"][b].double().mT).unbind(-1)
+        uv_NV2 = torch.stack([u / WIDTH, v / HEIGHT], -1) / depth.clamp(min=0.1).unsqueeze(-1) * 2 - 1
+        colours_N3V = nn.functional.grid_sample(batch["images"][b].double() / 50, uv_NV2[:, None], align_corners=False)[
+            :, :, 0
+        ]
+        colours_V3 = (colours_N3V * (depth > 0.1).unsqueeze(1)).sum(0).T
+        near_V1 = torch.cdist(self.centres_V3, batch["points"][b][:, :3].double()).amin(1, keepdim=True)
+        to_lidar_V1 = (self.centres_V3 - batch["lidar2ego"][b, :3, 3].double()).norm(dim=1, keepdim=True) / 10
+        return torch.cat([colours_V3, near_V1, to_lidar_V1], 1).unflatten(0, self.grid.shape)
+
+
+@pytest.mark.parametrize("grid", [EGO, LIDAR], ids=["ego", "lidar"])
+@pytest.mark.parametrize("view", FLIP)
+def test_a_network_that_knows_only_geometry_gives_the_same_answer(grid, view):
+    network, batch = Projection(grid), batch_of(grid, seeds=[0])
+    expected = network(PLAIN.of(batch, grid)).voxel_logits_BXYZC
+    assert (expected[..., :3] != 0).float().mean() > 0.2
+    answer = network(view.of(batch, grid)).voxel_logits_BXYZC
+    assert torch.allclose(answer, expected) != view.world
+    torch.testing.assert_close(view.undone(answer, grid), expected, rtol=1e-4, atol=1e-3)
+    average = average_views(network, batch, [PLAIN, view], grid)
+    torch.testing.assert_close(average, expected.float().log_softmax(-1), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("grid", [EGO, LIDAR], ids=["ego", "lidar"])
+@pytest.mark.parametrize("view", FLIP)
+def test_mirrored_twice_is_as_before(grid, view):
+    batch = batch_of(grid)
+    once = view.of(batch, grid)
+    twice = view.of(once, grid)
+    for key in ("images", "intrinsics", "cam2ego", "lidar2ego"):
+        torch.testing.assert_close(twice[key], batch[key])
+        mirrored = view.images if key in ("images", "intrinsics") else view.world
+        assert torch.equal(once[key], batch[key]) != mirrored
+    for before, after in zip(batch["points"], twice["points"], strict=True):
+        assert torch.equal(after, before)
+    voxels = torch.randn(2, *grid.shape, 3)
+    assert torch.equal(view.undone(view.undone(voxels, grid), grid), voxels)
+
+
+def test_the_batch_itself_stays():
+    batch, again = batch_of(EGO), batch_of(EGO)
+    average_views(Projection(EGO), batch, FLIP, EGO)
+    assert batch.keys() == again.keys()
+    for key in ("images", "intrinsics", "cam2ego", "lidar2ego"):
+        assert torch.equal(batch[key], again[key])
+    assert all(torch.equal(a, b) for a, b in zip(batch["points"], again["points"], strict=True))
+
+
+def configured(student, grid):
+    """A network of conf/student with random weights."""
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("common", ["+grid=occ3d", f"+student={student}", "student.network.encoder.weights=none"])
+    config.grid = {"_target_": "distill.grids.VoxelGrid", **grid.to_dict()}
+    torch.manual_seed(0)
+    return instantiate(config.student.network).eval()
+
+
+def by_hand(network, grid, seeds):
+    """Mean probabilities of the four views, mirrored keyframe by keyframe as training does, float64."""
+    axis = 1 if grid.frame == "ego" else 0
+    mirror = ImageTransform(scale=1.0, offset=(0.0, 0.0), flip=True).matrix(WIDTH).astype(np.float32)
+    total = 0
+    for images in (False, True):
+        for world in (False, True):
+            samples = [keyframe(seed, grid) for seed in seeds]
+            if images:
+                samples = [
+                    {**sample, "images": sample["images"][..., ::-1], "intrinsics": mirror @ sample["intrinsics"]}
+                    for sample in samples
+                ]
+            transform = Transform(images=(), flip_x=world and axis == 0, flip_y=world and axis == 1)
+            logits = network(collate([transform.apply(sample) for sample in samples])).voxel_logits_BXYZC
+            probs = logits.double().softmax(-1).numpy()
+            total = total + (np.flip(probs, 1 + axis) if world else probs)
+    return total / 4
+
+
+@pytest.mark.parametrize(("student", "grid"), [("demo", EGO), ("fusion", LIDAR)], ids=["demo", "fusion"])
+def test_the_configured_views_are_the_mean_of_four_passes(student, grid):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("common", ["+tta=flip"])
+    views = instantiate(config.tta.views, _convert_="all")
+    network = configured(student, grid)
+    with torch.inference_mode():
+        average = average_views(network, batch_of(grid), views, grid)
+        plain = network(batch_of(grid)).voxel_logits_BXYZC.log_softmax(-1)
+        expected = by_hand(network, grid, seeds=(0, 1))
+    assert average.dtype == torch.float32
+    np.testing.assert_allclose(average.exp(), expected, atol=1e-5)
+    torch.testing.assert_close(average.exp().sum(-1), torch.ones(2, *grid.shape))
+    assert (average - plain).abs().max() > 1e-3  # a real network does tell the views apart
+
+
+def test_the_keyframe_as_it_is_is_the_plain_network():
+    network, batch = configured("demo", EGO), batch_of(EGO)
+    with torch.inference_mode():
+        plain = network(batch).voxel_logits_BXYZC.log_softmax(-1)
+        assert torch.equal(average_views(network, batch, [PLAIN], EGO), plain)
+
+
+def test_without_augmentation_there_are_no_views():
+    with initialize_config_module("conf", version_base="1.3"):
+        assert instantiate(compose("common", ["+tta=none"]).tta.views, _convert_="all") == []
+
+
+class Certain(nn.Module):
+    """Knows the class for certain, another one in every view."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, batch):
+        logits = torch.full((1, 4, 4, 1, 4), -1e4)
+        logits[..., self.calls] = 0.0
+        self.calls += 1
+        return Occupancy(logits)
+
+
+def test_probabilities_are_averaged_and_stay_finite():
+    grid = VoxelGrid("tiny", "ego", (-2.0, -2.0, 0.0), 1.0, (4, 4, 1))
+    average = average_views(Certain(), batch_of(EGO, seeds=[0]), FLIP[:2], grid)
+    expected = torch.tensor([np.log(0.5), np.log(0.5), -1e4 + np.log(0.5) + np.log(2), -1e4]).float()
+    torch.testing.assert_close(average, expected.expand(1, 4, 4, 1, 4))
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [VoxelGrid("aside", "ego", (-20, -40, 0), 1, (40, 60, 2)), VoxelGrid("aside", "lidar", (0, -1, 0), 1, (9, 2, 2))],
+)
+def test_a_grid_that_is_not_symmetric_sideways_is_refused(grid):
+    with pytest.raises(InputError, match=r"the grid aside reaches from .* m sideways"):
+        average_views(Certain(), batch_of(EGO, seeds=[0]), FLIP, grid)
+    average_views(Certain(), batch_of(EGO, seeds=[0]), FLIP[:2], grid)  # mirrored images need no symmetry

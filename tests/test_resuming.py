@@ -1,0 +1,94 @@
+"""Interrupted programs go on where they stopped, and several processes do what one does."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+from workshop import SMALL_STUDENT
+
+from distill.store import TeacherStore
+
+
+def present(store: Path) -> frozenset[str]:
+    return TeacherStore(store).present
+
+
+def test_training_interrupted_between_epochs_ends_with_the_same_numbers(workshop, trained):
+    """kill -9 after the first checkpoint, run again: the same weights as the uninterrupted run, bit for bit."""
+    overrides = (*SMALL_STUDENT, "output=runs/killed", "trainer.checkpoint_every=1")
+    last = workshop.folder / "runs" / "killed" / "last.pt"
+    process = subprocess.Popen(workshop.command("occ-train-student", *overrides), cwd=workshop.folder)
+    while not last.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(last, weights_only=True)["step"] < 4
+    assert "going on from" in workshop.ok("occ-train-student", *overrides)
+    resumed, straight = (torch.load(path, weights_only=True) for path in (last, trained.parent / "last.pt"))
+    assert resumed["history"] == straight["history"]
+    for part in ("network", "ema"):
+        assert all(torch.equal(value, straight[part][name]) for name, value in resumed[part].items())
+
+
+def test_resuming_with_another_configuration_names_the_difference(workshop, trained):
+    line = workshop.refused("occ-train-student", *SMALL_STUDENT, "output=runs/first", "trainer.learning_rate=1")
+    assert "trainer.learning_rate" in line
+
+
+def test_killed_dump_resumes_without_a_broken_sample(workshop):
+    overrides = ("gate.min_miou=1", "store.path=stores/killed.zarr")
+    store = workshop.folder / "stores/killed.zarr"
+    process = subprocess.Popen(workshop.command("occ-dump", *overrides), cwd=workshop.folder)
+    while not store.exists() or len(present(store)) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    survived = present(store)
+    assert 2 <= len(survived) < 6
+    printed = workshop.ok("occ-dump", *overrides, "dump.verify=true")
+    assert "0 damaged samples" in printed
+    assert f"{len(survived)} of 6 keyframes are present" in printed
+    assert len(present(store)) == 6
+
+
+def test_two_processes_dump_what_one_dumps(workshop):
+    ended = workshop.launch(2, "occ-dump", "gate.min_miou=1", "store.path=stores/two.zarr", "dump.max_samples=3")
+    assert ended.returncode == 0, ended.stderr
+    one, two = (TeacherStore(workshop.folder / "stores" / name) for name in ("demo-fusion-occ3d.zarr", "two.zarr"))
+    assert len(two.present) == 3
+    for token in two.present:
+        assert np.array_equal(one.semantics(token), two.semantics(token))
+
+
+def test_two_processes_train(workshop):
+    overrides = ("output=runs/two", "trainer.epochs=1", "trainer.batch_size=2", "trainer.max_val_samples=2")
+    ended = workshop.launch(2, "occ-train-student", *SMALL_STUDENT, *overrides)
+    assert ended.returncode == 0, ended.stderr
+    assert torch.load(workshop.folder / "runs" / "two" / "last.pt", weights_only=True)["world_size"] == 2
+
+
+def test_two_processes_score_like_one(workshop, trained):
+    overrides = (f"checkpoint={trained}", "pictures=[]", "cost.warmup=0", "cost.runs=1")
+    workshop.ok("occ-eval", *overrides, "output=score1")
+    ended = workshop.launch(2, "occ-eval", *overrides, "output=score2")
+    assert ended.returncode == 0, ended.stderr
+    one, two = (json.loads((workshop.folder / f"score{n}/metrics.json").read_text())["sources"] for n in (1, 2))
+    assert one["student"]["metrics"]["Occ3D-17 mIoU"] > 0
+    for source in ("student", "teacher"):
+        for part in ("metrics", "per_class", "confusion", "bands", "reliability"):
+            assert one[source][part] == two[source][part]
+
+
+def test_more_ranks_than_samples(workshop):
+    ended = workshop.launch(2, "occ-dump", "dump.max_samples=1")
+    assert ended.returncode != 0
+    assert "2 ranks for 1 keyframes" in ended.stderr
