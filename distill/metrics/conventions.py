@@ -7,7 +7,9 @@
 | SurroundOcc-16 | SurroundOcc | 1 to 16 | all but those labelled noise | 100 |
 
 All of them score one confusion matrix of the whole split, do not average free, and count a voxel predicted free as
-missed for its class. To the last two, a prediction of class 0 is occupied and a hit for no class.
+missed for its class. To the last two, a prediction of class 0 is occupied and a hit for no class. Scorers of Occ3D-17
+disagree about a class that is predicted but not labelled, which the whole validation split does not have: to the
+challenge's and FlashOcc's it scores 0, SparseOcc's leaves it out (`labelled_miou`).
 
 Letters: C classes (axis 0 of a confusion matrix: label, axis 1: prediction), after any leading axes.
 """
@@ -34,12 +36,14 @@ class ConventionScore(NamedTuple):
     Attributes:
         miou: mean IoU by the convention; NaN when nothing was counted.
         occurring_miou: mean IoU over the averaged classes in labels or predictions: no points for what is not there.
+        labelled_miou: mean IoU over the averaged classes in labels.
         geometric_iou: IoU of occupied against free, classes ignored; NaN when nothing is occupied.
         per_class_iou: (..., C) of the averaged classes and free; NaN for a class in neither labels nor predictions.
     """
 
     miou: Tensor
     occurring_miou: Tensor
+    labelled_miou: Tensor
     geometric_iou: Tensor
     per_class_iou: Tensor
 
@@ -76,6 +80,7 @@ class Convention:
         return ConventionScore(
             miou=by_convention_C[..., averaged_C].nanmean(-1),
             occurring_miou=iou_C[..., averaged_C].nanmean(-1),
+            labelled_miou=iou_C.where(labels_C > 0, torch.nan)[..., averaged_C].nanmean(-1),
             geometric_iou=percent(both, total - free),
             per_class_iou=iou_C.where(averaged_C | free_C, torch.nan),
         )

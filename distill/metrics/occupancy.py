@@ -55,14 +55,15 @@ class OccupancyScore(KeyframeMetric):
         """In percent, float64, by each convention of the class set.
 
         Returns:
-            "<convention> mIoU", "<convention> occurring mIoU", "<convention> geometric IoU" and "<convention> IoU per
-            class" (C,), as described at `ConventionScore`; "confusion" (C, C), int64.
+            "<convention> mIoU", "<convention> occurring mIoU", "<convention> labelled mIoU", "<convention> geometric
+            IoU" and "<convention> IoU per class" (C,), as described at `ConventionScore`; "confusion" (C, C), int64.
         """
         result = {"confusion": self.confusion_CC}
         for convention in conventions(self.classes):
             score = convention.score(self.confusion_CC)
             result[f"{convention.name} mIoU"] = score.miou
             result[f"{convention.name} occurring mIoU"] = score.occurring_miou
+            result[f"{convention.name} labelled mIoU"] = score.labelled_miou
             result[f"{convention.name} geometric IoU"] = score.geometric_iou
             result[f"{convention.name} IoU per class"] = score.per_class_iou
         return result

@@ -32,7 +32,8 @@ GROUPS = (
     Group(
         "Voxels",
         "Conventions average different classes over different voxels: read along a row, never across rows. Occurring: "
-        "over the classes in labels or predictions alone. Geometric: occupied against free.",
+        "over the classes in labels or predictions alone; labelled: over those in labels. Geometric: occupied against "
+        "free.",
         (),
         True,
     ),

@@ -152,6 +152,7 @@ def test_a_class_that_is_predicted_where_no_label_has_it():
     matrix = confusion(prediction, semantics, everywhere)
     assert OCC3D_17.score(matrix).miou == 50  # 0 for bus, and the others are left out
     assert OCC3D_17.score(matrix).per_class_iou[3] == 0
+    assert OCC3D_17.score(matrix).labelled_miou == 100
     assert MONOOCC_16.score(matrix).miou == 100 / 16  # 0 for bus and for the others
     matrix = confusion(prediction, semantics, everywhere, SURROUNDOCC_CLASSES)
     assert SURROUNDOCC_16.score(matrix).miou == 100  # 100 for bus and for the others
