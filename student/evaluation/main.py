@@ -201,7 +201,7 @@ class Evaluation:
         subject, classes = self.subject, self.subject.classes
         scored, gift = classes.scored, classes.unlabelled_iou
         return {
-            "data": subject.data.name,
+            "data": subject.data.name or subject.data.root,
             "split": self.config.split,
             "keyframes": len(subject.labelled),
             "unlabelled": subject.unlabelled,

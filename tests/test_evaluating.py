@@ -1,0 +1,107 @@
+"""occ-eval as a user runs it on what is not whole, and with everything that can be asked of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from workshop import STORE, Workshop
+
+DATA = ("data.root=data/demo", "data.version=v1.0-demo", "data.cache_dir=cache")
+QUICK = ("pictures=[]", "cost.warmup=0", "cost.runs=1")
+
+
+@pytest.fixture
+def here(workshop: Workshop, tmp_path: Path) -> Workshop:
+    """A folder whose ground truth and predictions a test may damage: predictions are the ground truth."""
+    (tmp_path / "stores").symlink_to(workshop.folder / "stores")
+    (tmp_path / "data" / "demo").mkdir(parents=True)
+    for entry in (workshop.folder / "data" / "demo").iterdir():
+        if entry.name == "gts":
+            shutil.copytree(entry, tmp_path / "data/demo/gts")
+        else:
+            (tmp_path / "data" / "demo" / entry.name).symlink_to(entry)
+    (tmp_path / "predictions").mkdir()
+    for labels in tmp_path.glob("data/demo/gts/*/*/labels.npz"):
+        np.savez(tmp_path / "predictions" / f"{labels.parent.name}.npz", pred=np.load(labels)["semantics"])
+    return Workshop(tmp_path)
+
+
+def val_files(here: Workshop) -> list[Path]:
+    """The predictions for the keyframes of the validation split, in order."""
+    labels = [token for scene in sorted(here.folder.glob("data/demo/gts/*val*")) for token in scene.iterdir()]
+    return [here.folder / "predictions" / f"{token.name}.npz" for token in labels]
+
+
+def test_ground_truth_scores_100_and_missing_ground_truth_is_counted(here):
+    first, *others = val_files(here)
+    shutil.rmtree(next(here.folder.glob(f"data/demo/gts/*/{first.stem}")))
+    printed = here.ok("occ-eval", f"sources=[predictions,{STORE}]", *DATA, *QUICK, "output=report")
+    assert "(1 more have no labels)" in printed
+    results = json.loads((here.folder / "report/metrics.json").read_text())
+    assert results["scored"]["keyframes"] == len(others)
+    assert results["scored"]["unlabelled"] == 1
+    truth, store = (results["sources"][name]["metrics"] for name in ("predictions", "demo-fusion-occ3d"))
+    assert truth["Occ3D-17 mIoU"] == truth["RayIoU"] == 100
+    assert truth["flicker"] == 0
+    assert "ECE" not in truth
+    assert 0 < store["Occ3D-17 mIoU"] < 100
+    assert 0 < store["ECE"] < 100
+    assert f"({store['RayIoU'] - 100:+.2f})" in printed
+    rows = list(csv.reader((here.folder / "report/keyframes.csv").open()))
+    assert {row[0] for row in rows[1:]} == {path.stem for path in others}
+
+
+def test_bad_predictions_are_listed_before_anything_is_scored(here):
+    gone, float_valued, wrong_grid, *_ = val_files(here)
+    gone.unlink()
+    np.savez(float_valued, pred=np.full((200, 200, 16), np.nan, np.float32))
+    np.savez(wrong_grid, pred=np.zeros((100, 100, 8), np.uint8))
+    line = here.refused("occ-eval", "sources=[predictions]", *DATA, *QUICK, "output=report")
+    assert "1 missing" in line
+    assert "report/bad_predictions.csv" in line
+    rows = list(csv.DictReader((here.folder / "report/bad_predictions.csv").open()))
+    assert {row["token"] for row in rows} == {gone.stem, float_valued.stem, wrong_grid.stem}
+    assert not (here.folder / "report/metrics.json").exists()
+
+
+def test_a_store_that_lacks_keyframes_is_refused(here):
+    here.ok("occ-dump", "dump.splits=[train]", "dump.max_samples=1", "gate.min_miou=1", "store.path=few.zarr")
+    line = here.refused("occ-eval", "sources=[few.zarr]", *DATA, *QUICK, "output=report")
+    assert "few.zarr lacks" in line
+
+
+def test_a_network_under_bad_conditions(workshop, trained):
+    """Corruptions and test-time augmentation, through the program."""
+    few = ("robustness=standard", *(f"~robustness.{name}" for name in ("jpeg", "turned", "moved", "brighter", "blur")))
+    given = (f"checkpoint={trained}", "store.paths=[]", "max_samples=1", "output=runs/worse", "tta=flip")
+    workshop.ok("occ-eval", *given, *few, *QUICK)
+    student = json.loads((workshop.folder / "runs/worse/metrics.json").read_text())["sources"]["student"]
+    assert student["facts"]["test-time augmentation"] == "mean of 4 mirrored views"
+    clean, *rows = student["robustness"]
+    assert clean["miou"] == student["metrics"]["Occ3D-17 mIoU"]
+    conditions = [row["condition"] for row in rows]
+    assert sum(name.startswith("dropped CAM_") for name in conditions) == 6
+    assert "worst dropped camera" in conditions
+    assert any(name.startswith("noise") for name in conditions)
+    table = list(csv.reader((workshop.folder / "runs/worse/robustness.csv").open()))
+    assert len(table) == 1 + 1 + len(rows)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sources=[nowhere]"], "nowhere"),
+        (["sources=[predictions]"], "data.root"),
+        (["sources=[predictions]", *DATA, "pictures=[nonsense]"], "nonsense"),
+        (["sources=[predictions]", *DATA, "split=nonsense"], "nonsense"),
+        (["sources=[predictions]", *DATA, "grid=surroundocc"], "surroundocc"),
+        (["sources=[predictions]", *DATA, "output=/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_mistakes(here, overrides, message):
+    assert message in here.refused("occ-eval", *overrides)
