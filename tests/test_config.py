@@ -18,6 +18,7 @@ GIVEN = {
     },
 }
 PROGRAMS = {"dump": {"data", "grid", "teacher"}, "train": {"data", "grid", "student", "kd", "trainer", "experiment"}}
+EVAL_ALONE = {("data", "checkpoint"), ("grid", "source")}
 
 
 def options() -> list[tuple[str, str, str]]:
@@ -26,7 +27,7 @@ def options() -> list[tuple[str, str, str]]:
         for program, groups in PROGRAMS.items()
         for group in sorted(groups)
         for file in sorted((CONF / group).glob("*.yaml"))
-        if file.stem != "checkpoint" or group != "data"
+        if (group, file.stem) not in EVAL_ALONE
     ]
 
 

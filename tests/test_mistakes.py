@@ -9,11 +9,9 @@ import subprocess
 import numpy as np
 import pytest
 import zarr
-from workshop import SMALL_STUDENT, Workshop
+from workshop import SMALL_STUDENT, STORE, Workshop
 
 from distill.store import TeacherStore
-
-STORE = "stores/demo-fusion-occ3d.zarr"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import zarr
 from PIL import Image
-from workshop import SMALL_STUDENT, Workshop
+from workshop import SMALL_STUDENT, STORE, Workshop
 
 # latency is not what these tests are about
 QUICK = ("cost.warmup=0", "cost.runs=1", "max_samples=2")
@@ -56,7 +56,8 @@ def test_evaluation_reports(workshop, trained):
     assert panel.stem.split("_")[-1] in (report / "report.html").read_text()
 
     # what was exported scores as what it was exported from
-    workshop.ok("occ-eval", "sources=[exported/student]", "data=demo", "data.cache_dir=cache", *QUICK, "pictures=[]")
+    data = ("data.root=data/demo", "data.version=v1.0-demo", "data.cache_dir=cache")
+    workshop.ok("occ-eval", "sources=[exported/student]", *data, *QUICK, "pictures=[]")
     again = metrics_of(workshop.folder / "exported/student-eval-val")["sources"]["student"]
     assert again["confusion"] == student["confusion"]
 
@@ -89,7 +90,7 @@ def test_a_student_on_surroundocc(workshop):
     assert iou["noise"] is None
     assert iou["empty"] > 50  # two steps teach no more
     assert len(list((report / "panels").glob("*.png"))) == 1
-    mixed = ("store.paths=[stores/demo-fusion-occ3d.zarr]", "output=runs/mixed")
+    mixed = (f"store.paths=[{STORE}]", "output=runs/mixed")
     assert "grid" in workshop.refused("occ-train-student", *student, *mixed)
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import zarr
-from workshop import SMALL_STUDENT
+from workshop import SMALL_STUDENT, STORE
 
 from distill.store import TeacherStore
 
@@ -63,7 +62,7 @@ def test_killed_dump_resumes_without_a_broken_sample(workshop):
 def test_two_processes_dump_what_one_dumps(workshop):
     ended = workshop.launch(2, "occ-dump", "gate.min_miou=1", "store.path=stores/two.zarr", "dump.max_samples=3")
     assert ended.returncode == 0, ended.stderr
-    one, two = (TeacherStore(workshop.folder / "stores" / name) for name in ("demo-fusion-occ3d.zarr", "two.zarr"))
+    one, two = (TeacherStore(workshop.folder / store) for store in (STORE, "stores/two.zarr"))
     assert len(two.present) == 3
     for token in two.present:
         assert np.array_equal(one.semantics(token), two.semantics(token))

@@ -31,6 +31,7 @@ SMALL_STUDENT = (
     "trainer.warmup_steps=1",
     "trainer.max_val_samples=1",
 )
+STORE = "stores/demo-fusion-occ3d.zarr"  # the shipped teacher's dump of it
 PROGRAMS = {entry.name: entry for entry in entry_points(group="console_scripts") if entry.name.startswith("occ-")}
 # a program's process is a fork of one that has done the imports, which take seconds
 FORKS = multiprocessing.get_context("forkserver")
@@ -52,12 +53,14 @@ class Workshop:
             with contextlib.chdir(ROOT):  # where the forking process finds the packages, and not tests/distill
                 process.start()
             process.join(600)
-            assert process.exitcode is not None, f"{program} {arguments} takes more than 10 minutes"
+            if process.exitcode is None:
+                process.kill()
+                raise TimeoutError(f"{program} {arguments} runs for more than 10 minutes")
             return subprocess.CompletedProcess(arguments, process.exitcode, *(path.read_text() for path in streams))
 
     def launch(self, ranks: int, program: str, *overrides: str) -> subprocess.CompletedProcess[str]:
         """Run several processes of a program with torchrun and wait for their end."""
-        torchrun = [str(BIN / "torchrun"), "--nproc-per-node", str(ranks), "--no-python"]
+        torchrun = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(ranks), "--no-python"]
         command = [*torchrun, *self.command(program, *overrides)]
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=600, check=False)
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import platform
-import sys
 import time
 from collections.abc import Callable
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.memory import freed_memory_handed_back
-
-_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # proc(5): the peak of resident memory begins anew
+_SILENT = "5"  # of the profiler's library, which otherwise tells when it starts and stops
 
 
 def network_cost(
@@ -37,8 +35,8 @@ def network_cost(
     Returns:
         JSON-ready: `parameters`; `gflop`, 1e9 floating-point operations (2 x multiply-add) of convolutions, matrix
         products and attention; `latency_ms` of one pass from start to end, `median` and `p95` over `runs`;
-        `peak_memory_mb` (1e6 bytes), the weights and what one pass takes beside them (`peak_bytes`), None where the
-        system does not tell; `device`, `precision` and `image_size` (height, width).
+        `peak_memory_mb` (1e6 bytes), the weights and what one pass takes beside them (`peak_bytes`); `device`,
+        `precision` and `image_size` (height, width).
     """
 
     @torch.inference_mode()
@@ -55,7 +53,7 @@ def network_cost(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "gflop": counter.get_total_flops() / 1e9,
         "latency_ms": {"median": float(np.median(times)), "p95": float(np.percentile(times, 95)), "runs": runs},
-        "peak_memory_mb": None if working is None else (weights + working) / 1e6,
+        "peak_memory_mb": (weights + working) / 1e6,
         "device": device_name(device),
         "precision": precision_name(precision, device),
         "image_size": list(batch["images"].shape[-2:]),
@@ -76,28 +74,23 @@ def milliseconds(call: Callable[[], object], device: torch.device, warmup: int, 
     return times
 
 
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """Memory that a call takes at most beside what is there already.
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """The tensors that a call holds at most at one time beside those that were there before, as PyTorch counts them.
 
-    On CUDA the tensors, as PyTorch's allocator counts them. On a CPU the growth of the process's resident memory, which
-    is the tensors, the scratch space of libraries and a few percent of chance; other threads of the process count too.
-    None elsewhere than on Linux, and where the process may not reset its peak.
+    Scratch space of the libraries behind PyTorch is not in it.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
-    if not sys.platform.startswith("linux"):
-        return None
-    with freed_memory_handed_back():  # a call that reuses what was freed before would seem to take nothing
-        try:
-            _CLEAR_REFS.write_text(_RESET_PEAK)
-        except OSError:
-            return None
-        before = _resident("VmRSS")
+    os.environ.setdefault("KINETO_LOG_LEVEL", _SILENT)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
-        return _resident("VmHWM") - before
+    assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
+    changes = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in changes), initial=0))
 
 
 def device_name(device: torch.device) -> str:
@@ -125,9 +118,3 @@ def precision_name(precision: torch.dtype, device: torch.device) -> str:
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _resident(field: str) -> int:
-    """Resident memory of this process in bytes, now (VmRSS) or at most (VmHWM)."""
-    lines = _STATUS.read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

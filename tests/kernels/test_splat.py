@@ -63,6 +63,19 @@ def test_matches_the_definition(seed, points, gaussians, channels, spread):
     assert_close(by(reference, *inputs), expected)
 
 
+def test_the_reference_is_exact_for_very_flat_gaussians():
+    """Discs 1 cm thick and 1 to 1.8 m wide, seen at points within them: the terms of the exponent cancel."""
+    generator = torch.Generator().manual_seed(9)
+    _, means, _, *rest = scene(9)
+    axes = torch.linalg.qr(torch.randn(30, 3, 3, generator=generator)).Q
+    whitening = axes / torch.tensor([0.01, 1.0, 1.8])[:, None]
+    points = means[:, None] + torch.randn(30, 16, 2, generator=generator) @ axes[:, 1:]
+    inputs = (points.flatten(0, 1), means, whitening.mT @ whitening, *rest)
+    expected = definition(*inputs, LOWER, CELL)
+    assert (expected[1] < 0.9).float().mean() > 0.5
+    assert_close(by(reference, *inputs), expected)
+
+
 def test_known_answer():
     points = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 30]])
     mean, precision = torch.zeros(2, 3), torch.eye(3).repeat(2, 1, 1)

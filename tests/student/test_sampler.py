@@ -1,9 +1,10 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from student.sampler import ResumableSampler
 
 
+@settings(deadline=None)
 @given(
     ranks=st.integers(1, 4), per_rank=st.integers(1, 3), count=st.integers(12, 40), seed=st.integers(0, 5), at=st.data()
 )
@@ -17,6 +18,7 @@ def test_resuming_at_any_step_gives_the_rest_of_the_epoch(ranks, per_rank, count
     assert len(sampler) == len(whole) - step
 
 
+@settings(deadline=None)
 @given(ranks=st.integers(1, 4), per_rank=st.integers(1, 3), count=st.integers(12, 40))
 def test_ranks_share_the_frames_of_a_single_process(ranks, per_rank, count):
     batch = ranks * per_rank

@@ -13,13 +13,6 @@ from teacher_dump.teachers.gaussianformer.refinement import Refinement
 from teacher_dump.teachers.gaussianformer.sparse_conv import SparseConv3D
 
 SIZE = (96, 160)
-CONFIGS = {
-    "gaussianformer2_25600": "prob/nuscenes_gs25600.py",
-    "gaussianformer2_12800": "prob/nuscenes_gs12800.py",
-    "gaussianformer2_6400": "prob/nuscenes_gs6400.py",
-    "gaussianformer_25600_solid": "nuscenes_gs25600_solid.py",
-    "gaussianformer_144000": "nuscenes_gs144000.py",
-}
 CASES = {
     "tiny_prob": ("gaussianformer2_25600", False),
     "tiny_prob_6400": ("gaussianformer2_6400", False),
@@ -63,15 +56,6 @@ def start_of(golden, detfill):
         return anchor_GK, torch.from_numpy(detfill.fill("lifter.instance_feature", (len(anchor_GK), 128), 0))
 
     return start
-
-
-@pytest.mark.parametrize("config", CONFIGS)
-def test_names_and_shapes_are_those_of_upstream(config, key_list):
-    keys = key_list(CONFIGS[config])
-    with torch.device("meta"):
-        state = encoder(config).state_dict()
-    expected = {key.removeprefix("encoder."): shape for key, shape in keys.items() if key.startswith("encoder.")}
-    assert {key: tuple(value.shape) for key, value in state.items()} == expected
 
 
 @pytest.mark.parametrize("block", range(4))
