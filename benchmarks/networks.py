@@ -72,7 +72,7 @@ def row(name: str, options: argparse.Namespace) -> str:
     cost = network_cost(network, batch, options.device, torch.float32, WARMUP, options.repeats)
     latency, memory = cost["latency_ms"], cost["peak_memory_mb"]
     numbers = f"{cost['parameters'] / 1e6:14.2f}{cost['gflop']:10.1f}{latency['median']:10.0f}{latency['p95']:10.0f}"
-    line = f"{name:16}{numbers}{'unknown' if memory is None else format(memory, '.0f'):>10}"
+    line = f"{name:16}{numbers}{memory:>10.0f}"
     if options.train:
         times = milliseconds(training_step(network, batch), options.device, WARMUP, options.repeats)
         line += f"{statistics.median(times):13.0f}"
