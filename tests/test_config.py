@@ -17,7 +17,11 @@ GIVEN = {
         **{file.stem: ["teacher.checkpoint=c.pth"] for file in CONF.glob("teacher/gaussianformer*.yaml")},
     },
 }
-PROGRAMS = {"dump": {"data", "grid", "teacher"}, "train": {"data", "grid", "student", "kd", "trainer", "experiment"}}
+PROGRAMS = {
+    "dump": {"data", "grid", "teacher"},
+    "train": {"data", "grid", "student", "kd", "trainer", "experiment"},
+    "eval": {"data", "grid", "robustness", "tta"},
+}
 EVAL_ALONE = {("data", "checkpoint"), ("grid", "source")}
 
 
@@ -27,7 +31,7 @@ def options() -> list[tuple[str, str, str]]:
         for program, groups in PROGRAMS.items()
         for group in sorted(groups)
         for file in sorted((CONF / group).glob("*.yaml"))
-        if (group, file.stem) not in EVAL_ALONE
+        if program == "eval" or (group, file.stem) not in EVAL_ALONE
     ]
 
 
@@ -52,7 +56,7 @@ def test_losses_and_augmentation_can_be_built(kd):
         assert (loss.bev_weight > 0) == ("bev" in kd)
 
 
-@pytest.mark.parametrize("program", ["dump", "train"])
+@pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("grid", ["occ3d", "surroundocc"])
 def test_the_grid_brings_its_classes(program, grid):
     with initialize_config_module("conf", version_base="1.3"):

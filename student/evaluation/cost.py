@@ -16,7 +16,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-_SILENT = "5"  # of the profiler's library, which otherwise tells when it starts and stops
+_SILENT = "99"  # of the profiler's library, which otherwise tells when it starts and stops
 
 
 def network_cost(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from distill.errors import InputError
 from student.evaluation.opening import Subject
 
-Rows = list[list[str]]
+Value = str | float | int | None
+Rows = list[list[Value]]
 
 
 def write_numbers(
@@ -36,7 +38,7 @@ def write_numbers(
         (output / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
         for name, rows in tables.items():
             with open(output / f"{name}.csv", "w", newline="") as stream:
-                csv.writer(stream).writerows(rows)
+                csv.writer(stream).writerows([[_text(value) for value in row] for row in rows])
     except OSError as error:
         raise InputError(f"{output}: cannot write here ({error}): choose another output=") from error
     iou = f"{results['scored']['convention']} IoU"
@@ -48,15 +50,15 @@ def write_numbers(
 def _summary(results: dict[str, Any]) -> Rows:
     sources = results["sources"]
     names = list(dict.fromkeys(name for source in sources.values() for name in source["metrics"]))
-    rows = [[name, *(_text(source["metrics"].get(name)) for source in sources.values())] for name in names]
+    rows = [[name, *(source["metrics"].get(name) for source in sources.values())] for name in names]
     return [["metric", *sources], *rows]
 
 
 def _per_class(results: dict[str, Any]) -> Rows:
     sources = results["sources"]
     metrics = list(dict.fromkeys(name for source in sources.values() for name in source["per_class"]))
-    rows = [
-        [metric, name, *(_text(source["per_class"].get(metric, {}).get(name)) for source in sources.values())]
+    rows: Rows = [
+        [metric, name, *(source["per_class"].get(metric, {}).get(name) for source in sources.values())]
         for metric in metrics
         for name in results["scored"]["classes"]
     ]
@@ -64,41 +66,41 @@ def _per_class(results: dict[str, Any]) -> Rows:
 
 
 def _keyframes(keyframe_miou: dict[str, dict[str, float]], subject: Subject) -> Rows:
-    rows = [
-        [keyframe.token, keyframe.scene, *(f"{of[keyframe.token]:.2f}" for of in keyframe_miou.values())]
+    rows: Rows = [
+        [keyframe.token, keyframe.scene, *(of[keyframe.token] for of in keyframe_miou.values())]
         for keyframe in subject.labelled
     ]
     return [["token", "scene", *keyframe_miou], *rows]
 
 
 def _robustness(results: dict[str, Any]) -> Rows:
-    rows = [
-        [name, row["condition"], _text(row["miou"]), _text(row["geometric_iou"])]
+    rows: Rows = [
+        [name, row["condition"], row["miou"], row["geometric_iou"]]
         for name, source in results["sources"].items()
         for row in source.get("robustness", [])
     ]
     return [["source", "condition", "mIoU", "geometric IoU"], *rows]
 
 
-def _text(value: float | int | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
 def _print(rows: Rows) -> None:
     """The table, with differences against the first source behind the others' numbers."""
-    first, others = (max(len(row[place]) for row in rows) + 2 for place in (0, 1))
-    columns = max(20, others, *(len(cell) + 2 for cell in rows[0][1:]))
-    for row in rows:
-        cells = [row[1], *(_compared(cell, row[1]) for cell in row[2:])]
-        print(row[0].ljust(first) + "".join(cell.rjust(columns) for cell in cells))
+    texts = [[_text(row[0]), _text(row[1]), *(_compared(value, row[1]) for value in row[2:])] for row in rows]
+    first, others = (max(len(cell) for row in texts for cell in row[part]) + 2 for part in (slice(1), slice(1, None)))
+    for name, *cells in texts:
+        print(name.ljust(first) + "".join(cell.rjust(others) for cell in cells))
 
 
-def _compared(cell: str, first: str) -> str:
-    if "." not in cell or "." not in first:
-        return cell
-    return f"{cell} ({float(cell) - float(first):+.2f})"
+def _compared(value: Value, first: Value) -> str:
+    if not (isinstance(value, float) and isinstance(first, float)):
+        return _text(value)
+    return f"{_text(value)} ({value - first:+.2f})"
+
+
+def _text(value: Value) -> str:
+    """Two decimals; nothing for a number that does not exist."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.2f}"
+    return "" if value is None else str(value)
 
 
 def _sentence(results: dict[str, Any]) -> str:

@@ -219,9 +219,10 @@ def test_the_frame_of_the_grid_moves_with_the_vehicle():
 
 
 def test_differences_are_against_the_first_source():
-    assert _compared("27.25", "26.39") == "27.25 (+0.86)"
-    assert _compared("5", "5") == "5"
-    assert _compared("", "26.39") == ""
+    assert _compared(27.254, 26.386) == "27.25 (+0.87)"
+    assert _compared(5, 5) == "5"
+    assert _compared(None, 26.39) == ""
+    assert _compared(26.39, None) == "26.39"
 
 
 def test_best_median_and_worst_are_shown():
