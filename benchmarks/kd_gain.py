@@ -27,21 +27,20 @@ def main() -> None:
     arguments = parser.parse_args()
     metrics = {kd: train_and_score(kd, arguments.overrides) for kd in arguments.kd.split(",")}
     control, *others = metrics
-    teacher, _ = scores(metrics[control], "teacher")
-    base, _ = scores(metrics[control], "student")
-    print(f"\n{'kd':<12}{'val mIoU':>10}{'geo IoU':>10}{'gain':>8}{'of gap':>9}   (teacher mIoU {teacher:.2f})")
+    teacher, base = (scores(metrics[control], source)[0] for source in ("teacher", "student"))
+    head = f"{'kd':<20}{'val mIoU':>10}{'gain':>8}{'of gap':>9}{'geo IoU':>10}{'RayIoU':>9}"
+    print(f"\n{head}   (teacher {teacher:.2f} mIoU)")
     for kd in (control, *others):
-        miou, geometric_iou = scores(metrics[kd], "student")
+        miou, geometric_iou, ray_iou = scores(metrics[kd], "student")
         gain = miou - base
         share = "" if kd == control else f"{gain / (teacher - base):.0%}"
-        print(f"{kd:<12}{miou:>10.2f}{geometric_iou:>10.2f}{gain:>+8.2f}{share:>9}")
+        print(f"{kd:<20}{miou:>10.2f}{gain:>+8.2f}{share:>9}{geometric_iou:>10.2f}{ray_iou:>9.2f}")
 
 
-def scores(metrics: dict, source: str) -> tuple[float, float]:
-    """mIoU by the convention of the grid, and geometric IoU; NaN for a source that is not there."""
+def scores(metrics: dict, source: str) -> list[float]:
+    """mIoU by the convention of the grid, geometric IoU and RayIoU; NaN for a source that is not there."""
     convention, found = metrics["scored"]["convention"], metrics["sources"].get(source, {"metrics": {}})["metrics"]
-    miou, geometric_iou = (found.get(f"{convention} {name}", float("nan")) for name in ("mIoU", "geometric IoU"))
-    return miou, geometric_iou
+    return [found.get(name, float("nan")) for name in (f"{convention} mIoU", f"{convention} geometric IoU", "RayIoU")]
 
 
 def train_and_score(kd: str, overrides: list[str]) -> dict:

@@ -75,6 +75,28 @@ def test_a_store_that_lacks_keyframes_is_refused(here):
     assert "few.zarr lacks" in line
 
 
+def test_keyframes_without_labels_are_exported_alone(here):
+    shutil.rmtree(here.folder / "data/demo/gts")
+    given = (f"sources=[{STORE}]", *DATA, *QUICK, "output=report")
+    printed = here.ok("occ-eval", *given, "export=exported", "max_samples=1")
+    assert "none has labels" in printed
+    (prediction,) = (here.folder / "exported/demo-fusion-occ3d").glob("*.npz")
+    assert np.load(prediction)["pred"].shape == (200, 200, 16)
+    assert not (here.folder / "report/metrics.json").exists()
+    assert "export=" in here.refused("occ-eval", *given)
+
+
+def test_sources_of_one_name_keep_their_columns(here):
+    shutil.copytree(here.folder / "predictions", here.folder / "other/predictions")
+    given = ("sources=[predictions,other/predictions]", "max_samples=1", "output=report")
+    here.ok("occ-eval", *given, *DATA, *QUICK)
+    sources = json.loads((here.folder / "report/metrics.json").read_text())["sources"]
+    assert {name: source["path"] for name, source in sources.items()} == {
+        "predictions": "predictions",
+        "predictions-2": "other/predictions",
+    }
+
+
 def test_a_network_under_bad_conditions(workshop, trained):
     """Corruptions and test-time augmentation, through the program."""
     few = ("robustness=standard", *(f"~robustness.{name}" for name in ("jpeg", "turned", "moved", "brighter", "blur")))
@@ -99,6 +121,7 @@ def test_a_network_under_bad_conditions(workshop, trained):
         (["sources=[predictions]"], "data.root"),
         (["sources=[predictions]", *DATA, "pictures=[nonsense]"], "nonsense"),
         (["sources=[predictions]", *DATA, "split=nonsense"], "nonsense"),
+        (["sources=[predictions]", *DATA, "tta=flip"], "tta"),
         (["sources=[predictions]", *DATA, "grid=surroundocc"], "surroundocc"),
         (["sources=[predictions]", *DATA, "output=/proc/nowhere"], "/proc/nowhere"),
     ],

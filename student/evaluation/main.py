@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from distill import ranks
-from distill.checkpoint import code_version, resolve
+from distill.checkpoint import PACKAGE_PREFIX, code_version, resolve
 from distill.command import command
 from distill.errors import InputError
 from distill.metrics import OccupancyScore
@@ -42,11 +42,12 @@ def main(config: DictConfig) -> None:
         subject = open_subject(config, device, output)
         check_wanted(config.pictures, subject.labelled)
         evaluation = Evaluation(config, subject, device)
+        if not subject.labelled:
+            evaluation.export()
+            print(f"{len(subject.keyframes)} predictions of each source are in {config.export}; none has labels")
+            return
         results = evaluation.run()
         if ranks.rank() > 0:
-            return
-        if not subject.labelled:
-            print(f"{len(subject.keyframes)} predictions of each source are in {config.export}; none has labels")
             return
         miou, page = evaluation.keyframe_miou, output / "report.html"
         write_numbers(output, results, miou, subject)
@@ -65,7 +66,10 @@ def make_output(config: DictConfig) -> Path:
     if first is None:
         raise InputError("nothing to score: give checkpoint=PATH, or sources=[PATH,...] (see --help)")
     beside, name = resolve(first), f"eval-{config.split}"
-    default = beside.with_name(f"{name_of(first)}-{name}" if beside.is_dir() else name)
+    if first.startswith(PACKAGE_PREFIX):
+        default = Path("runs") / name_of(first) / name
+    else:
+        default = beside.with_name(f"{name_of(first)}-{name}" if beside.is_dir() else name)
     output = default if config.output is None else Path(config.output)
     try:
         (output / "panels").mkdir(parents=True, exist_ok=True)
@@ -104,12 +108,21 @@ class Evaluation:
         results = {source.name: self._source(source) for source in self.subject.sources}
         return {"scored": self._scored(checked), "sources": results}
 
+    def export(self) -> None:
+        """Write the predictions of all sources, and score nothing."""
+        for source in self.subject.sources:
+            for keyframe, prediction, _ in self._pass(source.name, source.dataset, source.predict):
+                self._write(source, keyframe, prediction)
+
+    def _write(self, source: Source, keyframe: Keyframe, prediction: Prediction) -> None:
+        folder = Path(self.config.export) / source.name
+        write_prediction(folder, keyframe.token, prediction.semantics_XYZ.cpu().numpy())
+
     def _source(self, source: Source) -> dict[str, Any]:
         card = self._card(source.probabilities)
         for keyframe, prediction, sample in self._pass(source.name, source.dataset, source.predict):
             if self.config.export is not None:
-                folder = Path(self.config.export) / source.name
-                write_prediction(folder, keyframe.token, prediction.semantics_XYZ.cpu().numpy())
+                self._write(source, keyframe, prediction)
             if sample["labelled"]:
                 card.update(prediction, sample["semantics"], sample["mask_camera"], keyframe)
         result = {"kind": source.kind, "path": source.path, "facts": source.facts, **card.compute()}

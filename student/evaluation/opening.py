@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,12 +94,23 @@ def _open_files(config: DictConfig) -> dict[str, Opened]:
     opened: dict[str, Opened] = {}
     if config.checkpoint is not None:
         opened["student"] = load_checkpoint(config.checkpoint, config.weights)
-    names = [name_of(path) for path in config.sources]
-    for name, path in zip(names, config.sources, strict=True):
-        opened[path if names.count(name) > 1 or name in opened else name] = _open_file(path, config.weights)
-    if not opened:
-        raise InputError("nothing to score: give checkpoint=PATH, or sources=[PATH,...] (see --help)")
+    taken = {"student", "teacher"} if opened else set()
+    for path in config.sources:
+        name = next(name for name in _names(path) if name not in taken)
+        taken.add(name)
+        opened[name] = _open_file(path, config.weights)
+    networks = any(isinstance(source, Checkpoint) for source in opened.values())
+    if not networks and (config.robustness or config.tta.views):
+        raise InputError("robustness= and tta= are about networks: give a checkpoint, or leave them out")
     return opened
+
+
+def _names(path: str) -> Iterator[str]:
+    """A source's short name, and what it is called where others have that one."""
+    name = name_of(path)
+    yield name
+    for number in itertools.count(2):
+        yield f"{name}-{number}"
 
 
 def _open_file(path: str, weights: str) -> Opened:
