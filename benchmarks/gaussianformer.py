@@ -23,7 +23,6 @@ from unittest import mock
 import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
-from store import cpu_name
 from torch import Generator, Tensor
 
 from distill.grids import LIDAR_MOUNT, OCC3D, SURROUNDOCC
@@ -31,6 +30,7 @@ from kernels.deformable_aggregation import deformable_aggregation
 from kernels.farthest_points import farthest_points
 from kernels.splat import splat
 from kernels.submanifold import find_neighbours, submanifold_conv
+from student.evaluation.cost import cpu_name
 from teacher_dump.teachers.gaussianformer.draws import SeededDraws
 
 GAUSSIANS = 25_600

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from store import cpu_name
 
 from distill.classes import OCC3D_CLASSES
 from distill.grids import OCC3D
@@ -33,6 +32,7 @@ from distill.metrics import (
     count_confusion,
     distance_bands,
 )
+from student.evaluation.cost import cpu_name
 
 FREE = OCC3D_CLASSES.free
 ORIGINS = np.array([[0.985793 + x, 0.0, 1.84019] for x in np.linspace(-34, 34, 8)])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from distill.gaussians import Gaussians
 from distill.grids import OCC3D
 from distill.store import GaussianKind, StoreIdentity, StoreWriter, TeacherStore
 from distill.store.gaussians import decode_gaussians, encode_gaussians
+from student.evaluation.cost import cpu_name
 
 TOKEN = "0" * 32
 
@@ -58,13 +58,6 @@ def synthetic_logits(seed: int) -> torch.Tensor:
             generator, OCC3D.shape, 1.5
         )
     return logits
-
-
-def cpu_name() -> str:
-    """The processor's name where Linux tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def best_ms(work: Callable[[], object], repeats: int = 25) -> float:

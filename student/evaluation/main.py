@@ -72,7 +72,7 @@ def make_output(config: DictConfig) -> Path:
         default = beside.with_name(f"{name_of(first)}-{name}" if beside.is_dir() else name)
     output = default if config.output is None else Path(config.output)
     try:
-        (output / "panels").mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{output}: cannot write here ({error.strerror}): choose another output=") from error
     return output

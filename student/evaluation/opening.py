@@ -124,13 +124,10 @@ def _open_file(path: str, weights: str) -> Opened:
 
 def _settings(config: DictConfig, opened: dict[str, Opened]) -> DictConfig:
     """The first checkpoint's own configuration with the data, store and grid given to occ-eval in place."""
+    # data=NAME stands for itself, its nulls too: other data than the checkpoint's are not made in its way
     given: dict[str, Any] = {
-        group: {
-            key: config[group][key]
-            for key in config[group]
-            if not OmegaConf.is_missing(config[group], key) and config[group][key] is not None
-        }
-        for group in ("data", "store")
+        "data": _given(config.data, nulls=config.data.name is not None),
+        "store": _given(config.store, nulls=False),
     }
     if config.grid is not None:
         given |= {"grid": config.grid, "classes": config.classes}
@@ -141,6 +138,11 @@ def _settings(config: DictConfig, opened: dict[str, Opened]) -> DictConfig:
     if merged.data.root is None:
         raise InputError("no checkpoint says where the data are: give data=demo, or data=nuscenes data.root=PATH")
     return merged
+
+
+def _given(node: DictConfig, nulls: bool) -> dict[str, Any]:
+    known = [key for key in node if not OmegaConf.is_missing(node, key)]
+    return {str(key): node[key] for key in known if nulls or node[key] is not None}
 
 
 def _grid(settings: DictConfig, opened: dict[str, Opened]) -> tuple[VoxelGrid, ClassSet]:
@@ -158,8 +160,9 @@ def _source(
 ) -> Source:
     tokens = subject.keyframes.tokens
     if isinstance(opened, PredictionsFolder):
-        opened.check(tokens, subject.index.tokens, subject.grid, subject.classes, output / "bad_predictions.csv")
-        return PredictionsSource(name, opened)
+        offenders = output / "bad_predictions.csv"
+        others = opened.check(tokens, subject.index.tokens, subject.grid, subject.classes, offenders)
+        return PredictionsSource(name, opened, others)
     if isinstance(opened, Checkpoint):
         network = CheckpointSource(name, opened, views, device)
         if network.grid != subject.grid:

@@ -1,6 +1,7 @@
 """The report of an evaluation as one HTML file that needs nothing else: no network, no folder beside it.
 
-`page.html` is its jinja2 template; `page.css` and `page.js` are written into it, and so are pictures and voxels.
+`page.html` is its jinja2 template; `page.css`, `page.js` and `page.voxels.js` (the 3D views) are written into it, and
+so are pictures and voxels.
 Letters: X Y Z voxel axes, C channels or columns, H W pixel rows and columns.
 """
 

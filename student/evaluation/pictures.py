@@ -63,15 +63,16 @@ def draw_pictures(
     titles = choose(wanted, miou[subject.sources[0].name])
     keyframes = subject.index.select(list(titles))
     volumes: list[dict[str, np.ndarray]] = [{} for _ in keyframes]
-    masks = []
+    masks: list[np.ndarray] = []
     for source in subject.sources:
-        for volume, (_, prediction, sample) in zip(volumes, run(source, keyframes), strict=True):
-            volume.setdefault("ground truth", sample["semantics"].numpy())
+        predicted = run(source, keyframes)
+        masks = [sample["mask_camera"].numpy() for _, _, sample in predicted]
+        for volume, (_, prediction, sample) in zip(volumes, predicted, strict=True):
+            volume["ground truth"] = sample["semantics"].numpy()
             volume[source.name] = prediction.semantics_XYZ.cpu().numpy()
-            masks.append(sample["mask_camera"].numpy())
     painter = Painter(subject.grid, subject.classes)
     pictures = []
-    for keyframe, volume, mask_XYZ in zip(keyframes, volumes, masks, strict=False):
+    for keyframe, volume, mask_XYZ in zip(keyframes, volumes, masks, strict=True):
         cameras = [_thumbnail(camera.path) for camera in keyframe.cameras]
         _save(painter.panel(cameras, volume, mask_XYZ), output / "panels" / f"{keyframe.scene}_{keyframe.token}.png")
         shown = {
@@ -96,6 +97,7 @@ def draw_pictures(
 
 def _save(panel: np.ndarray, path: Path) -> None:
     try:
+        path.parent.mkdir(exist_ok=True)
         Image.fromarray(panel).save(path)
     except OSError as error:
         raise InputError(f"{path}: cannot write it ({error}): choose another output=") from error

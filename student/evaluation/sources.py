@@ -200,14 +200,15 @@ class PredictionsSource:
     Args:
         name: heads its column.
         folder: checked already.
+        others: how many keyframes of the dataroot have a file in it and are not scored.
     """
 
     kind = "predictions"
     probabilities = False
 
-    def __init__(self, name: str, folder: PredictionsFolder) -> None:
+    def __init__(self, name: str, folder: PredictionsFolder, others: int) -> None:
         self.name, self.path, self.folder = name, str(folder.path), folder
-        self.facts: dict[str, Any] = {"format": "<sample token>.npz with class ids in `pred`"}
+        self.facts = {"format": "<sample token>.npz with class ids in `pred`", "files for other keyframes": others}
 
     def dataset(self, keyframes: Sequence[Keyframe], labels: LabelSource) -> Dataset[dict[str, Any]]:
         """See `Source.dataset`."""

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
+from distill.checkpoint import Checkpoint
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
 from distill.gaussians import Gaussians
@@ -21,6 +23,7 @@ from distill.nuscenes.frames import collate
 from distill.nuscenes.index import Keyframe
 from distill.store import GaussianKind, StoreIdentity, StoreWriter, TeacherStore
 from distill.teaching import render
+from student.evaluation.opening import _settings
 from student.evaluation.pictures import check_wanted, choose
 from student.evaluation.report import _compared
 from student.evaluation.scorecard import ScenePoses, Scorecard, self_check
@@ -137,6 +140,25 @@ def test_sources_are_named_after_runs_files_and_folders():
     assert name_of("exports/mine.safetensors") == "mine"
     assert name_of("stores/demo-fusion.zarr") == "demo-fusion"
     assert name_of("predictions/flashocc") == "flashocc"
+
+
+def settings(*overrides: str):
+    """The settings in force for a checkpoint of the demo world."""
+    with initialize_config_module("conf", version_base="1.3"):
+        trained, asked = compose("train"), compose("eval", overrides=list(overrides))
+        checkpoint = Checkpoint(Path("best.pt"), "", OmegaConf.to_container(trained, resolve=True), "ema", {}, {})
+        return _settings(asked, {"student": checkpoint})
+
+
+def test_a_checkpoint_brings_its_own_data():
+    assert settings().data.world.seed == 0
+    moved = settings("data.root=/elsewhere").data
+    assert (moved.name, moved.root, moved.world.seed) == ("demo", "/elsewhere", 0)
+
+
+def test_a_checkpoint_of_the_demo_world_is_scored_on_real_data():
+    real = settings("data=nuscenes", "data.root=/data/nuscenes", "data.version=v1.0-mini").data
+    assert (real.root, real.version, real.world) == ("/data/nuscenes", "v1.0-mini", None)
 
 
 # --- the scorecard
