@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# of all voxels: a smaller share of free ones, or a larger one of a single other class, is no driving scene
+_LEAST_FREE, _MOST_OCCUPIED = 0.01, 0.5
+
 
 @dataclass(frozen=True)
 class ClassSet:
@@ -53,6 +56,30 @@ class ClassSet:
         """
         frequencies = np.array(self.frequencies, dtype=np.float64)
         return (1.0 / (np.log(frequencies + 0.001) if balance == "log" else np.sqrt(frequencies))).astype(np.float32)
+
+    def misfit(self, ids_V: np.ndarray) -> str | None:
+        """Why voxels of these class ids must be of another class set, in words; None where nothing says so.
+
+        Ids of another convention have the right shape and range (free = 16 or 0 instead of 17). What gives them away is
+        that space is mostly empty: of the voxels that cameras see, Occ3D's labels call 78 % free, single keyframes
+        half of them (systems.md 0.2).
+
+        Args:
+            ids_V: uint8 in any shape: of a whole grid, or of its visible voxels; `ignored` is no voxel.
+        """
+        ids_V = ids_V[ids_V != self.ignored] if self.ignored >= len(self) else ids_V
+        share_free = np.count_nonzero(ids_V == self.free) / max(1, ids_V.size)
+        if share_free > 0.5 or not ids_V.size:
+            return None
+        share_C = np.bincount(ids_V.ravel(), minlength=len(self)) / ids_V.size
+        most = int(share_C.argmax())
+        if share_free >= _LEAST_FREE and (most == self.free or share_C[most] <= _MOST_OCCUPIED):
+            return None
+        name = self.names[most] if most < len(self) else "unknown"
+        return (
+            f"{share_free:.1%} of the voxels are free (class {self.free} of {self.name}), {share_C[most]:.0%} are "
+            f"class {most} ({name}): class ids of another convention, with free space elsewhere?"
+        )
 
 
 _TABLE: tuple[tuple[str, tuple[int, int, int], int], ...] = (

@@ -1,0 +1,68 @@
+"""Files that several processes write and a crash may interrupt: durable writes, and locks that end with their owner."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distill.errors import InputError
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash it is there whole or not at all, and there once this returned.
+
+    Raises:
+        OSError: the disk refuses; the file is as it was before.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the entries of a folder, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def owned(lock: Path, what: str) -> Iterator[None]:
+    """Own `what` until the end of the block, or of this process, however it ends.
+
+    Args:
+        lock: a file that says who the owner is; made if absent.
+        what: named to whom is refused.
+
+    Raises:
+        InputError: another process owns it.
+    """
+    with open(lock, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                f"{what} is in use by {file.read().strip() or 'another process'}: wait for it or stop it, or choose "
+                "another output="
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        yield
+        file.truncate(0)
