@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+from conf.schema import checked
 from distill.errors import InputError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+_SHOWN = 3  # problems of a configuration in one line
+_LONGEST_NAME = 120  # characters; file systems take 255 bytes
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -26,8 +32,14 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
     """
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def on_checked(config: DictConfig) -> None:
+            task(checked_config(config_name, config))
+
         # inside Hydra as well, which would otherwise announce the error with a line of its own
-        program = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=config_name)(_guarded(task))
+        program = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=config_name)(
+            _guarded(on_checked)
+        )
 
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of the configuration itself reach us as they are
@@ -56,18 +68,66 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+def checked_config(program: str, config: DictConfig) -> DictConfig:
+    """The configuration, resolved and with absolute paths, after every value was checked against `conf.schema`.
+
+    Raises:
+        InputError: values that cannot be.
+    """
+    if "variant" in config:
+        config.variant = distinct(HydraConfig.get().overrides.task, but=config.not_in_name)
+    values, problems = checked(program, OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    if problems:
+        more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
+        raise InputError(f"configuration: {'; '.join(problems[:_SHOWN])}{more} (see --help)")
+    return OmegaConf.create(values)
+
+
+def distinct(overrides: Sequence[str], but: Collection[str]) -> str:
+    """What tells this call from the plain one, as the end of a file name: "-trainer.learning_rate_1e-3", or "".
+
+    Args:
+        overrides: of the command line, in any order.
+        but: keys that are left out, `data.` for all below data.
+    """
+    told = [
+        override
+        for override in sorted(overrides)
+        if not (key := override.lstrip("+~").partition("=")[0]).startswith(tuple(k for k in but if k.endswith(".")))
+        and key not in but
+    ]
+    name = "".join(f"-{re.sub('[^A-Za-z0-9.-]+', '_', override.lstrip('+')).strip('_')}" for override in told)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    # readable as far as it goes, and different where the rest is
+    return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(''.join(told).encode()).hexdigest()[:8]}"
+
+
 def user_mistake(error: BaseException | None) -> str | None:
     """The one-line message if `error`, or what caused it, is a mistake of the user's; otherwise None."""
     configuration: str | None = None
     while error is not None:
         if isinstance(error, InputError):
             return _one_line(error)
+        if isinstance(error, OverrideParseException):
+            return _how_to_quote(error.override)
+        if isinstance(error, InterpolationToMissingValueError):
+            value = str(error).partition("value: ")[2].split()[0]
+            return f"configuration: {value} must be given: {value}=... ({error.full_key} needs it)"
         if isinstance(error, HydraException | OmegaConfBaseException):
             configuration = f"configuration: {_one_line(error)} (see --help, or --cfg job for all values)"
         elif configuration is not None:
             return None  # a defect that surfaced while Hydra was building an object
         error = error.__cause__
     return configuration
+
+
+def _how_to_quote(override: str) -> str:
+    key, _, value = override.partition("=")
+    return (
+        f"{override}: brackets, commas, =, ~ and the like have a meaning here: quote the value twice, "
+        f"once for the shell and once for the configuration: '{key}=\"{value}\"'"
+    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,0 +1,516 @@
+"""What every value of the three programs may be: names, types, ranges and choices. Defaults stand in the YAML files.
+
+A node with a `_target_` of this project is checked by the class of `BUILT`, wherever it stands; one of a user's own is
+left to its constructor.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+MISSING = "???"  # what OmegaConf leaves where a value must be given
+
+
+def _place(path: str) -> str:
+    """An absolute path, so that it means the same from every folder; `pkg://package/file` names a shipped file."""
+    return path if path.startswith("pkg://") else os.path.abspath(os.path.expanduser(path))
+
+
+def _text(value: Any) -> Any:
+    """Hydra reads `name=2024` as a number."""
+    return str(value) if type(value) is int else value
+
+
+def _weights(value: str) -> str:
+    return value if value in ("wheel", "none") else _place(value)
+
+
+def _place_or_missing(value: str) -> str:
+    return value if value == MISSING else _place(value)
+
+
+def _rising(edges: list[float]) -> list[float]:
+    if any(not low < high for low, high in itertools.pairwise(edges)):
+        raise ValueError("should rise from one number to the next")
+    return edges
+
+
+def _distinct(values: list[str]) -> list[str]:
+    if len(set(values)) < len(values):
+        raise ValueError("names one of them twice")
+    return values
+
+
+Text = Annotated[str, BeforeValidator(_text), StringConstraints(min_length=1)]
+# becomes part of a file's name
+Name = Annotated[Text, StringConstraints(pattern=r"^[^/\s\x00][^/\x00]*$")]
+Place = Annotated[Text, AfterValidator(_place)]
+Split = Annotated[Text, StringConstraints(pattern=r"^\S+$")]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Probability = Annotated[Number, Field(ge=0, le=1)]
+Size = Annotated[list[Count], Field(min_length=2, max_length=2)]
+Interval = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_rising)]
+Edges = Annotated[list[float], Field(min_length=2), AfterValidator(_rising)]
+Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+
+class Node(BaseModel):
+    """A configuration node that holds what is declared and nothing else."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Built(BaseModel):
+    """A node that describes an object; see `BUILT` for what is known of its arguments."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    target: Annotated[str, StringConstraints(pattern=r"^\w+(\.\w+)+$")] = Field(alias="_target_")
+
+
+class Known(Node):
+    """The arguments of an object of this project."""
+
+    target: str = Field(alias="_target_")
+
+
+class World(Known):
+    """`distill.nuscenes.world.WorldConfig`."""
+
+    seed: Seed
+    train_scenes: Count
+    val_scenes: Count
+    keyframes_per_scene: Count
+    image_size: Size
+    jpeg_quality: Annotated[int, Field(ge=1, le=95)]
+
+
+class Grid(Known):
+    """`distill.grids.named_grid`."""
+
+    name: Literal["occ3d", "surroundocc"]
+
+
+class Encoder(Known):
+    """`distill.network.encoder.ImageEncoder`."""
+
+    name: Text
+    weights: Annotated[str, AfterValidator(_weights)]
+    levels: Annotated[list[CountOrNone], Field(min_length=1), AfterValidator(_rising)]
+    channels: Count
+    frozen_levels: CountOrNone
+
+
+class Lift(Known):
+    """`student.network.lift.LiftSplat`."""
+
+    in_channels: Count
+    channels: Count
+    depth_range: Interval
+    depth_bins: Annotated[int, Field(ge=2)]
+    bev_stride: Count
+    height_slices: Count
+    grid: Built
+
+    @model_validator(mode="after")
+    def _divides(self) -> Lift:
+        if self.channels % self.height_slices:
+            raise ValueError(f"channels={self.channels} is no multiple of height_slices={self.height_slices}")
+        return self
+
+
+class BEVEncoder(Known):
+    """`distill.network.bev_encoder.BEVEncoder`."""
+
+    in_channels: Count
+    widths: Annotated[list[Count], Field(min_length=2)]
+    blocks: list[Count]
+    out_channels: Count
+
+    @model_validator(mode="after")
+    def _fits(self) -> BEVEncoder:
+        if len(self.blocks) != len(self.widths) - 1:
+            raise ValueError(f"{len(self.widths)} widths need {len(self.widths) - 1} numbers of blocks")
+        return self
+
+
+class Head(Known):
+    """`distill.network.head.ChannelToHeight`."""
+
+    in_channels: Count
+    hidden_channels: Count
+    bev_stride: Count
+    grid: Built
+    classes: Built
+
+
+class Supervision(Known):
+    """`distill.losses.Supervision`."""
+
+    ce_weight: NotNegative
+    lovasz_weight: NotNegative
+    depth_weight: NotNegative
+    balance: Literal["log", "sqrt"]
+    mask: Literal["camera", "lidar", "all"]
+    classes: Built
+
+
+class Distillation(Known):
+    """`distill.losses.Distillation`."""
+
+    voxel_weight: NotNegative
+    bev_weight: NotNegative
+    temperature: Positive
+    mask: Literal["camera", "lidar", "occupied", "all"]
+    grid: Built
+    classes: Built
+
+
+class Augmentation(Known):
+    """`distill.augment.Augmentation`."""
+
+    resize: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    image_flip: Probability
+    colour: Annotated[Number, Field(ge=0, lt=1)]
+    bev_flip: Probability
+
+
+class View(Known):
+    """`student.evaluation.tta.View`."""
+
+    images: bool
+    world: bool
+
+
+class NetworkTeacher(Known):
+    """`teacher_dump.teachers.network.NetworkTeacher`."""
+
+    name: Name
+    checkpoint: Place
+    weights: Literal["ema", "raw"]
+
+
+class GaussianFormerTeacher(Known):
+    """`teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher`."""
+
+    name: Name
+    checkpoint: Place
+    image_size: Size
+    grid: Built
+    seed: Seed
+    network: Built
+
+
+BUILT: dict[str, type[Known]] = {
+    "distill.nuscenes.world.WorldConfig": World,
+    "distill.grids.named_grid": Grid,
+    "distill.network.encoder.ImageEncoder": Encoder,
+    "student.network.lift.LiftSplat": Lift,
+    "distill.network.bev_encoder.BEVEncoder": BEVEncoder,
+    "distill.network.head.ChannelToHeight": Head,
+    "distill.losses.Supervision": Supervision,
+    "distill.losses.Distillation": Distillation,
+    "distill.augment.Augmentation": Augmentation,
+    "student.evaluation.tta.View": View,
+    "teacher_dump.teachers.network.NetworkTeacher": NetworkTeacher,
+    "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher": GaussianFormerTeacher,
+}
+
+
+class Common(Node):
+    """What all three programs share."""
+
+    seed: Seed
+    device: Device
+    grid: Built | None
+    classes: Built | None
+
+
+class Data(Node):
+    """Where the keyframes are, and what to do about those that are not whole."""
+
+    name: Name
+    root: Place
+    version: Name
+    surroundocc: Text | None
+    train_split: Split
+    val_split: Split
+    missing: Literal["error", "skip"]
+    lidar_columns: Annotated[int, Field(ge=4, le=64)]
+    cache_dir: Place
+    fusion_checkpoint: Annotated[str, AfterValidator(_place_or_missing)]  # teacher=fusion alone needs it
+    world: Built | None
+
+
+class DataOfCheckpoint(Node):
+    """`Data`; null stands for what the checkpoint says."""
+
+    name: Name | None
+    root: Place | None
+    version: Name | None
+    surroundocc: Text | None
+    train_split: Split | None
+    val_split: Split | None
+    missing: Literal["error", "skip"] | None
+    lidar_columns: Annotated[int, Field(ge=4, le=64)] | None
+    cache_dir: Place | None
+    fusion_checkpoint: Text | None = None
+    world: Built | None
+
+
+class Inputs(Node):
+    """What a network is given; see `distill.nuscenes.frames.FrameDataset`."""
+
+    image_size: Size
+    lidar: bool
+    depth_stride: Count | None
+    bicubic: bool = False
+
+
+class Student(Node):
+    """A network and its inputs."""
+
+    name: Name
+    inputs: Inputs
+    network: Built
+
+    @model_validator(mode="after")
+    def _whole_cells(self) -> Student:
+        levels = (self.network.model_extra or {}).get("encoder", {}).get("levels", [])
+        stride = max([2 ** (level + 1) for level in levels] + [self.inputs.depth_stride or 1])
+        if any(side % stride for side in self.inputs.image_size):
+            raise ValueError(f"inputs.image_size={self.inputs.image_size}: should be multiples of {stride}, the stride")
+        return self
+
+
+class KD(Node):
+    """How a student listens to its teachers."""
+
+    name: Name
+    loss: Built | None
+
+
+class ReadStore(Node):
+    """The stores that are streamed."""
+
+    paths: Annotated[list[Place], AfterValidator(_distinct)]
+    missing: Literal["error", "skip"]
+    render: bool
+
+
+class Trainer(Node):
+    """How a network is trained."""
+
+    init: Place | None
+    epochs: Count
+    batch_size: Count
+    workers: CountOrNone
+    learning_rate: NotNegative
+    weight_decay: NotNegative
+    warmup_steps: CountOrNone
+    clip_norm: Positive
+    precision: Literal["bf16", "fp16", "fp32"]
+    ema_decay: Annotated[Number, Field(ge=0, lt=1)]
+    checkpoint_every: Count
+    max_samples: Count | None
+    max_val_samples: Count | None
+    loss: Built
+    augmentation: Built | None
+
+
+class Train(Common):
+    """occ-train-student."""
+
+    data: Data
+    student: Student
+    kd: KD
+    store: ReadStore
+    trainer: Trainer
+    name: Name
+    variant: str
+    not_in_name: list[str]
+    output: Place
+
+
+class WriteStore(Node):
+    """Where a dump goes."""
+
+    path: Place
+
+
+class DumpSettings(Node):
+    """What is dumped, and with how many hands."""
+
+    splits: Annotated[list[Split], Field(min_length=1), AfterValidator(_distinct)]
+    max_samples: Count | None
+    overwrite: bool
+    gaussians: Literal[True, False, "only"]
+    verify: bool
+    batch_size: Count
+    workers: CountOrNone
+    writers: Count
+
+
+class GateSettings(Node):
+    """When a teacher is too weak."""
+
+    min_miou: Annotated[Number, Field(ge=0, le=100)]
+    after: Count
+
+
+class Teacher(Built):
+    """A teacher; its arguments are its own."""
+
+    name: Name
+
+
+class Dump(Common):
+    """occ-dump."""
+
+    data: Data
+    teacher: Teacher
+    store: WriteStore
+    dump: DumpSettings
+    gate: GateSettings
+
+
+class StoreOfCheckpoint(Node):
+    """`ReadStore`; null stands for what the checkpoint says."""
+
+    paths: list[Place] | None
+    missing: Literal["error", "skip"] | None
+    render: bool | None
+
+
+class MetricSettings(Node):
+    """Edges and thresholds of the metrics."""
+
+    distance_bands: Edges
+    height_bands: Edges
+    f_score_distance: Positive
+    calibration_bins: Count
+
+
+class CostSettings(Node):
+    """How latency is measured."""
+
+    warmup: CountOrNone
+    runs: Count
+
+
+class TTA(Node):
+    """Mirrored views that are averaged."""
+
+    views: list[Built]
+
+
+class Eval(Common):
+    """occ-eval."""
+
+    data: DataOfCheckpoint
+    store: StoreOfCheckpoint
+    robustness: dict[str, Built]
+    tta: TTA
+    checkpoint: Place | None
+    sources: list[Place]
+    weights: Literal["ema", "raw"]
+    split: Split | None
+    max_samples: Count | None
+    batch_size: Count
+    workers: CountOrNone
+    metrics: MetricSettings
+    cost: CostSettings
+    pictures: list[Text]
+    export: Place | None
+    output: Place | None
+
+
+PROGRAMS: dict[str, type[Common]] = {"train": Train, "dump": Dump, "eval": Eval}
+
+
+def checked(program: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The configuration with absolute paths, and what is wrong with it, a line per value.
+
+    Args:
+        program: name of the YAML file.
+        config: resolved; `MISSING` stands for what was not given.
+    """
+    problems = [f"{key} must be given: {key}=..." for key in _not_given(config) if key != "data.fusion_checkpoint"]
+    if problems:
+        return config, problems
+    config = _check_node(PROGRAMS[program], config, "", problems)
+    return _check_built(config, "", problems), problems
+
+
+def _not_given(node: Any, key: str = "") -> Iterator[str]:
+    if node == MISSING:
+        yield key
+    for name, child in _children(node):
+        yield from _not_given(child, f"{key}.{name}" if key else str(name))
+
+
+def _children(node: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(node, dict | list):
+        yield from node.items() if isinstance(node, dict) else enumerate(node)
+
+
+def _check_node(kind: type[BaseModel], node: dict[str, Any], key: str, problems: list[str]) -> dict[str, Any]:
+    try:
+        return kind.model_validate(node).model_dump(by_alias=True, exclude_unset=True)
+    except ValidationError as error:
+        problems += dict.fromkeys(_problem(key, found) for found in error.errors())
+        return node
+
+
+def _check_built(node: Any, key: str, problems: list[str]) -> Any:
+    """`node` with every object of this project below it checked, innermost first."""
+    if not isinstance(node, dict | list):
+        return node
+    children = {
+        name: _check_built(child, f"{key}.{name}" if key else str(name), problems) for name, child in _children(node)
+    }
+    if isinstance(node, list):
+        return list(children.values())
+    kind = BUILT.get(node.get("_target_", ""))
+    return children if kind is None else _check_node(kind, children, key, problems)
+
+
+def _problem(key: str, found: ErrorDetails) -> str:
+    """One line about one value."""
+    name = ".".join([key] * bool(key) + [str(part) for part in found["loc"]])
+    if found["type"] == "extra_forbidden":
+        return f"{name}: there is no such value"
+    if found["type"] == "missing":
+        return f"{name}: it must be given"
+    said = found["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    said = said.replace("True, False", "true, false")
+    if found["type"] in ("string_type", "string_pattern_mismatch"):
+        said = _TEXTS.get(name.rpartition(".")[2], said if found["type"] == "string_type" else "should be a plain name")
+    if found["type"] == "list_type" and isinstance(found["input"], str):
+        said = f"should be a list: {name}=[{found['input']}]"
+    shown = "" if isinstance(found["input"], dict) else f"={found['input']}"
+    for python, yaml in (("=None", "=null"), ("=True", "=true"), ("=False", "=false")):
+        shown = yaml if shown == python else shown
+    return f"{name}{shown}: {said}"
+
+
+_TEXTS = {"device": "should be auto, cpu, cuda (the first GPU) or cuda:N (GPU number N, from 0)"}
