@@ -16,6 +16,8 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_module
 
+from distill.command import distinct
+
 
 def main() -> None:
     """Train, score and compare."""
@@ -47,7 +49,9 @@ def train_and_score(kd: str, overrides: list[str]) -> dict:
     """Run occ-train-student and occ-eval as a user would; returns metrics.json."""
     given = [*overrides, f"kd={kd}"]
     with initialize_config_module("conf", version_base="1.3"):
-        output = Path(compose("train", overrides=given).output)
+        config = compose("train", overrides=given)
+        config.variant = distinct(given, but=config.not_in_name)
+        output = Path(config.output)
     programs = Path(sys.executable).parent
     subprocess.run([programs / "occ-train-student", *given], check=True)
     subprocess.run([programs / "occ-eval", f"checkpoint={output / 'best.pt'}"], check=True)

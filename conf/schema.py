@@ -293,14 +293,6 @@ class Student(Node):
     inputs: Inputs
     network: Built
 
-    @model_validator(mode="after")
-    def _whole_cells(self) -> Student:
-        levels = (self.network.model_extra or {}).get("encoder", {}).get("levels", [])
-        stride = max([2 ** (level + 1) for level in levels] + [self.inputs.depth_stride or 1])
-        if any(side % stride for side in self.inputs.image_size):
-            raise ValueError(f"inputs.image_size={self.inputs.image_size}: should be multiples of {stride}, the stride")
-        return self
-
 
 class KD(Node):
     """How a student listens to its teachers."""
@@ -457,8 +449,19 @@ def checked(program: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[
     problems = [f"{key} must be given: {key}=..." for key in _not_given(config) if key != "data.fusion_checkpoint"]
     if problems:
         return config, problems
-    config = _check_node(PROGRAMS[program], config, "", problems)
-    return _check_built(config, "", problems), problems
+    config = _check_built(_check_node(PROGRAMS[program], config, "", problems), "", problems)
+    if not problems and "student" in config:
+        problems += _whole_cells(config["student"])
+    return config, problems
+
+
+def _whole_cells(student: dict[str, Any]) -> Iterator[str]:
+    """What is wrong between the values of a student, each of which is right."""
+    levels = student["network"].get("encoder", {}).get("levels", [])
+    stride = max([2 ** (level + 1) for level in levels] + [student["inputs"]["depth_stride"] or 1])
+    size = student["inputs"]["image_size"]
+    if any(side % stride for side in size):
+        yield f"student.inputs.image_size={size}: should be multiples of {stride}, the stride of the network"
 
 
 def _not_given(node: Any, key: str = "") -> Iterator[str]:

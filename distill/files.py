@@ -26,7 +26,7 @@ def write_durably(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
@@ -54,8 +54,9 @@ def owned(lock: Path, what: str) -> Iterator[None]:
     """
     with open(lock, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # a record lock, which loader workers do not inherit: it ends with this process, not with its last child
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             file.seek(0)
             raise InputError(
                 f"{what} is in use by {file.read().strip() or 'another process'}: wait for it or stop it, or choose "
@@ -64,5 +65,7 @@ def owned(lock: Path, what: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         file.flush()
-        yield
-        file.truncate(0)
+        try:
+            yield
+        finally:
+            file.truncate(0)

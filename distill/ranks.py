@@ -35,16 +35,25 @@ def check_enough(samples: int, what: str) -> None:
 
 
 def device(name: str) -> torch.device:
-    """The device of this rank: `name` is "auto", "cpu" or "cuda".
+    """The device of this rank.
+
+    Args:
+        name: "cpu", "cuda" (each rank takes the next GPU), "cuda:N" (GPU number N), or "auto" ("cuda" if there is any).
 
     Raises:
-        InputError: "cuda" without a GPU.
+        InputError: there is no such GPU, or several ranks would share it.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device=cuda, but torch sees no GPU: use device=cpu or device=auto")
-    if name == "cpu" or not torch.cuda.is_available():
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    count = torch.cuda.device_count()
+    _, _, number = name.partition(":")
+    if count == 0 or (number and int(number) >= count):
+        raise InputError(
+            f"device={name}, but torch sees {count or 'no'} GPU{'s' * (count > 1)}: use device=auto or cpu"
+        )
+    if number and world_size() > 1:
+        raise InputError(f"device={name} with {world_size()} ranks: use device=cuda, each rank takes a GPU of its own")
+    return torch.device("cuda", int(number or os.environ.get("LOCAL_RANK", "0")) % count)
 
 
 @contextmanager

