@@ -1,11 +1,14 @@
 """How the programs end: one line and an exit code for a user's mistake, a traceback for ours."""
 
+import shlex
+
 import pytest
-from hydra.errors import ConfigCompositionException, InstantiationException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, InstantiationException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError
 from torch.utils.data import DataLoader
 
-from distill.command import user_mistake
+from distill.command import distinct, user_mistake
 from distill.errors import InputError
 
 
@@ -40,3 +43,29 @@ def test_a_wrong_override_is_a_configuration_mistake(error):
 @pytest.mark.parametrize("error", [ValueError("ours"), chained(InstantiationException("Error"), ValueError("ours"))])
 def test_our_defects_keep_their_traceback(error):
     assert user_mistake(error) is None
+
+
+def test_a_value_that_hydra_cannot_read_is_shown_as_it_must_be_quoted():
+    """The shown override, put into the shell and to Hydra, is the value that was meant."""
+    for value in ("/data/my data (copy)", "lr=0.1/best.pt", "~/runs/[old]"):
+        with pytest.raises(OverrideParseException) as raised:
+            OverridesParser.create().parse_overrides([f"output={value}"])
+        message = user_mistake(raised.value)
+        assert message is not None
+        (quoted,) = shlex.split(message.rpartition(": ")[2])
+        (override,) = OverridesParser.create().parse_overrides([quoted])
+        assert override.value() == value
+
+
+def test_calls_that_differ_in_a_number_have_names_that_differ():
+    but = ["data", "data.", "seed", "output"]
+    assert distinct(["data=nuscenes", "data.root=/d", "seed=1", "output=x"], but) == ""
+    assert distinct(["trainer.learning_rate=1e-3"], but) == "-trainer.learning_rate_1e-3"
+    assert distinct(["b=1", "a=2"], but) == distinct(["a=2", "b=1"], but) == "-a_2-b_1"
+    assert distinct(["+robustness.x={_target_: a.B, sigma: 6}"], but) == "-robustness.x_target_a.B_sigma_6"
+    assert distinct(["~robustness.blur"], but) != distinct(["+robustness.blur"], but)
+    long = [distinct([f"{key}={'1' * 200}" for key in keys], but) for keys in (["a", "b"], ["a", "c"])]
+    assert long[0] != long[1]
+    assert all(len(name) < 140 for name in long)
+    for name in (*long, distinct(["trainer.init=/a/b c/[d].pt"], but)):
+        assert not set(name) & set("/=[]{}() ,~")
