@@ -27,7 +27,7 @@ def open_dataroot(data: DictConfig) -> NuScenesIndex:
     root = Path(data.root).expanduser()
     if data.world is not None:
         ensure_world(root, instantiate(data.world), workers=os.cpu_count() or 1)
-    return load_index(root, data.version, Path(data.cache_dir).expanduser())
+    return load_index(root, data.version, Path(data.cache_dir).expanduser(), data.lidar_columns)
 
 
 def open_labels(data: DictConfig, grid: VoxelGrid) -> LabelSource:

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from math import ceil
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFile
 
 from distill.augment import ImageTransform
 from distill.errors import InputError
 from distill.nuscenes.index import Camera, Keyframe
 
+# Pillow's modes of 8 bits a channel whose conversion to RGB is beyond doubt
+_MODES = frozenset({"RGB", "L", "P", "RGBA", "LA", "PA", "RGBX", "CMYK", "YCbCr"})
+
 
 def read_images(
     keyframe: Keyframe, transforms: Sequence[ImageTransform], image_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The six images of a keyframe, their intrinsics and where they hold content.
+    """The six images of a keyframe, their intrinsics and where they hold content; of absent cameras black images.
 
     Args:
         keyframe: whose images.
@@ -29,23 +32,39 @@ def read_images(
         windows: int (6, 4) left, top, right, bottom of the content; around it the images are black.
 
     Raises:
-        InputError: an image is missing, cannot be decoded, or is not of the size the calibration is for.
+        InputError: an image is missing, cannot be decoded, is not of the size the calibration is for, or not of 8 bits
+            a channel without transparency.
     """
     height, width = image_size
-    images = np.empty((len(keyframe.cameras), 3, height, width), dtype=np.uint8)
+    images = np.zeros((len(keyframe.cameras), 3, height, width), dtype=np.uint8)
     intrinsics = np.empty((len(keyframe.cameras), 3, 3), dtype=np.float32)
-    windows = np.empty((len(keyframe.cameras), 4), dtype=np.int64)
+    windows = np.zeros((len(keyframe.cameras), 4), dtype=np.int64)
     for i, (camera, transform) in enumerate(zip(keyframe.cameras, transforms, strict=True)):
-        windows[i] = transform.window((camera.height, camera.width), image_size)
         intrinsics[i] = transform.matrix(width) @ camera.intrinsics
-        image = _decode(camera, keyframe.token, 1.0 if transform.bicubic else transform.scale)
+        if camera.path is None:
+            continue
+        windows[i] = transform.window((camera.height, camera.width), image_size)
+        image = open_image(camera, keyframe.token, 1.0 if transform.bicubic else transform.scale)
         image = _transformed(image, camera, transform, windows[i].tolist(), image_size)
         images[i] = np.asarray(image).transpose(2, 0, 1)
     return images, intrinsics, windows
 
 
-def _decode(camera: Camera, token: str, scale: float) -> Image.Image:
-    """The image, decoded no larger than `scale` needs: libjpeg skips the DCT coefficients of a finer scale."""
+def open_image(camera: Camera, token: str, scale: float) -> Image.Image:
+    """The RGB image of a camera, decoded no larger than `scale` needs: libjpeg skips the DCT of finer scales.
+
+    Args:
+        camera: whose image; black if it is absent.
+        token: of its keyframe, for messages.
+        scale: pixels that are needed per pixel of the file.
+
+    Raises:
+        InputError: as in `read_images`.
+    """
+    size = (ceil(scale * camera.width), ceil(scale * camera.height))
+    if camera.path is None:
+        return Image.new("RGB", size)
+    named = f"{camera.path}: image of keyframe {token}"
     try:
         with Image.open(camera.path) as image:
             if image.size != (camera.width, camera.height):
@@ -53,13 +72,24 @@ def _decode(camera: Camera, token: str, scale: float) -> Image.Image:
                     f"{camera.path}: {image.width}x{image.height} pixels, but keyframe {token} is calibrated for "
                     f"{camera.width}x{camera.height}: put the original file back"
                 )
-            image.draft("RGB", (ceil(scale * camera.width), ceil(scale * camera.height)))
+            kind = _kind(image)
+            if kind not in _MODES:
+                raise InputError(f"{named} is of kind {kind}, not 8 bits a channel: convert it to 8-bit RGB")
+            image.draft("RGB", size)
             image.load()
+            if image.has_transparency_data and len(set(image.convert("RGBA").getchannel("A").getextrema())) > 1:
+                raise InputError(f"{named} is transparent in places, which has no meaning here: convert it to RGB")
             return image if image.mode == "RGB" else image.convert("RGB")
     except FileNotFoundError as error:
-        raise InputError(f"{camera.path}: image of keyframe {token} is missing") from error
-    except (OSError, SyntaxError) as error:  # Pillow's exceptions for damaged files
-        raise InputError(f"{camera.path}: image of keyframe {token} cannot be decoded ({error})") from error
+        raise InputError(f"{named} is missing") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for damaged files
+        raise InputError(f"{named} cannot be decoded ({error})") from error
+
+
+def _kind(image: ImageFile.ImageFile) -> str:
+    """Pillow's mode of the file; of a deeper one that Pillow would cut to its upper 8 bits, how it is stored."""
+    stored = [tile.args if isinstance(tile.args, tuple) else (tile.args,) for tile in image.tile]
+    return next((str(part) for args in stored for part in args if ";16" in str(part)), image.mode)
 
 
 def _transformed(

@@ -19,19 +19,22 @@ from typing import overload
 import numpy as np
 
 from distill.errors import InputError
-from distill.nuscenes.layout import CAMERAS, SHORT_NAMES, check_version
+from distill.nuscenes.layout import CAMERAS, LIDAR_COLUMNS, SHORT_NAMES, check_version
 
 # Part of the cache key: raise it whenever the meaning or layout of the records changes.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Camera:
     """One camera image of a keyframe, as calibrated.
 
+    A camera that the keyframe lacks has no image and a calibration under which it sees nothing of the world: far above
+    the ego frame, looking up.
+
     Attributes:
         channel: one of `CAMERAS`.
-        path: the image file.
+        path: the image file; None: the keyframe lacks this camera.
         width, height: its size in pixels.
         intrinsics: camera frame to pixels, float64 (3, 3).
         cam2ego: camera frame to the ego frame at the camera's time, float64 (4, 4).
@@ -39,12 +42,17 @@ class Camera:
     """
 
     channel: str
-    path: Path
+    path: Path | None
     width: int
     height: int
     intrinsics: np.ndarray
     cam2ego: np.ndarray
     ego2global: np.ndarray
+
+    @property
+    def present(self) -> bool:
+        """Whether the keyframe has an image of this camera."""
+        return self.path is not None
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class Keyframe:
         previous, next: tokens of the neighbours in time within the scene, "" at its ends.
         cameras: in `CAMERAS` order.
         lidar_path: the LIDAR_TOP scan.
+        lidar_columns: float32 per point in it: x, y, z, intensity and whatever follows.
         lidar2ego: LIDAR_TOP to ego frame, float64 (4, 4).
         ego2global: ego frame to the map, float64 (4, 4).
     """
@@ -69,6 +78,7 @@ class Keyframe:
     next: str
     cameras: tuple[Camera, ...]
     lidar_path: Path
+    lidar_columns: int
     lidar2ego: np.ndarray
     ego2global: np.ndarray
 
@@ -84,8 +94,9 @@ class Keyframe:
 class Keyframes(Sequence[Keyframe]):
     """Some keyframes of an index, in its order; `Keyframe` objects are made on access."""
 
-    def __init__(self, root: Path, records: np.ndarray, rows: np.ndarray):
+    def __init__(self, root: Path, lidar_columns: int, records: np.ndarray, rows: np.ndarray):
         self.root = root
+        self.lidar_columns = lidar_columns
         self._records = records  # of the whole index: the neighbours of a keyframe need not be in the selection
         self._rows = rows
 
@@ -98,13 +109,26 @@ class Keyframes(Sequence[Keyframe]):
     def __getitem__(self, item: slice) -> Keyframes: ...
     def __getitem__(self, item: int | slice) -> Keyframe | Keyframes:
         if isinstance(item, slice):
-            return Keyframes(self.root, self._records, self._rows[item])
+            return self._with(self._rows[item])
         return self._keyframe(int(self._rows[item]))
 
     @property
     def tokens(self) -> list[str]:
         """Sample tokens, in order."""
         return [token.decode() for token in self._records["token"][self._rows]]
+
+    @property
+    def absent_cameras(self) -> dict[str, int]:
+        """How many of the keyframes lack a camera, for each channel that is not in all of them."""
+        absent = (self._records["cameras"]["path"][self._rows] == b"").sum(0).tolist()
+        return {channel: count for channel, count in zip(CAMERAS, absent, strict=True) if count}
+
+    def where(self, chosen: Sequence[bool]) -> Keyframes:
+        """The keyframes that are chosen, in order; `chosen` has one entry for each of them."""
+        return self._with(self._rows[np.array(chosen, dtype=bool)])
+
+    def _with(self, rows: np.ndarray) -> Keyframes:
+        return Keyframes(self.root, self.lidar_columns, self._records, rows)
 
     def _keyframe(self, row: int) -> Keyframe:
         record = self._records[row]
@@ -118,7 +142,7 @@ class Keyframes(Sequence[Keyframe]):
             cameras=tuple(
                 Camera(
                     channel=channel,
-                    path=self.root / camera["path"].decode(),
+                    path=self._file(camera["path"]) if camera["path"] else None,
                     width=int(camera["width"]),
                     height=int(camera["height"]),
                     intrinsics=np.array(camera["intrinsics"]),
@@ -127,10 +151,14 @@ class Keyframes(Sequence[Keyframe]):
                 )
                 for channel, camera in zip(CAMERAS, record["cameras"], strict=True)
             ),
-            lidar_path=self.root / record["lidar_path"].decode(),
+            lidar_path=self._file(record["lidar_path"]),
+            lidar_columns=self.lidar_columns,
             lidar2ego=np.array(record["lidar2ego"]),
             ego2global=np.array(record["ego2global"]),
         )
+
+    def _file(self, name: bytes) -> Path:
+        return self.root / os.fsdecode(name)  # names the same bytes in a locale of another encoding
 
     def _neighbour(self, row: int, step: int) -> str:
         other = row + step
@@ -140,11 +168,19 @@ class Keyframes(Sequence[Keyframe]):
 
 
 class NuScenesIndex:
-    """All keyframes of one version of a dataroot, ordered by scene name and, within a scene, by time."""
+    """All keyframes of one version of a dataroot, ordered by scene name and, within a scene, by time.
 
-    def __init__(self, root: Path, version: str, records: np.ndarray):
+    Args:
+        root: dataroot.
+        version: of its tables.
+        records: see `distill.nuscenes.tables.read_tables`.
+        lidar_columns: float32 per point in its scans.
+    """
+
+    def __init__(self, root: Path, version: str, records: np.ndarray, lidar_columns: int = LIDAR_COLUMNS):
         self.root = root
         self.version = version
+        self.lidar_columns = lidar_columns
         self._records = records
 
     def __len__(self) -> int:
@@ -178,7 +214,7 @@ class NuScenesIndex:
         """
         split = SHORT_NAMES.get((self.version, split), split)
         if split == "all":
-            return self._select(np.ones(len(self), dtype=bool))
+            return self._select(np.arange(len(self)))
         if split not in self.splits:
             raise InputError(
                 f"split {split!r} has no scenes in {self.root / self.version}: "
@@ -186,7 +222,7 @@ class NuScenesIndex:
             )
         # Few distinct values: decide per value, not per keyframe.
         with_split = [names for names in np.unique(self._records["splits"]) if split in names.decode().split()]
-        return self._select(np.isin(self._records["splits"], with_split))
+        return self._select(np.flatnonzero(np.isin(self._records["splits"], with_split)))
 
     def keyframe(self, token: str) -> Keyframe:
         """The keyframe with this sample token; see `select`."""
@@ -204,14 +240,14 @@ class NuScenesIndex:
                 raise InputError(
                     f"no keyframe {token!r} in {self.root / self.version}: the token must be a sample token"
                 )
-        return Keyframes(self.root, self._records, np.array([rows[token] for token in tokens], dtype=np.intp))
+        return self._select(np.array([rows[token] for token in tokens], dtype=np.intp))
 
-    def _select(self, mask: np.ndarray) -> Keyframes:
-        return Keyframes(self.root, self._records, np.flatnonzero(mask))
+    def _select(self, rows: np.ndarray) -> Keyframes:
+        return Keyframes(self.root, self.lidar_columns, self._records, rows)
 
 
-def load_index(root: Path, version: str, cache_dir: Path) -> NuScenesIndex:
-    """Open a nuScenes dataroot; the first time, its tables are read with the devkit and the result is cached.
+def load_index(root: Path, version: str, cache_dir: Path, lidar_columns: int = LIDAR_COLUMNS) -> NuScenesIndex:
+    """Open a nuScenes dataroot; the first time, its tables are read and the result is cached.
 
     The cache file is named by a hash of the dataroot's path, the version and the name, size and modification time of
     every table, so a changed dataroot is read anew.
@@ -220,19 +256,31 @@ def load_index(root: Path, version: str, cache_dir: Path) -> NuScenesIndex:
         root: dataroot holding `<version>/*.json`, samples/ and, for labels, gts/.
         version: "v1.0-trainval", "v1.0-test", "v1.0-mini", or another one with a splits.json among its tables.
         cache_dir: folder for the index, made if absent.
+        lidar_columns: float32 per point in the scans of this dataroot.
 
     Raises:
-        InputError: a missing dataroot or version, a broken table, or a keyframe without all six cameras and LIDAR_TOP.
+        InputError: a missing dataroot or version, a table that is broken or holds what is no calibration or pose, a
+            keyframe without LIDAR_TOP or without any camera, or a cache_dir that cannot be used.
     """
     root, cache_dir = Path(root), Path(cache_dir)
     cached = cache_dir / f"{version}-{_fingerprint(root, version)}.npy"
-    if not cached.exists():
-        _make_cache(cached, root, version)
     try:
-        records = np.load(cached, mmap_mode="r").view(np.ndarray)  # memmap objects are slow to index
+        if not cached.exists():
+            _make_cache(cached, root, version)
+        records = _open_cache(cached)
+    except OSError as error:
+        raise InputError(
+            f"cannot keep the index of keyframes in {cache_dir} ({error}): choose another folder with data.cache_dir= "
+            "or the environment variable OCC_DISTILL_CACHE"
+        ) from error
+    return NuScenesIndex(root, version, records, lidar_columns)
+
+
+def _open_cache(cached: Path) -> np.ndarray:
+    try:
+        return np.load(cached, mmap_mode="r").view(np.ndarray)  # memmap objects are slow to index
     except (ValueError, EOFError) as error:
         raise InputError(f"{cached}: not an index of keyframes any more ({error}): delete this file") from error
-    return NuScenesIndex(root, version, records)
 
 
 def _fingerprint(root: Path, version: str) -> str:
@@ -245,19 +293,16 @@ def _fingerprint(root: Path, version: str) -> str:
 
 def _make_cache(cached: Path, root: Path, version: str) -> None:
     """Read the tables into `cached`, in one process per machine, so that the file is complete or absent."""
-    from distill.nuscenes.devkit import open_devkit, read_tables  # takes seconds: only the first reading pays
+    from distill.nuscenes.tables import Tables, read_tables  # only the first reading needs it
 
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with open(cached.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # ranks started together: one reads gigabytes of tables, the others wait
-            if cached.exists():
-                return
-            print(f"reading the nuScenes tables of {root / version}, once (minutes for v1.0-trainval)", file=sys.stderr)
-            records = read_tables(open_devkit(root, version))
-            with open(cached.with_suffix(".tmp"), "wb") as file:
-                np.save(file, records)
-                os.fsync(file.fileno())
-            os.replace(file.name, cached)
-    except OSError as error:
-        raise InputError(f"cannot write the index of keyframes to {cached.parent}: {error}") from error
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with open(cached.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # ranks started together: one reads gigabytes of tables, the others wait
+        if cached.exists():
+            return
+        print(f"reading the nuScenes tables of {root / version}, once (minutes for v1.0-trainval)", file=sys.stderr)
+        records = read_tables(Tables(root, version))
+        with open(cached.with_suffix(".tmp"), "wb") as file:
+            np.save(file, records)
+            os.fsync(file.fileno())
+        os.replace(file.name, cached)

@@ -6,6 +6,8 @@ bool, True = observed by the cameras, by the accumulated LiDAR.
 
 from __future__ import annotations
 
+import os
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,13 +15,18 @@ from typing import Protocol
 
 import numpy as np
 
-from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
+from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES, ClassSet
 from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.nuscenes.index import Keyframe
 
 # Array name in an Occ3D file -> highest value it may hold.
 _HIGHEST = {"semantics": len(OCC3D_CLASSES) - 1, "mask_camera": 1, "mask_lidar": 1}
+# what NumPy raises for files that are damaged, encrypted or none of its own
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, RuntimeError, MemoryError, SyntaxError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 class LabelSource(Protocol):
@@ -30,6 +37,10 @@ class LabelSource(Protocol):
         """Where the labels lie."""
         ...
 
+    def path(self, keyframe: Keyframe) -> Path | None:
+        """The file with the labels of a keyframe, if it has any; None: no keyframe has."""
+        ...
+
     def exists(self, keyframe: Keyframe) -> bool:
         """Whether a keyframe has labels; their file is not read."""
         ...
@@ -38,7 +49,8 @@ class LabelSource(Protocol):
         """The labels of a keyframe, None if it has none.
 
         Raises:
-            InputError: its file is damaged, or holds something of the wrong shape, type or value.
+            InputError: its file is damaged, holds something of the wrong shape, type or value, or class ids of another
+                convention.
         """
         ...
 
@@ -61,26 +73,32 @@ class Occ3DLabels:
 
     def exists(self, keyframe: Keyframe) -> bool:
         """See `LabelSource.exists`."""
-        return self._path(keyframe).exists()
+        return self.path(keyframe).exists()
 
     def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
         """See `LabelSource.read`."""
-        path = self._path(keyframe)
+        path = self.path(keyframe)
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            file = np.load(path, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise InputError(f"{path}: a single array, not an archive: not Occ3D labels")
+            with file:
                 labels = {name: _checked(path, name, file) for name in _HIGHEST}
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except _UNREADABLE as error:
             raise InputError(f"{path}: cannot be read as Occ3D labels ({error}): download it again") from error
+        _check_convention(path, labels["semantics"], OCC3D_CLASSES)
         return {name: array if name == "semantics" else array.astype(bool) for name, array in labels.items()}
 
     def unlabelled(self) -> dict[str, np.ndarray]:
         """See `LabelSource.unlabelled`."""
         return _unobserved(self.grid, OCC3D_CLASSES.free)
 
-    def _path(self, keyframe: Keyframe) -> Path:
-        return self.root / keyframe.scene / keyframe.token / "labels.npz"
+    def path(self, keyframe: Keyframe) -> Path:
+        """See `LabelSource.path`."""
+        # names the same bytes in a locale of another encoding
+        return self.root / os.fsdecode(f"{keyframe.scene}/{keyframe.token}/labels.npz".encode())
 
 
 class SurroundOccLabels:
@@ -108,23 +126,24 @@ class SurroundOccLabels:
 
     def exists(self, keyframe: Keyframe) -> bool:
         """See `LabelSource.exists`."""
-        path = self._path(keyframe)
+        path = self.path(keyframe)
         return path is not None and path.exists()
 
     def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
         """See `LabelSource.read`."""
-        path = self._path(keyframe)
+        path = self.path(keyframe)
         if path is None or not path.exists():
             return None
         try:
             with open(path, "rb") as file:
                 rows = np.lib.format.read_array(file, allow_pickle=False)
-        except (OSError, EOFError, ValueError) as error:
+        except _UNREADABLE as error:
             raise InputError(f"{path}: cannot be read as SurroundOcc labels ({error}): download it again") from error
         _check_rows(path, rows)
         x, y, z, classes = rows.astype(np.int64).T
         semantics = np.full(self.grid.shape, SURROUNDOCC_CLASSES.free, dtype=np.uint8)
         semantics[x, y, z] = classes
+        _check_convention(path, semantics, SURROUNDOCC_CLASSES)
         labelled = semantics != SURROUNDOCC_CLASSES.ignored
         return {"semantics": semantics, "mask_camera": labelled, "mask_lidar": labelled.copy()}
 
@@ -132,7 +151,8 @@ class SurroundOccLabels:
         """See `LabelSource.unlabelled`."""
         return _unobserved(self.grid, SURROUNDOCC_CLASSES.free)
 
-    def _path(self, keyframe: Keyframe) -> Path | None:
+    def path(self, keyframe: Keyframe) -> Path | None:
+        """See `LabelSource.path`."""
         return None if self.root is None else self.root / "samples" / f"{keyframe.lidar_path.name}.npy"
 
 
@@ -145,11 +165,22 @@ def _checked(path: Path, name: str, file: np.lib.npyio.NpzFile) -> np.ndarray:
     if name not in file.files:
         raise InputError(f"{path}: no array {name!r} (it has {', '.join(file.files) or 'none'}): not Occ3D labels")
     array = file[name]
-    if array.shape != OCC3D.shape or array.dtype not in (np.uint8, np.bool_):
+    if not isinstance(array, np.ndarray):  # a file in an archive that NumPy did not write
+        raise InputError(f"{path}: {name} is no array: not Occ3D labels")
+    dtypes = (np.uint8,) if name == "semantics" else (np.uint8, np.bool_)
+    if array.shape != OCC3D.shape or array.dtype not in dtypes:
         raise InputError(f"{path}: {name} is {array.dtype} {array.shape}, Occ3D labels are uint8 {OCC3D.shape}")
     if array.max() > _HIGHEST[name]:
         raise InputError(f"{path}: {name} holds the value {array.max()}, the highest in Occ3D is {_HIGHEST[name]}")
     return array
+
+
+def _check_convention(path: Path, semantics: np.ndarray, classes: ClassSet) -> None:
+    misfit = classes.misfit(semantics)
+    if misfit is not None:
+        raise InputError(
+            f"{path}: {misfit} Labels of OpenOcc have 16, others 0 for free space: renumber them as {classes.name}"
+        )
 
 
 def _check_rows(path: Path, rows: np.ndarray) -> None:

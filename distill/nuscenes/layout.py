@@ -8,6 +8,7 @@ from distill.errors import InputError
 
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 LIDAR = "LIDAR_TOP"
+LIDAR_COLUMNS = 5  # of nuScenes' own scans: x, y, z, intensity, ring index
 
 # what a version calls its own training and validation split
 SHORT_NAMES = {("v1.0-mini", "train"): "mini_train", ("v1.0-mini", "val"): "mini_val"}

@@ -9,19 +9,20 @@ through the very arrays the network is given.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
-from nuscenes import NuScenes
+from nuscenes.utils.data_classes import Box
 from PIL import Image, ImageDraw
+from pyquaternion import Quaternion
 
+from distill.command import script
 from distill.errors import InputError
-from distill.nuscenes.devkit import open_devkit, read_tables
 from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.index import Keyframe, NuScenesIndex
 from distill.nuscenes.layout import CAMERAS
 from distill.nuscenes.points import project
+from distill.nuscenes.tables import Record, Tables, read_tables
 
 IMAGE_SIZE = (450, 800)
 COLUMNS = 3
@@ -52,12 +53,20 @@ def draw_overlay(keyframe: Keyframe, boxes: np.ndarray) -> Image.Image:
     return sheet
 
 
-def boxes_of(nusc: NuScenes, keyframe: Keyframe) -> np.ndarray:
-    """Corners of the annotated boxes in the keyframe's ego frame, float64 (B, 8, 3)."""
-    annotations = nusc.get("sample", keyframe.token)["anns"]
-    corners = np.array([nusc.get_box(token).corners().T for token in annotations]).reshape(-1, 8, 3)
+def boxes_of(tables: Tables, keyframe: Keyframe) -> np.ndarray:
+    """Corners of the annotated boxes in the keyframe's ego frame, float64 (B, 8, 3); none without such a table."""
+    if not tables.file("sample_annotation").exists():
+        return np.empty((0, 8, 3))
+    annotations = tables.records("sample_annotation").values()
+    boxes = [_box(record) for record in annotations if record.text("sample_token") == keyframe.token]
+    corners = np.array([box.corners().T for box in boxes]).reshape(-1, 8, 3)
     global2ego = np.linalg.inv(keyframe.ego2global)
     return corners @ global2ego[:3, :3].T + global2ego[:3, 3]
+
+
+def _box(annotation: Record) -> Box:
+    pose = annotation.pose()
+    return Box(pose[:3, 3], annotation.numbers("size", (3,)), Quaternion(matrix=pose))
 
 
 def _draw_points(draw: ImageDraw.ImageDraw, u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> None:
@@ -89,6 +98,7 @@ def _cut_behind(start: np.ndarray, end: np.ndarray) -> np.ndarray | None:
     return np.stack([behind, front])
 
 
+@script
 def main() -> None:
     """Draw one keyframe from the command line."""
     parser = argparse.ArgumentParser(prog="python -m distill.nuscenes.overlay", description=__doc__)
@@ -97,12 +107,15 @@ def main() -> None:
     parser.add_argument("token", help="sample token of the keyframe")
     parser.add_argument("out", type=Path, help="picture to write, .png or .jpg")
     args = parser.parse_args()
+    tables = Tables(args.root, args.version)  # the boxes are not in the cached index
+    keyframe = NuScenesIndex(args.root, args.version, read_tables(tables)).keyframe(args.token)
+    sheet = draw_overlay(keyframe, boxes_of(tables, keyframe))
     try:
-        nusc = open_devkit(args.root, args.version)  # the boxes are not in the cached index
-        keyframe = NuScenesIndex(args.root, args.version, read_tables(nusc)).keyframe(args.token)
-        draw_overlay(keyframe, boxes_of(nusc, keyframe)).save(args.out)
-    except InputError as error:
-        sys.exit(f"overlay: error: {error}")
+        sheet.save(args.out)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{args.out}: cannot write it ({error}): give a .png or .jpg in a folder that exists"
+        ) from error
 
 
 if __name__ == "__main__":

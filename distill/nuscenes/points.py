@@ -14,6 +14,7 @@ from distill.nuscenes.index import Keyframe
 # A third of all LIDAR_TOP returns are its own roof and bonnet.
 _CAR_X = (-0.8, 3.4)
 _CAR_Y = (-1.0, 1.0)
+_MOST_COLUMNS = 16  # that are tried on a scan that does not fit
 
 
 def read_points(keyframe: Keyframe) -> np.ndarray:
@@ -23,19 +24,21 @@ def read_points(keyframe: Keyframe) -> np.ndarray:
         float32 (P, 4): x, y, z in metres in the keyframe's ego frame, intensity in [0, 1].
 
     Raises:
-        InputError: the file is missing, empty, or not rows of five finite float32.
+        InputError: the file is missing, empty, all zero, or not rows of `lidar_columns` float32 that begin with a
+            finite x, y, z and an intensity.
     """
-    path = keyframe.lidar_path
+    path, columns = keyframe.lidar_path, keyframe.lidar_columns
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: LiDAR scan of keyframe {keyframe.token} is missing") from error
-    scan = np.frombuffer(content[: len(content) // 20 * 20], dtype="<f4").reshape(-1, 5)  # x, y, z, intensity, ring
-    if not content or len(content) % 20 or not np.isfinite(scan).all():
+    except OSError as error:
         raise InputError(
-            f"{path}: LiDAR scan of keyframe {keyframe.token} is damaged, not rows of five finite float32 "
-            f"({len(content)} bytes)"
-        )
+            f"{path}: LiDAR scan of keyframe {keyframe.token} cannot be read ({error.strerror})"
+        ) from error
+    scan = _rows(content, columns)
+    if not _plausible(scan):
+        raise InputError(f"{path}: LiDAR scan of keyframe {keyframe.token} {_misfit(content, columns)}")
     points = np.empty((len(scan), 4), dtype=np.float32)
     points[:, :3] = scan[:, :3] @ keyframe.lidar2ego[:3, :3].T + keyframe.lidar2ego[:3, 3]
     points[:, 3] = scan[:, 3] / 255
@@ -96,6 +99,33 @@ def project(
     scaled_u, scaled_v, depth = np.moveaxis(rotation @ points[:, :3].T.astype(np.float32) + translation, 1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return scaled_u / depth, scaled_v / depth, depth
+
+
+def _rows(content: bytes, columns: int) -> np.ndarray:
+    """The file as float32 (P, columns), without rows if its length does not fit."""
+    fits = len(content) % (4 * columns) == 0
+    return np.frombuffer(content if fits else b"", dtype="<f4").reshape(-1, columns)
+
+
+def _plausible(scan: np.ndarray) -> bool:
+    """Whether these are points: in rows of a wrong length, coordinates, some of them negative, are intensities."""
+    return bool(len(scan) and np.isfinite(scan[:, :4]).all() and (scan[:, 3] >= 0).all() and scan[:, :3].any())
+
+
+def _misfit(content: bytes, columns: int) -> str:
+    """What is wrong with a scan that is not plausible, and what to do."""
+    if not content:
+        return "is empty (0 bytes): download it again, or leave this keyframe out"
+    scan = _rows(content, columns)
+    if len(scan) and not scan[:, :3].any():
+        return f"holds nothing but points at 0, 0, 0 ({len(scan)}): download it again, or leave this keyframe out"
+    expected = f"rows of data.lidar_columns={columns} float32 that begin with a finite x, y, z and an intensity >= 0"
+    finite = np.isfinite(np.frombuffer(content[: len(content) // 4 * 4], "<f4")).all()
+    for other in range(4, _MOST_COLUMNS + 1):
+        # every second row of a scan with few bad points may be good
+        if finite and other % columns and _plausible(_rows(content, other)):
+            return f"does not hold {expected}, but rows of {other}: set data.lidar_columns={other}"
+    return f"is damaged, not {expected} ({len(content)} bytes): download it again, or leave this keyframe out"
 
 
 def _on_car(points: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from distill.camera_overlay import keyframe_overlays
 from distill.errors import InputError
-from distill.nuscenes.index import Keyframe, Keyframes
+from distill.nuscenes.images import open_image
+from distill.nuscenes.index import Camera, Keyframe, Keyframes
 from distill.picture import Painter
 from student.evaluation.opening import Subject
 from student.evaluation.page import KeyframePictures
@@ -73,7 +74,7 @@ def draw_pictures(
     painter = Painter(subject.grid, subject.classes)
     pictures = []
     for keyframe, volume, mask_XYZ in zip(keyframes, volumes, masks, strict=True):
-        cameras = [_thumbnail(camera.path) for camera in keyframe.cameras]
+        cameras = [_thumbnail(camera, keyframe.token) for camera in keyframe.cameras]
         _save(painter.panel(cameras, volume, mask_XYZ), output / "panels" / f"{keyframe.scene}_{keyframe.token}.png")
         shown = {
             name: keyframe_overlays(keyframe, cameras, semantics_XYZ, mask_XYZ, subject.grid, subject.classes)
@@ -103,9 +104,7 @@ def _save(panel: np.ndarray, path: Path) -> None:
         raise InputError(f"{path}: cannot write it ({error}): choose another output=") from error
 
 
-def _thumbnail(path: Path) -> np.ndarray:
+def _thumbnail(camera: Camera, token: str) -> np.ndarray:
     """A camera picture, RGB uint8, CAMERA_PIXELS wide."""
-    with Image.open(path) as image:
-        height = round(CAMERA_PIXELS * image.height / image.width)
-        image.draft("RGB", (CAMERA_PIXELS, height))
-        return np.asarray(image.convert("RGB").resize((CAMERA_PIXELS, height)))
+    image = open_image(camera, token, CAMERA_PIXELS / camera.width)
+    return np.asarray(image.resize((CAMERA_PIXELS, round(CAMERA_PIXELS * camera.height / camera.width))))

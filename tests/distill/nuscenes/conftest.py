@@ -1,6 +1,7 @@
 """A nuScenes dataroot of three keyframes with known calibration, written table by table."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,19 @@ def _add_sample_data(tables: dict[str, list], root: Path, sample: str, channel: 
 def dataroot(tmp_path):
     """A fresh tiny dataroot that a test may damage."""
     return write_dataroot(tmp_path / "nuscenes")
+
+
+@pytest.fixture
+def edit(dataroot):
+    """A function that changes the records of a table of `dataroot`."""
+
+    def change_table(table: str, change: Callable[[list[dict]], object]) -> None:
+        path = dataroot / VERSION / f"{table}.json"
+        rows = json.loads(path.read_text())
+        change(rows)
+        path.write_text(json.dumps(rows))
+
+    return change_table
 
 
 @pytest.fixture(scope="session")

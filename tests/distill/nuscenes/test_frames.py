@@ -3,13 +3,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from nuscenes import NuScenes
 from nuscenes.utils.geometry_utils import transform_matrix
 from pyquaternion import Quaternion
 from torch.utils.data import DataLoader
 
 from distill.augment import Augmentation
 from distill.errors import InputError
-from distill.nuscenes.devkit import open_devkit
 from distill.nuscenes.frames import FrameDataset, collate, to_device
 from distill.nuscenes.index import load_index
 from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
@@ -202,7 +202,7 @@ def lidar2img(sample):
 def test_lidar2img_is_upstreams(real_data, tmp_path):
     """inv(img2global) @ lidar2global with each sensor's own ego pose (gaussianformer.md 4), to 1e-3 pixels."""
     root = real_data / "nuscenes"
-    nusc = open_devkit(root, "v1.0-mini")
+    nusc = NuScenes("v1.0-mini", str(root), verbose=False)
 
     def to_global(sample_data):
         sensor = nusc.get("calibrated_sensor", sample_data["calibrated_sensor_token"])

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -103,6 +104,94 @@ def test_damaged_image_is_named(dataroot, tmp_path, damage, message):
         read_images(keyframe, Transform.fit(source_sizes(keyframe), (64, 112)).images, (64, 112))
     assert "CAM_BACK_LEFT/late.jpg" in str(caught.value)
     assert "keyframe late" in str(caught.value)
+
+
+def read_front_left(index, write):
+    """Read keyframe "late" with another CAM_FRONT_LEFT at full size, RGB uint8 (H, W, 3)."""
+    keyframe = index.keyframe("late")
+    write(keyframe.cameras[0].path)
+    sizes = source_sizes(keyframe)
+    return read_images(keyframe, Transform.fit(sizes, sizes[0]).images, sizes[0])[0][0].transpose(1, 2, 0)
+
+
+@pytest.fixture
+def tiny(dataroot, tmp_path):
+    from distill.nuscenes.index import load_index
+
+    return load_index(dataroot, "v1.0-tiny", tmp_path / "cache")
+
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (141, 250, 3), dtype=np.uint8)
+GREY = Image.fromarray(RGB[..., 0])
+
+
+def with_alpha(alpha):
+    return Image.fromarray(np.dstack([RGB, np.broadcast_to(np.uint8(alpha), (141, 250))]))
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(RGB), RGB),
+        (GREY, RGB[..., :1].repeat(3, 2)),
+        (GREY.convert("P"), RGB[..., :1].repeat(3, 2)),
+        (Image.merge("LA", [GREY, Image.new("L", GREY.size, 255)]), RGB[..., :1].repeat(3, 2)),
+        (with_alpha(255), RGB),
+        (with_alpha(0), RGB),
+        (Image.new("RGB", GREY.size), 0 * RGB),
+        (Image.new("RGB", GREY.size, "white"), 0 * RGB + 255),
+    ],
+    ids=["RGB", "L", "P", "LA", "RGBA", "RGBx", "black", "white"],
+)
+def test_images_of_8_bits_a_channel(tiny, image, expected):
+    np.testing.assert_array_equal(read_front_left(tiny, lambda path: image.save(path, "png")), expected)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "RGB"])
+def test_jpegs_of_other_colours(tiny, mode):
+    smooth = Image.fromarray(RGB).resize((25, 14)).resize((250, 141))
+
+    def write(path):
+        smooth.convert(mode).save(path, "jpeg", quality=100, subsampling=0)
+
+    expected = np.asarray(smooth.convert(mode).convert("RGB")).astype(int)
+    assert np.abs(read_front_left(tiny, write) - expected).max() < 8
+
+
+DEEP = RNG.integers(0, 65536, (141, 250), dtype=np.uint16)
+
+
+def write_png16(path):
+    """Three channels of 16 bits, which Pillow opens as RGB."""
+    assert cv2.imwrite(str(path.with_suffix(".png")), np.dstack([DEEP] * 3))
+    path.with_suffix(".png").rename(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (lambda path: Image.fromarray(DEEP).save(path, "png"), "I;16B"),
+        (write_png16, "RGB;16B"),
+        (lambda path: Image.fromarray(DEEP).save(path, "tiff"), "I;16"),
+        (lambda path: Image.fromarray(DEEP.astype(np.int32)).save(path, "tiff"), "I"),
+        (lambda path: Image.fromarray(DEEP.astype(np.float32)).save(path, "tiff"), "F"),
+        (lambda path: GREY.convert("1").save(path, "png"), "1"),
+    ],
+    ids=["I;16", "RGB;16", "TIFF", "int32", "float", "1-bit"],
+)
+def test_images_of_other_depths_are_refused(tiny, write, kind):
+    with pytest.raises(
+        InputError, match=f"CAM_FRONT_LEFT/late.jpg: image of keyframe late is of kind {kind}, not 8 bits"
+    ):
+        read_front_left(tiny, write)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P"])
+def test_transparency_is_refused(tiny, mode):
+    halves = with_alpha(np.where(np.arange(250) < 125, 0, 255))
+    with pytest.raises(InputError, match=r"late\.jpg: image of keyframe late is transparent in places"):
+        read_front_left(tiny, lambda path: halves.convert(mode).save(path, "png"))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import pickle
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,6 +73,8 @@ def test_whether_labels_exist_is_told_without_reading_them(tmp_path, keyframe, p
     [
         ({"semantics": np.zeros((200, 16, 200), np.uint8)}, r"semantics is uint8 \(200, 16, 200\)"),
         ({"semantics": np.zeros(SHAPE, np.float32)}, "semantics is float32"),
+        ({"semantics": np.ones(SHAPE, bool)}, "semantics is bool"),
+        ({"mask_lidar": np.ones(SHAPE, np.int64)}, "mask_lidar is int64"),
         ({"semantics": np.full(SHAPE, 255, np.uint8)}, "semantics holds the value 255, the highest in Occ3D is 17"),
         ({"mask_camera": np.full(SHAPE, 2, np.uint8)}, "mask_camera holds the value 2"),
     ],
@@ -88,6 +92,83 @@ def test_missing_array_is_named(tmp_path, keyframe, path):
     np.savez(path, **stored)
     with pytest.raises(InputError, match=r"no array 'mask_camera' \(it has semantics, mask_lidar\)"):
         Occ3DLabels(tmp_path).read(keyframe)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, bool])
+@pytest.mark.parametrize("value", [0, 1])
+def test_masks_may_be_boolean_and_empty(tmp_path, keyframe, path, dtype, value):
+    np.savez(path, **arrays(mask_camera=np.full(SHAPE, value, dtype)))
+    assert (Occ3DLabels(tmp_path).read(keyframe)["mask_camera"] == bool(value)).all()
+
+
+def street(free):
+    """A volume that is mostly free: a road, cars and trees above it."""
+    rng = np.random.default_rng(0)
+    semantics = np.full(SHAPE, free, np.uint8)
+    semantics[..., 0] = 11
+    semantics[..., 1] = rng.choice([4, 16, free], SHAPE[:2])
+    return semantics
+
+
+@pytest.mark.parametrize(
+    ("semantics", "found"),
+    [
+        (np.where(street(17) == 0, 15, street(17) - 1).astype(np.uint8), "class 16 \\(vegetation\\)"),
+        (street(16), "class 16 \\(vegetation\\)"),
+        (street(0), "class 0 \\(others\\)"),
+        ((street(17) != 17).astype(np.uint8), "class 0 \\(others\\)"),
+        (np.zeros(SHAPE, np.uint8), "100% are class 0"),
+    ],
+    ids=["OpenOcc", "free is 16", "0 is empty", "binary", "zeros"],
+)
+def test_class_ids_of_another_convention_are_refused(tmp_path, keyframe, path, semantics, found):
+    np.savez(path, **arrays(semantics=semantics))
+    with pytest.raises(InputError, match=rf"labels\.npz: 0\.0% of the voxels are free .*({found}).*renumber") as caught:
+        Occ3DLabels(tmp_path).read(keyframe)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_street_and_the_inside_of_a_garage_are_labels(tmp_path, keyframe, path):
+    garage = street(17)
+    garage[..., 6:] = 15  # everything above the ceiling is "manmade"
+    garage[:60] = 16
+    for semantics in (street(17), garage):
+        np.savez(path, **arrays(semantics=semantics))
+        assert Occ3DLabels(tmp_path).read(keyframe) is not None
+
+
+def write_members(**members):
+    def write(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(f"{name}.npy", content)
+
+    return write
+
+
+def write_array(path):
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(SHAPE, np.uint8))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_array,
+        lambda path: path.write_bytes(pickle.dumps({"semantics": 1})),
+        lambda path: np.savez(path, **arrays(semantics=np.array([None, {}], dtype=object))),
+        write_members(semantics=b"text", mask_camera=b"", mask_lidar=b""),
+        write_members(semantics=b"\x93NUMPY\x01\x00\x10\x00{'descr': broken\n"),
+        lambda path: path.write_text("<html>not found</html>"),
+        lambda path: path.mkdir(),
+    ],
+    ids=["npy", "pickle", "objects", "text", "header", "html", "folder"],
+)
+def test_foreign_content_is_named(tmp_path, keyframe, path, write):
+    write(path)
+    with pytest.raises(InputError, match=r"labels\.npz: ") as caught:
+        Occ3DLabels(tmp_path).read(keyframe)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, -30])
@@ -163,6 +244,13 @@ def test_wrong_surroundocc_rows_are_named(tmp_path, keyframe, rows, message):
     with pytest.raises(InputError, match=rf"a\.pcd\.bin\.npy: .*{message}") as caught:
         read_rows(tmp_path, keyframe, np.array(rows))
     assert "\n" not in str(caught.value)
+
+
+def test_surroundocc_rows_of_another_convention_are_refused(tmp_path, keyframe):
+    """A dense list of all voxels in which 0 is empty space."""
+    x, y, z = np.indices(SHAPE, np.uint8).reshape(3, -1)
+    with pytest.raises(InputError, match=r"a\.pcd\.bin\.npy: 0\.0% of the voxels are free .* class 0 \(noise\)"):
+        read_rows(tmp_path, keyframe, np.column_stack([x, y, z, street(0).ravel()]))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 an archive", None], ids=["empty", "archive", "cut"])

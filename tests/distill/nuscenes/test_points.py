@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import InputError
+from distill.nuscenes.index import load_index
 from distill.nuscenes.points import depth_maps, project, read_points
 
 FORWARD = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])  # camera along ego x, 1.5 m up
@@ -30,13 +31,90 @@ def test_returns_of_the_recording_car_are_dropped(index, tmp_path):
     np.testing.assert_allclose(read_points(scan)[:, :3], [[1, 1.2, 0]], atol=1e-6)
 
 
-@pytest.mark.parametrize("content", [b"", bytes(21), np.full(5, np.nan, np.float32).tobytes(), None])
-def test_damaged_scan_is_named(index, tmp_path, content):
-    path = tmp_path / "scan.bin"
+def scan_of(*columns):
+    """A made-up scan of 1200 points: x, y, z, intensity, ring, time, or the columns that are wanted."""
+    rng = np.random.default_rng(0)
+    xyz = rng.normal(0, 10, (1200, 3))
+    full = np.column_stack([xyz, rng.integers(0, 256, 1200), rng.integers(0, 32, 1200), rng.uniform(0, 0.05, 1200)])
+    return full[:, list(columns) or slice(5)].astype(np.float32)
+
+
+def refusal(keyframe, path, content, columns=5):
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"scan\.bin: LiDAR scan of keyframe late is (damaged|missing)"):
-        read_points(dataclasses.replace(index.keyframe("late"), lidar_path=path))
+    with pytest.raises(InputError) as caught:
+        read_points(dataclasses.replace(keyframe, lidar_path=path, lidar_columns=columns))
+    assert str(caught.value).startswith(f"{path}: LiDAR scan of keyframe late ")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def nan_at(place):
+    scan = scan_of()
+    scan[place] = np.nan
+    return scan
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is missing"),
+        (b"", "is empty (0 bytes)"),
+        (bytes(24_000), "holds nothing but points at 0, 0, 0 (1200)"),
+        (
+            np.column_stack([np.zeros((1200, 3)), scan_of()[:, 3:]]).astype("<f4").tobytes(),
+            "nothing but points at 0, 0, 0",
+        ),
+        (scan_of().tobytes()[:-3], "is damaged, not rows of data.lidar_columns=5"),
+        (nan_at((7, 0)).tobytes(), "is damaged"),
+        (nan_at((slice(None), 3)).tobytes(), "is damaged"),
+        (scan_of().astype(np.float64).tobytes(), "is damaged"),
+        (scan_of(0, 1, 2).tobytes(), "is damaged"),
+        (b"<html>not found</html>", "is damaged"),
+    ],
+)
+def test_damaged_scan_is_named(index, tmp_path, content, message):
+    assert message in refusal(index.keyframe("late"), tmp_path / "scan.bin", content)
+
+
+def test_a_folder_is_no_scan(index, tmp_path):
+    assert "cannot be read (Is a directory)" in refusal(index.keyframe("late"), tmp_path, None)
+
+
+@pytest.mark.parametrize("columns", [4, 5, 6])
+def test_scans_of_as_many_columns_as_are_said(index, tmp_path, columns):
+    keyframe = index.keyframe("late")
+    scan_of().tofile(tmp_path / "five.bin")
+    scan_of(*range(columns)).tofile(tmp_path / "scan.bin")
+    as_told = dataclasses.replace(keyframe, lidar_path=tmp_path / "scan.bin", lidar_columns=columns)
+    expected = read_points(dataclasses.replace(keyframe, lidar_path=tmp_path / "five.bin"))
+    np.testing.assert_array_equal(read_points(as_told), expected)
+
+
+@pytest.mark.parametrize(("written", "told"), [(4, 5), (5, 4), (6, 5), (5, 6), (4, 6), (6, 4)])
+def test_another_number_of_columns_is_recognised(index, tmp_path, written, told):
+    """1200 points: the length of the file fits both ways."""
+    message = refusal(index.keyframe("late"), tmp_path / "scan.bin", scan_of(*range(written)).tobytes(), told)
+    assert f"does not hold rows of data.lidar_columns={told} " in message
+    assert f"but rows of {written}: set data.lidar_columns={written}" in message
+
+
+def test_real_scans_are_read_as_five_columns_and_as_nothing_else(real_data, tmp_path):
+    """One has no intensities, one is empty."""
+    sizes = []
+    for keyframe in load_index(real_data / "nuscenes", "v1.0-mini", tmp_path).keyframes("all"):
+        if not keyframe.lidar_path.stat().st_size:
+            with pytest.raises(InputError, match=f"{keyframe.token} is empty"):
+                read_points(keyframe)
+            continue
+        sizes.append(len(read_points(keyframe)))
+        content = keyframe.lidar_path.read_bytes()
+        for columns in (4, 6, 7, 8):
+            cut = dataclasses.replace(keyframe, lidar_path=tmp_path / "scan.bin", lidar_columns=columns)
+            cut.lidar_path.write_bytes(content[: len(content) // (20 * columns) * 20 * columns])
+            with pytest.raises(InputError, match=r"set data\.lidar_columns=5"):
+                read_points(cut)
+    assert sizes == [26162, 20321]
 
 
 def test_projection_of_a_known_point():
