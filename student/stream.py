@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from distill.errors import InputError
 from distill.nuscenes.frames import FrameDataset
+from distill.nuscenes.inventory import Inventory
 from distill.store import DamagedSample, TeacherStore
 from distill.store.gaussians import COLUMNS, decode_gaussians
 
@@ -106,8 +107,6 @@ def open_stores(config: DictConfig, tokens: list[str]) -> list[TeacherStore]:
     """
     if config.kd.loss is None:
         return []
-    if config.store.missing not in ("error", "skip"):
-        raise InputError(f"store.missing={config.store.missing}: choose error or skip")
     stores = [TeacherStore(Path(path)) for path in config.store.paths]
     if not stores:
         raise InputError(f"kd={config.kd.name} needs a teacher: give store.paths=[...], or kd=none")
@@ -123,3 +122,16 @@ def open_stores(config: DictConfig, tokens: list[str]) -> list[TeacherStore]:
             f"{', '.join(config.store.paths)}: dump them with occ-dump, or set store.missing=skip"
         )
     return stores
+
+
+def check_same_frames(stores: list[TeacherStore], stock: Inventory) -> None:
+    """Raise InputError where a teacher was dumped from other files than those that its student would be given."""
+    for store in stores:
+        taught = [token for token in stock.keyframes.tokens if find_store(stores, token) is store]
+        different = store.other_frames({token: stock.digests[token] for token in taught})
+        if different:
+            token, sources = next(iter(different.items()))
+            raise InputError(
+                f"{store.path}: {len(different)} of {len(taught)} keyframes were dumped from other files than those of "
+                f"data.root (first {token}: {', '.join(sources)}): give the data that the teacher saw, or dump it again"
+            )

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 from torch.utils.data import DataLoader
 
 from distill import ranks
-from distill.checkpoint import code_version, load_checkpoint, load_strictly, load_training_state
+from distill.checkpoint import load_checkpoint, load_strictly, load_training_state
 from distill.command import command
 from distill.errors import InputError
+from distill.files import owned
 from distill.memory import keep_freed_memory
 from distill.metrics import Confusion
-from distill.nuscenes.dataroot import open_dataroot, open_labels
+from distill.nuscenes.dataroot import open_labels
 from distill.nuscenes.frames import FrameDataset, collate
-from distill.nuscenes.index import Keyframes, NuScenesIndex
+from distill.nuscenes.index import Keyframes
+from distill.nuscenes.inventory import Inventory
 from distill.store import TeacherStore
+from student.identity import check_same_run, run_facts
 from student.sampler import ResumableSampler
 from student.scoring import score_network
-from student.stream import TeacherStream, open_stores
+from student.stream import TeacherStream
+from student.survey import depth_stride, sources_of, survey
 from student.training import Trainer
 
-# what may differ between a run and its continuation, because no number depends on it
-FREE_TO_CHANGE = ("trainer.workers", "trainer.checkpoint_every")
+LAST, BEST = "last.pt", "best.pt"
 
 
 @command("train")
@@ -37,38 +40,68 @@ def main(config: DictConfig) -> None:
     device = ranks.device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    with ranks.process_group(device):
-        index = open_dataroot(config.data)
-        output = Path(config.output)
-        make_folder(output)
-        # every rank starts from the same weights; DDP broadcasts the first rank's anyway
-        torch.manual_seed(config.seed)
-        network = instantiate(config.student.network)
-        if config.trainer.init is not None:
-            initial = load_checkpoint(config.trainer.init, "ema")
-            load_strictly(network, initial.state, str(initial.path))
-        keyframes = index.keyframes("train")[: config.trainer.max_samples]
-        stores = open_stores(config, keyframes.tokens)
-        loader = training_loader(config, keyframes, stores)
-        scorer = validation(config, index, device)
-        losses = [instantiate(node) for node in (config.trainer.loss, config.kd.loss) if node is not None]
-        facts = {
-            "config": OmegaConf.to_container(config, resolve=True),
-            "code": code_version(),
-            "stores": [store.identity.to_dict() for store in stores],
-        }
-        trainer = Trainer(config.trainer, network, losses, loader, scorer, output, facts, device)
-        torch.manual_seed(config.seed + 1 + ranks.rank())  # ranks draw their own dropout
-        last = output / "last.pt"
-        if last.exists():
-            resume(trainer, last)
+    output = Path(config.output)
+    make_folder(output)
+    with ranks.process_group(device), owned_by_first_rank(output):
+        trainer = prepare(config, output, device)
         trainer.fit()
         if ranks.rank() == 0:
-            best = max(trainer.history, key=lambda entry: entry["val_miou"])
-            print(
-                f"{output}: best val mIoU {best['val_miou']:.2f} in epoch {best['epoch']} of {config.trainer.epochs} "
-                f"(EMA weights); score it with: occ-eval checkpoint={output / 'best.pt'}"
-            )
+            print(outcome(trainer), flush=True)
+
+
+def prepare(config: DictConfig, output: Path, device: torch.device) -> Trainer:
+    """The trainer, standing where the run begins or goes on; everything it needs is checked, and said."""
+    last = load_training_state(output / LAST) if (output / LAST).exists() else None
+    splits, stores = survey(config, output)
+    facts = run_facts(config, stores, {name: stock.identity(sources_of(config)) for name, stock in splits.items()})
+    if last is not None:
+        check_same_run(last, facts, output / LAST, device)
+    network = make_network(config, fresh=last is None)
+    loader = training_loader(config, splits["train"].keyframes, stores)
+    scorer = validation(config, splits["val"], device) if splits["val"].labelled else None
+    losses = [instantiate(node) for node in (config.trainer.loss, config.kd.loss) if node is not None]
+    trainer = Trainer(config.trainer, network, losses, loader, scorer, output, facts, device)
+    torch.manual_seed(config.seed + 1 + ranks.rank())  # ranks draw their own dropout
+    if last is not None:
+        trainer.load_state_dict(last)
+        if ranks.rank() == 0:
+            print(f"going on from {output / LAST}: step {trainer.step} of {trainer.total_steps}", flush=True)
+    return trainer
+
+
+def make_network(config: DictConfig, fresh: bool) -> nn.Module:
+    """The network, with its initial weights unless those of a checkpoint will replace them."""
+    # every rank starts from the same weights; DDP broadcasts the first rank's anyway
+    torch.manual_seed(config.seed)
+    description = config.student.network.copy()
+    if not fresh and "encoder" in description:
+        description.encoder.weights = "none"
+    network = instantiate(description)
+    if fresh and config.trainer.init is not None:
+        initial = load_checkpoint(config.trainer.init, "ema")
+        load_strictly(network, initial.state, str(initial.path))
+    return network
+
+
+def outcome(trainer: Trainer) -> str:
+    """What the run came to, in one line."""
+    scored = [entry for entry in trainer.history if "val_miou" in entry]
+    if not scored:
+        return (
+            f"{trainer.output}: {len(trainer.history)} epochs, none scored; the weights are in {trainer.output / LAST}"
+        )
+    best = max(scored, key=lambda entry: entry["val_miou"])
+    return (
+        f"{trainer.output}: best val mIoU {best['val_miou']:.2f} in epoch {best['epoch']} of {len(trainer.history)} "
+        f"(EMA weights); score it with: occ-eval checkpoint={trainer.output / BEST}"
+    )
+
+
+@contextmanager
+def owned_by_first_rank(output: Path) -> Iterator[None]:
+    """Keep other processes from training into the same folder."""
+    with owned(output / ".lock", f"run {output}") if ranks.rank() == 0 else nullcontext():
+        yield
 
 
 def make_folder(output: Path) -> None:
@@ -107,7 +140,7 @@ def training_loader(config: DictConfig, keyframes: Keyframes, stores: list[Teach
         labels=open_labels(config.data, instantiate(config.grid)),
         augmentation=instantiate(config.trainer.augmentation),
         seed=config.seed,
-        **config.student.inputs,
+        **{**config.student.inputs, "depth_stride": depth_stride(config)},
     )
     sampler = ResumableSampler(len(keyframes), config.trainer.batch_size, config.seed, ranks.rank(), ranks.world_size())
     return DataLoader(
@@ -120,12 +153,20 @@ def training_loader(config: DictConfig, keyframes: Keyframes, stores: list[Teach
     )
 
 
-def validation(config: DictConfig, index: NuScenesIndex, device: torch.device) -> Callable[[nn.Module], Confusion]:
-    """A function that scores a network on the validation split, without teacher and augmentation."""
-    keyframes = index.keyframes("val")[: config.trainer.max_val_samples]
-    ranks.check_enough(len(keyframes), "validation keyframes")
+def validation(config: DictConfig, stock: Inventory, device: torch.device) -> Callable[[nn.Module], Confusion]:
+    """A function that scores a network on the validation split, without teacher and augmentation.
+
+    Raises:
+        InputError: there are more ranks than keyframes, or no mask holds a voxel.
+    """
+    ranks.check_enough(len(stock.keyframes), "validation keyframes")
+    if not stock.masks[:, 0].any():
+        raise InputError(
+            f"mask_camera is empty in all {len(stock.masks)} label files of split {config.data.val_split} looked at: "
+            "a score on them is undefined; get the labels again"
+        )
     inputs = {**config.student.inputs, "depth_stride": None}
-    mine = keyframes[ranks.rank() :: ranks.world_size()]
+    mine = stock.keyframes[ranks.rank() :: ranks.world_size()]
     labels = open_labels(config.data, instantiate(config.grid))
     frames = FrameDataset(mine, labels=labels, augmentation=None, seed=config.seed, **inputs)
     classes = instantiate(config.classes)
@@ -141,39 +182,3 @@ def validation(config: DictConfig, index: NuScenesIndex, device: torch.device) -
         return score_network(network, loader, classes, device)
 
     return score
-
-
-def resume(trainer: Trainer, last: Path) -> None:
-    """Go on from `last.pt`.
-
-    Raises:
-        InputError: it belongs to a run with another configuration or number of ranks.
-    """
-    state = load_training_state(last)
-    before, now = _flat(state["config"]), _flat(trainer.facts["config"])
-    before["torchrun ranks"], now["torchrun ranks"] = state["world_size"], ranks.world_size()
-    before["device"], now["device"] = state["device"], trainer.device.type  # what "auto" meant
-    changed = [
-        f"{key}={before.get(key)} became {now.get(key)}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in FREE_TO_CHANGE
-    ]
-    if changed:
-        raise InputError(
-            f"{last} belongs to a run with another configuration ({'; '.join(changed[:3])}): "
-            "choose another output=, or remove that folder"
-        )
-    trainer.load_state_dict(state)
-    if ranks.rank() == 0:
-        print(f"going on from {last}: step {trainer.step} of {trainer.total_steps}", flush=True)
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of a nested dict under dotted names."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {
-        key: value
-        for name, child in node.items()
-        for key, value in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
-    }

@@ -38,7 +38,7 @@ class Trainer:
         network: maps a batch to an `Occupancy`.
         losses: each maps (prediction, batch) to named terms, already weighted; their sum is minimised.
         loader: training batches, drawn by a `ResumableSampler`.
-        validate: scores a network on the validation frames of all ranks.
+        validate: scores a network on the validation frames of all ranks; None where none has labels.
         output: folder of checkpoints and logs.
         facts: what every checkpoint carries besides the training state: configuration, code, stores.
         device: where to train.
@@ -50,7 +50,7 @@ class Trainer:
         network: nn.Module,
         losses: Losses,
         loader: DataLoader,
-        validate: Callable[[nn.Module], Confusion],
+        validate: Callable[[nn.Module], Confusion] | None,
         output: Path,
         facts: dict[str, Any],
         device: torch.device,
@@ -96,7 +96,7 @@ class Trainer:
             if ranks.world_size() > 1:  # ranks see different frames, so their batch-norm statistics differ a little
                 for value in self.ema.module.state_dict().values():
                     dist.broadcast(value, src=0)
-            self._close_epoch(epoch, self.validate(self.ema.module))
+            self._close_epoch(epoch, self._scores(epoch))
         if self.board is not None:
             self.board.close()
 
@@ -159,24 +159,42 @@ class Trainer:
         if "taught" in batch:
             self.sums["frames_without_teacher"] += int((~batch["taught"]).sum())
 
-    def _close_epoch(self, epoch: int, confusion: Confusion) -> None:
+    def _scores(self, epoch: int) -> dict[str, float]:
+        """Of the EMA weights on the validation frames, percent; empty where none has labels.
+
+        Raises:
+            InputError: the labels leave the score undefined.
+        """
+        if self.validate is None:
+            return {}
+        score = self.validate(self.ema.module).score()
+        found = {"val_miou": float(score.miou), "val_geometric_iou": float(score.geometric_iou)}
+        if not math.isfinite(found["val_miou"]):
+            self.save("last.pt")
+            raise InputError(
+                f"the validation mIoU is undefined after epoch {epoch + 1}: no visible voxel of the labelled keyframes "
+                "is of a scored class; look at their mask_camera; last.pt is intact"
+            )
+        return found
+
+    def _close_epoch(self, epoch: int, scores: dict[str, float]) -> None:
         """Log the epoch and keep its checkpoints."""
-        score = confusion.score()
-        miou, geometric_iou = float(score.miou), float(score.geometric_iou)
         steps = self.sums.pop("steps")
         untaught = self.sums.pop("frames_without_teacher", 0)
         entry: dict[str, Any] = {"epoch": epoch + 1, "step": self.step, "frames_without_teacher": int(untaught)}
-        entry |= {f"train_{name}": value / steps for name, value in self.sums.items()}
-        entry |= {"val_miou": miou, "val_geometric_iou": geometric_iou}
+        entry |= {f"train_{name}": value / steps for name, value in self.sums.items()} | scores
         self.sums.clear()
-        best = all(not miou <= earlier["val_miou"] for earlier in self.history)
+        best = bool(scores) and all(scores["val_miou"] > earlier["val_miou"] for earlier in self.history)
         self.history.append(entry)
         if self.board is not None:
-            self.board.add_scalar("val/miou", miou, self.step)
-            self.board.add_scalar("val/geometric_iou", geometric_iou, self.step)
+            for name, value in scores.items():
+                self.board.add_scalar(name.replace("_", "/", 1), value, self.step)
             lines = "".join(json.dumps(line) + "\n" for line in self.history)
             (self.output / "metrics.jsonl").write_text(lines)
-            print(f"epoch {epoch + 1}: val mIoU {miou:.2f}, IoU {geometric_iou:.2f} (EMA)", flush=True)
+            if scores:
+                print(
+                    f"epoch {epoch + 1}: val mIoU {scores['val_miou']:.2f}, IoU {scores['val_geometric_iou']:.2f} (EMA)"
+                )
         if best:
             self.save("best.pt")
         self.save("last.pt")

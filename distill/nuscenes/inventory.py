@@ -1,0 +1,210 @@
+"""What is on disk of each keyframe, before anything is done with it: its files, its labels, and what they are.
+
+A keyframe is known by its token, its data by digests: whether a store or a checkpoint was made from the very images,
+scans and calibration that lie at a dataroot does not depend on where that dataroot is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+from tqdm import tqdm
+
+from distill import ranks
+from distill.errors import InputError
+from distill.grids import OCC3D
+from distill.nuscenes.index import Keyframe, Keyframes
+from distill.nuscenes.labels import LabelSource
+from distill.store.schema import DIGESTS
+
+SOURCES = (*DIGESTS, "labels")  # columns of the digests of a keyframe
+LOOKED_AT = 32  # label files of a split that are read for the summary
+_BLOCK = 4096  # bytes from the middle of a file that stand for its content, besides its size
+_THREADS = 16  # they wait for the disk
+_PATIENCE = 2.0  # seconds until the progress bar appears
+# of Occ3D-nuScenes' train split (systems.md 0.2): visible voxels of all, free voxels of the visible ones
+_OCC3D_VISIBLE, _OCC3D_FREE = 0.136, 0.775
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What is on disk of some keyframes.
+
+    Attributes:
+        keyframes: those that are whole.
+        left_out: files that are absent or empty, by the token of the keyframe that needs them.
+        labelled: tokens of the whole keyframes that have labels.
+        digests: token -> uint32 (9,), one for each of `SOURCES`, 0 for what is absent.
+        masks: of label files that were looked at, how many voxels each `mask_camera` holds and how many of them are
+            free, int64 (L, 2).
+        voxels: of a label file.
+    """
+
+    keyframes: Keyframes
+    left_out: dict[str, list[Path]]
+    labelled: frozenset[str]
+    digests: dict[str, np.ndarray]
+    masks: np.ndarray
+    voxels: int
+
+    def identity(self, sources: Iterable[str]) -> str:
+        """SHA-256 of the tokens in order and the digests of some sources, hex."""
+        columns = [SOURCES.index(source) for source in sources]
+        told = hashlib.sha256()
+        for token in self.keyframes.tokens:
+            told.update(token.encode() + self.digests[token][columns].astype("<u4").tobytes())
+        return told.hexdigest()
+
+
+def take_stock(keyframes: Keyframes, labels: LabelSource, free: int, lidar: bool) -> Inventory:
+    """Look at the files of keyframes, in parallel.
+
+    Args:
+        keyframes: what to look at.
+        labels: where their labels are.
+        free: id of the free class.
+        lidar: whether scans are needed.
+
+    Raises:
+        InputError: a file cannot be read, or a label file that was looked at is bad.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        looks = pool.map(lambda keyframe: _look_at(keyframe, labels), keyframes)
+        bar = tqdm(looks, "check files", len(keyframes), unit="keyframe", delay=_PATIENCE, disable=ranks.rank() > 0)
+        digests = dict(zip(keyframes.tokens, bar, strict=True))
+    absent = {keyframe.token: _absent(keyframe, digests[keyframe.token], lidar) for keyframe in keyframes}
+    left_out = {token: files for token, files in absent.items() if files}
+    whole = keyframes.where([token not in left_out for token in keyframes.tokens])
+    labelled = {token for token in whole.tokens if digests[token][SOURCES.index("labels")]}
+    masks = _look_into(whole.where([token in labelled for token in whole.tokens]), labels, free)
+    return Inventory(whole, left_out, frozenset(labelled), digests, masks, math.prod(labels.grid.shape))
+
+
+def settle_missing(splits: dict[str, Inventory], missing: str, listing: Path, advice: str = "") -> None:
+    """Say which keyframes were left out because files of theirs are absent or empty.
+
+    Args:
+        splits: name -> what is there.
+        missing: "error" or "skip".
+        listing: where these files are listed, one a line.
+        advice: what else would help who lacks files.
+
+    Raises:
+        InputError: some were, and `missing` is "error".
+    """
+    files = [path for stock in splits.values() for paths in stock.left_out.values() for path in paths]
+    if not files:
+        return
+    if ranks.rank() == 0:
+        listing.write_text("".join(f"{path}\n" for path in files))
+    counts = ", ".join(
+        f"{len(stock.left_out)} of {len(stock.left_out) + len(stock.keyframes)} keyframes of {name}"
+        for name, stock in splits.items()
+        if stock.left_out
+    )
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(path.parent.name for path in files).items())
+    told = f"{counts} lack files: {len(files)} are absent or empty ({kinds}), first {files[0]}, all listed in {listing}"
+    if missing == "error":
+        raise InputError(f"{told}; get them, or leave these keyframes out with data.missing=skip{advice}")
+    if ranks.rank() == 0:
+        print(f"left out: {told}", flush=True)
+
+
+def summary(splits: dict[str, Inventory], labels: LabelSource, others: dict[str, dict[str, str]]) -> str:
+    """A table of what the splits hold, a row each.
+
+    Args:
+        splits: name -> what is there.
+        labels: where the labels are.
+        others: further columns: heading -> split -> entry.
+    """
+    heads = ["split", "keyframes", "whole", "labelled", *others, "visible voxels", "free of visible", "empty masks"]
+    rows = [heads] + [_row(name, stock, others) for name, stock in splits.items()]
+    if labels.grid == OCC3D:
+        rows.append(["(Occ3D train)", *[""] * (2 + len(others) + 1), f"{_OCC3D_VISIBLE:.1%}", f"{_OCC3D_FREE:.1%}", ""])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, *_without_cameras(splits)])
+
+
+def _row(name: str, stock: Inventory, others: dict[str, dict[str, str]]) -> list[str]:
+    looked, (visible, free) = len(stock.masks), stock.masks.sum(0).tolist()
+    empty = int((stock.masks[:, 0] == 0).sum())
+    return [
+        name,
+        str(len(stock.keyframes) + len(stock.left_out)),
+        str(len(stock.keyframes)),
+        str(len(stock.labelled)),
+        *(entries.get(name, "") for entries in others.values()),
+        f"{visible / (looked * stock.voxels):.1%}" if looked else "-",
+        f"{free / visible:.1%}" if visible else "-",
+        f"{empty} of {looked} looked at" if looked else "-",
+    ]
+
+
+def _without_cameras(splits: dict[str, Inventory]) -> Iterator[str]:
+    for name, stock in splits.items():
+        for channel, count in stock.keyframes.absent_cameras.items():
+            yield f"{count} of {len(stock.keyframes)} keyframes of {name} have no {channel}"
+
+
+def _look_at(keyframe: Keyframe, labels: LabelSource) -> np.ndarray:
+    """The digests of a keyframe."""
+    label_file = labels.path(keyframe)
+    files = [*(camera.path for camera in keyframe.cameras), keyframe.lidar_path]
+    values = [*map(_file_digest, files), _calibration_digest(keyframe), _file_digest(label_file)]
+    return np.array(values, np.uint32)
+
+
+def _file_digest(path: Path | None) -> int:
+    """Of a file's size and the block in its middle; 0 for a file that is absent or empty."""
+    if path is None:
+        return 0
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, (size - _BLOCK) // 2))
+            return _digest(size.to_bytes(8, "little") + file.read(_BLOCK)) if size else 0
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}): mend it, or remove it") from error
+
+
+def _calibration_digest(keyframe: Keyframe) -> int:
+    cameras = [camera for camera in keyframe.cameras if camera.path is not None]
+    numbers = [keyframe.lidar2ego, keyframe.ego2global]
+    numbers += [part for camera in cameras for part in (camera.intrinsics, camera.cam2ego, camera.ego2global)]
+    # another machine may compute the last bits of a rotation otherwise; + 0.0 turns -0.0 into 0.0
+    rounded = np.concatenate([part.ravel() for part in numbers]).round(5) + 0.0
+    return _digest(rounded.astype("<f8").tobytes())
+
+
+def _digest(content: bytes) -> int:
+    return google_crc32c.value(content) or 1  # 0 stands for "absent"
+
+
+def _absent(keyframe: Keyframe, digests: np.ndarray, lidar: bool) -> list[Path]:
+    needed = [camera.path for camera in keyframe.cameras] + [keyframe.lidar_path if lidar else None]
+    return [path for path, digest in zip(needed, digests.tolist(), strict=False) if path is not None and not digest]
+
+
+def _look_into(keyframes: Sequence[Keyframe], labels: LabelSource, free: int) -> np.ndarray:
+    """Visible voxels, and free ones among them, of some label files spread over the keyframes; int64 (L, 2)."""
+    chosen = np.unique(np.linspace(0, len(keyframes) - 1, min(LOOKED_AT, len(keyframes))).astype(int))
+    counts = []
+    for index in chosen.tolist():
+        found = labels.read(keyframes[index])
+        assert found is not None
+        visible = found["mask_camera"]
+        counts.append((np.count_nonzero(visible), np.count_nonzero(visible & (found["semantics"] == free))))
+    return np.array(counts, np.int64).reshape(-1, 2)

@@ -1,0 +1,114 @@
+"""What a run is, wherever it lies: what its checkpoints say of it, and whether a saved run is the one asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from distill import ranks
+from distill.checkpoint import code_version, resolve, sha256_of
+from distill.errors import InputError
+from distill.store import StoreIdentity, TeacherStore
+
+# what may differ between a run and its continuation, because no number depends on it; "data." is all below data: where
+# things lie, while what they are is compared by its digests
+FREE_TO_CHANGE = (
+    "trainer.workers", "trainer.checkpoint_every", "output", "name", "variant", "not_in_name", "device", "store.paths",
+    "data.",
+)  # fmt: skip
+# values that name a file; a run is told from another by what the file holds
+FILES = ("trainer.init", "student.network.encoder.weights")
+
+
+def run_facts(config: DictConfig, stores: list[TeacherStore], data: dict[str, str]) -> dict[str, Any]:
+    """What every checkpoint of a run says besides its training state.
+
+    Args:
+        config: of the run.
+        stores: its teachers.
+        data: split -> identity of its keyframes and their files.
+    """
+    return {
+        "config": OmegaConf.to_container(config, resolve=True),
+        "code": code_version(),
+        "stores": [store.identity.to_dict() for store in stores],
+        "data": data,
+        "files": {key: sha256_of(file) for key in FILES if (file := _named_file(config, key)) is not None},
+    }
+
+
+def check_same_run(state: dict[str, Any], facts: dict[str, Any], last: Path, device: torch.device) -> None:
+    """Raise InputError unless the run that was saved is the one that is asked for, wherever its files lie now.
+
+    Args:
+        state: of `last.pt`.
+        facts: of this call.
+        last: where it was saved.
+        device: where this call trains.
+    """
+    before, now = _flat(state["config"]), _flat(facts["config"])
+    before["torchrun ranks"], now["torchrun ranks"] = state["world_size"], ranks.world_size()
+    before["device"], now["device"] = state["device"], device.type  # what "auto" meant
+    files = {key for key in FILES if key in facts["files"] and key in state["files"]}
+    gone = {key for key in FILES if key not in facts["files"] and key in state["files"]}
+    changed = [
+        f"{key}={before.get(key)} became {now.get(key)}"
+        for key in sorted((before.keys() | now.keys()) - files - gone)
+        if before.get(key) != now.get(key) and not _is_free(key)
+    ]
+    changed += [f"{key} names another file" for key in files if state["files"][key] != facts["files"][key]]
+    if changed:
+        raise InputError(
+            f"{last} belongs to a run with another configuration ({'; '.join(changed[:3])}): "
+            "choose another output=, or remove that folder"
+        )
+    _check_same_identities(state, facts, last)
+
+
+def _check_same_identities(state: dict[str, Any], facts: dict[str, Any], last: Path) -> None:
+    begun, found = ([_speaker(store) for store in told["stores"]] for told in (state, facts))
+    if [StoreIdentity.from_dict(store) for store in state["stores"]] != [
+        StoreIdentity.from_dict(store) for store in facts["stores"]
+    ]:
+        raise InputError(
+            f"{last} was taught by other stores: by {', '.join(begun) or 'none'} then, by "
+            f"{', '.join(found) or 'none'} now: give the stores it began with (store.paths), or choose another output="
+        )
+    if not state["data"]:
+        print(f"{last} is of an earlier version, which did not note the data it began with: they cannot be compared")
+        return
+    for split in facts["data"]:
+        if state["data"].get(split) != facts["data"][split]:
+            raise InputError(
+                f"{last} began with other {split} keyframes: tokens, images, LiDAR, calibration or labels are "
+                "not the same; give the data it began with (data.root), or choose another output="
+            )
+
+
+def _speaker(store: dict[str, Any]) -> str:
+    return f"{store['teacher']} {store['checkpoint_sha256'][:12]}".strip()
+
+
+def _is_free(key: str) -> bool:
+    return key in FREE_TO_CHANGE or key.startswith(tuple(free for free in FREE_TO_CHANGE if free.endswith(".")))
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested dict under dotted names."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        key: value
+        for name, child in node.items()
+        for key, value in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def _named_file(config: DictConfig, key: str) -> Path | None:
+    """The file that a value names, if it does and the file is there."""
+    value = OmegaConf.select(config, key)
+    file = None if value is None else resolve(value)
+    return file if file is not None and file.is_file() else None
