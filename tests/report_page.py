@@ -23,8 +23,10 @@ def a_source(seed):
         voxels = rng.integers(1, 10**6, 5)
         return {"accuracy": percents(5), "confidence": percents(5), "voxels": voxels.tolist()}
 
-    bands = {"labels": ["0 to 10 m", "10 to 20 m"], "mIoU": percents(2), "geometric IoU": percents(2)}
-    bands["voxels"] = [1234567, 7654321]
+    def bands(*labels):
+        scores = {"mIoU": percents(len(labels)), "geometric IoU": percents(len(labels))}
+        return {"labels": list(labels), "voxels": [1234567890 + place for place in range(len(labels))]} | scores
+
     metrics = ("Occ3D-17 mIoU", "MonoOcc-16 mIoU", "RayIoU", "F-score", "ECE", "ECE occupied", "flicker")
     return {
         "kind": "checkpoint",
@@ -34,11 +36,15 @@ def a_source(seed):
         | {"flicker pairs": 4321, "Occ3D-17 geometric IoU": None},
         "per_class": {
             "Occ3D-17 IoU": by_class([None, *percents(17)]),
-            "RayIoU@1": by_class(percents(18)),
+            **{name: by_class(percents(18)) for name in ("MonoOcc-16 IoU", "RayIoU@1", "RayIoU@2", "RayIoU@4")},
+            **{name: by_class(percents(18)) for name in ("F-score", "ECE", "flicker")},
             "labelled voxels": by_class(rng.integers(1, 10**7, 18).tolist()),
         },
         "confusion": rng.integers(0, 10**6, (18, 18)).tolist(),
-        "bands": {"distance": bands},
+        "bands": {
+            "distance": bands("0 to 10 m", "10 to 20 m"),
+            "height": bands("below 0 m", "0 to 1 m", "2 m and above"),
+        },
         "reliability": {"all": curve(), "occupied": curve()},
         "cost": {
             "parameters": 6432178,
@@ -59,6 +65,7 @@ def a_source(seed):
 def results_of(*names):
     scored = {
         "data": "demo",
+        "dataroot": "data/demo/v1.0-demo",
         "split": "val",
         "keyframes": 1234,
         "unlabelled": 7,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from workshop import STORE, Workshop
+
+from distill.files import owned
 
 DATA = ("data.root=data/demo", "data.version=v1.0-demo", "data.cache_dir=cache")
 QUICK = ("pictures=[]", "cost.warmup=0", "cost.runs=1")
@@ -61,6 +64,8 @@ def test_bad_predictions_are_listed_before_anything_is_scored(here):
     gone.unlink()
     np.savez(float_valued, pred=np.full((200, 200, 16), np.nan, np.float32))
     np.savez(wrong_grid, pred=np.zeros((100, 100, 8), np.uint8))
+    (here.folder / "report").mkdir()
+    (here.folder / "report/metrics.json").write_text("of an earlier evaluation")
     line = here.refused("occ-eval", "sources=[predictions]", *DATA, *QUICK, "output=report")
     assert "1 missing" in line
     assert "report/bad_predictions.csv" in line
@@ -83,7 +88,59 @@ def test_keyframes_without_labels_are_exported_alone(here):
     (prediction,) = (here.folder / "exported/demo-fusion-occ3d").glob("*.npz")
     assert np.load(prediction)["pred"].shape == (200, 200, 16)
     assert not (here.folder / "report/metrics.json").exists()
-    assert "export=" in here.refused("occ-eval", *given)
+    line = here.refused("occ-eval", *given)
+    assert "export=" in line and "data/demo/gts/" in line and "labels.npz" in line
+
+
+def test_a_report_folder_is_written_by_one_evaluation_at_a_time_and_keeps_to_its_data(here):
+    report = here.folder / "predictions-eval-val-max_samples_1"
+    report.mkdir()
+    given = ("occ-eval", "sources=[predictions]", "max_samples=1", *DATA, *QUICK)
+    with owned(report / ".lock", "the report folder"):
+        assert f"in use by process {os.getpid()}" in here.refused(*given)
+    earlier = {"scored": {"dataroot": "/another/v1.0-demo"}}
+    (report / "metrics.json").write_text(json.dumps(earlier))
+    assert "/another/v1.0-demo" in here.refused(*given)
+    assert json.loads((report / "metrics.json").read_text()) == earlier
+
+
+def alter_labels(here: Workshop, **changes) -> None:
+    """Change arrays of all labels."""
+    for path in here.folder.glob("data/demo/gts/*/*/labels.npz"):
+        labels = dict(np.load(path))
+        np.savez(path, **labels | {name: change(labels[name]) for name, change in changes.items()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask_camera": np.zeros_like}, "their masks are empty"),
+        ({"semantics": lambda labels: np.full_like(labels, 17)}, "none of their visible voxels is occupied"),
+        ({"semantics": lambda labels: (labels - (labels > 0)).astype(np.uint8)}, "0.0% of the voxels are free"),
+    ],
+    ids=["empty masks", "nothing but free", "free is 16"],
+)
+def test_labels_that_score_nothing_are_refused(here, changes, message):
+    alter_labels(here, **changes)
+    line = here.refused("occ-eval", "sources=[predictions]", *DATA, *QUICK, "output=report")
+    assert message in line
+    assert not (here.folder / "report/metrics.json").exists()
+
+
+def test_a_store_of_another_teacher_is_not_shown_as_the_teacher(workshop, trained, tmp_path):
+    """It lies where the checkpoint's store lay, and is told by what it is."""
+    other = shutil.copytree(workshop.folder / STORE, tmp_path / "other.zarr")
+    metadata = json.loads((other / "zarr.json").read_text())
+    taught = metadata["attributes"]["checkpoint_sha256"]
+    metadata["attributes"]["checkpoint_sha256"] = "ab" * 32
+    (other / "zarr.json").write_text(json.dumps(metadata))
+    given = (f"checkpoint={trained}", "max_samples=1", *QUICK)
+    printed = workshop.ok("occ-eval", *given, f"store.paths=[{other}]", f"output={tmp_path / 'report'}")
+    assert f"another teacher (fusion {'ab' * 6}) than the one that taught" in printed
+    assert f"(fusion {taught[:12]})" in printed
+    assert "not the teacher of this checkpoint" in printed
+    results = json.loads((tmp_path / "report/metrics.json").read_text())
+    assert list(results["sources"]) == ["student"]
 
 
 def test_sources_of_one_name_keep_their_columns(here):
@@ -92,8 +149,8 @@ def test_sources_of_one_name_keep_their_columns(here):
     here.ok("occ-eval", *given, *DATA, *QUICK)
     sources = json.loads((here.folder / "report/metrics.json").read_text())["sources"]
     assert {name: source["path"] for name, source in sources.items()} == {
-        "predictions": "predictions",
-        "predictions-2": "other/predictions",
+        "predictions": str(here.folder / "predictions"),
+        "predictions-2": str(here.folder / "other/predictions"),
     }
 
 
@@ -122,7 +179,7 @@ def test_a_network_under_bad_conditions(workshop, trained):
         (["sources=[predictions]", *DATA, "pictures=[nonsense]"], "nonsense"),
         (["sources=[predictions]", *DATA, "split=nonsense"], "nonsense"),
         (["sources=[predictions]", *DATA, "tta=flip"], "tta"),
-        (["sources=[predictions]", *DATA, "grid=surroundocc"], "surroundocc"),
+        (["sources=[predictions]", *DATA, "grid=surroundocc", "data.surroundocc=nowhere"], "nowhere/samples"),
         (["sources=[predictions]", *DATA, "output=/proc/nowhere"], "/proc/nowhere"),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from distill import ranks
-from distill.checkpoint import PACKAGE_PREFIX, code_version, resolve
+from distill.checkpoint import Checkpoint, code_version
 from distill.command import command
 from distill.errors import InputError
 from distill.metrics import OccupancyScore
@@ -23,23 +24,26 @@ from distill.nuscenes.frames import collate, to_device
 from distill.nuscenes.index import Keyframe, Keyframes
 from distill.nuscenes.labels import LabelSource
 from student.evaluation.cost import network_cost
-from student.evaluation.opening import Subject, open_subject
+from student.evaluation.folder import begin, dataroot, report_folder
+from student.evaluation.opening import Subject, open_files, open_subject, settings_of
 from student.evaluation.page import write_page
 from student.evaluation.pictures import check_wanted, draw_pictures
 from student.evaluation.predictions import write_prediction
 from student.evaluation.report import write_numbers
 from student.evaluation.robustness import CorruptedFrames, Corruption, corruptions, with_worst
 from student.evaluation.scorecard import ScenePoses, Scorecard, json_number, self_check
-from student.evaluation.sources import CheckpointSource, Prediction, Source, name_of
+from student.evaluation.sources import CheckpointSource, Prediction, Source
 
 
 @command("eval")
 def main(config: DictConfig) -> None:
     """Score what is configured; see conf/eval.yaml."""
     device = ranks.device(config.device)
-    with ranks.process_group(device):
-        output = make_output(config)
-        subject = open_subject(config, device, output)
+    opened = open_files(config)
+    settings = settings_of(config, opened)
+    own_data = any(isinstance(source, Checkpoint) for source in opened.values())
+    with ranks.process_group(device), report_folder(config, settings, own_data) as output:
+        subject = open_subject(config, opened, settings, device, output)
         check_wanted(config.pictures, subject.labelled)
         evaluation = Evaluation(config, subject, device)
         if not subject.labelled:
@@ -50,32 +54,11 @@ def main(config: DictConfig) -> None:
         if ranks.rank() > 0:
             return
         miou, page = evaluation.keyframe_miou, output / "report.html"
+        begin(output)
         write_numbers(output, results, miou, subject)
         pictures = draw_pictures(config.pictures, subject, miou, evaluation.predictions, output)
         write_page(page, results, subject.classes, subject.grid, pictures)
         print(f"report: {page}")
-
-
-def make_output(config: DictConfig) -> Path:
-    """The folder of the report.
-
-    Raises:
-        InputError: nothing to score is given, or the folder cannot be written.
-    """
-    first = config.checkpoint if config.checkpoint is not None else next(iter(config.sources), None)
-    if first is None:
-        raise InputError("nothing to score: give checkpoint=PATH, or sources=[PATH,...] (see --help)")
-    beside, name = resolve(first), f"eval-{config.split}"
-    if first.startswith(PACKAGE_PREFIX):
-        default = Path("runs") / name_of(first) / name
-    else:
-        default = beside.with_name(f"{name_of(first)}-{name}" if beside.is_dir() else name)
-    output = default if config.output is None else Path(config.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{output}: cannot write here ({error.strerror}): choose another output=") from error
-    return output
 
 
 class Evaluation:
@@ -201,21 +184,30 @@ class Evaluation:
         return network_cost(source.network, batch, self.device, torch.float32, settings.warmup, settings.runs)
 
     def _self_check(self) -> str:
+        """On the first keyframe that has something to score; there must be one."""
+        classes, seen = self.subject.classes, 0
         for keyframe in self.subject.labelled:
             labels = self.subject.labels.read(keyframe)
             assert labels is not None
-            if (labels["mask_camera"] & (labels["semantics"] != self.subject.classes.free)).any():
+            visible_V = labels["semantics"][labels["mask_camera"]]
+            seen += visible_V.size
+            if np.isin(visible_V, classes.scored).any():
                 tensors = {name: torch.from_numpy(array) for name, array in labels.items()}
                 return self_check(self._card(False), self._card(False), tensors, keyframe)
-        return "not possible: no label is occupied"
+        what = "none of their visible voxels is occupied" if seen else "their masks are empty: no voxel is visible"
+        raise InputError(
+            f"nothing can be scored on the {len(self.subject.labelled)} labelled keyframes of split "
+            f"{self.subject.split} of {self.subject.data.root}: {what}; give labels with mask_camera, or another split"
+        )
 
     def _scored(self, checked: str) -> dict[str, Any]:
         """The facts that hold for all sources."""
         subject, classes = self.subject, self.subject.classes
         scored, gift = classes.scored, classes.unlabelled_iou
         return {
-            "data": subject.data.name or subject.data.root,
-            "split": self.config.split,
+            "data": subject.data.name,
+            "dataroot": dataroot(subject.data),
+            "split": subject.split,
             "keyframes": len(subject.labelled),
             "unlabelled": subject.unlabelled,
             "grid": subject.grid.name,

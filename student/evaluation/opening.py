@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+import conf
 from distill.checkpoint import PACKAGE_PREFIX, Checkpoint, load_checkpoint
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES, ClassSet
 from distill.errors import InputError
@@ -19,12 +20,15 @@ from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.nuscenes.labels import LabelSource
-from distill.store import TeacherStore
+from distill.store import StoreIdentity, TeacherStore
+from student.evaluation.folder import name_of
 from student.evaluation.predictions import PredictionsFolder
-from student.evaluation.sources import CheckpointSource, PredictionsSource, Source, StoreSource, name_of
+from student.evaluation.sources import CheckpointSource, PredictionsSource, Source, StoreSource
 
 Opened = Checkpoint | list[TeacherStore] | PredictionsFolder
 
+# data that are given by their root alone are what data=nuscenes says
+_NUSCENES = Path(conf.__file__).parent / "data" / "nuscenes.yaml"
 _CLASSES = {OCC3D: OCC3D_CLASSES, SURROUNDOCC: SURROUNDOCC_CLASSES}
 
 
@@ -34,6 +38,7 @@ class Subject:
 
     Attributes:
         data: the `data` node in force.
+        split: of its keyframes.
         index: all keyframes of its dataroot.
         grid, classes: of labels and predictions.
         labels: where they are read.
@@ -44,6 +49,7 @@ class Subject:
     """
 
     data: DictConfig
+    split: str
     index: NuScenesIndex
     grid: VoxelGrid
     classes: ClassSet
@@ -54,43 +60,52 @@ class Subject:
     sources: list[Source]
 
 
-def open_subject(config: DictConfig, device: torch.device, output: Path) -> Subject:
+def open_subject(
+    config: DictConfig, opened: dict[str, Opened], settings: DictConfig, device: torch.device, output: Path
+) -> Subject:
     """Open everything, and refuse what cannot be scored before anything is.
 
     Args:
         config: of conf/eval.yaml.
+        opened: see `open_files`.
+        settings: see `settings_of`.
         device: for networks.
         output: where the list of bad predictions is written.
 
     Raises:
-        InputError: there is nothing to score, a source is missing, damaged, on another grid or incomplete, or no
-            keyframe has labels.
+        InputError: a source is on another grid or incomplete, or no keyframe has labels.
     """
-    opened = _open_files(config)
-    settings = _settings(config, opened)
     grid, classes = _grid(settings, opened)
     index = open_dataroot(settings.data)
     labels = open_labels(settings.data, grid)
-    keyframes = index.keyframes(config.split)[: config.max_samples]
+    keyframes = index.keyframes(settings.split)[: config.max_samples]
     labelled = index.select([keyframe.token for keyframe in keyframes if labels.exists(keyframe)])
     unlabelled = len(keyframes) - len(labelled)
+    if config.export is None and not labelled:
+        raise InputError(
+            f"none of the {unlabelled} keyframes of {settings.data.root}, split {settings.split}, has labels on grid "
+            f"{grid.name} (looked for {labels.path(keyframes[0]) or 'no file: data.surroundocc is null'}): there is "
+            "nothing to score against; export= writes predictions without scoring"
+        )
     if config.export is None:
         keyframes = labelled
-    if not keyframes:
-        raise InputError(
-            f"none of the {unlabelled} keyframes of {settings.data.root}, split {config.split}, has labels on grid "
-            f"{grid.name}: there is nothing to score against; export= writes predictions without scoring"
-        )
-    subject = Subject(settings.data, index, grid, classes, labels, keyframes, labelled, unlabelled, [])
+    subject = Subject(settings.data, settings.split, index, grid, classes, labels, keyframes, labelled, unlabelled, [])
     views = instantiate(config.tta, _convert_="all")["views"]
     for name, source in opened.items():
         subject.sources.append(_source(name, source, subject, views, device, output))
-    _add_teacher(subject, config, settings, device)
+    if config.checkpoint is not None:
+        _add_teacher(subject, opened["student"], settings.store.paths, device)
     return subject
 
 
-def _open_files(config: DictConfig) -> dict[str, Opened]:
-    """What is asked for, by name."""
+def open_files(config: DictConfig) -> dict[str, Opened]:
+    """The files of what is asked for, by name.
+
+    Raises:
+        InputError: there is nothing to score, or something is missing or damaged.
+    """
+    if config.checkpoint is None and not config.sources:
+        raise InputError("nothing to score: give checkpoint=PATH, or sources=[PATH,...] (see --help)")
     opened: dict[str, Opened] = {}
     if config.checkpoint is not None:
         opened["student"] = load_checkpoint(config.checkpoint, config.weights)
@@ -122,8 +137,12 @@ def _open_file(path: str, weights: str) -> Opened:
     return [TeacherStore(folder)] if (folder / "zarr.json").exists() else PredictionsFolder(folder)
 
 
-def _settings(config: DictConfig, opened: dict[str, Opened]) -> DictConfig:
-    """The first checkpoint's own configuration with the data, store and grid given to occ-eval in place."""
+def settings_of(config: DictConfig, opened: dict[str, Opened]) -> DictConfig:
+    """The first checkpoint's own configuration with the data, store, grid and split given to occ-eval in place.
+
+    Raises:
+        InputError: nothing says where the data are.
+    """
     # data=NAME stands for itself, its nulls too: other data than the checkpoint's are not made in its way
     given: dict[str, Any] = {
         "data": _given(config.data, nulls=config.data.name is not None),
@@ -132,11 +151,12 @@ def _settings(config: DictConfig, opened: dict[str, Opened]) -> DictConfig:
     if config.grid is not None:
         given |= {"grid": config.grid, "classes": config.classes}
     checkpoint = next((source for source in opened.values() if isinstance(source, Checkpoint)), None)
-    base = {"data": config.data, "store": config.store} if checkpoint is None else checkpoint.config
+    base = {"data": OmegaConf.load(_NUSCENES)} if checkpoint is None else checkpoint.config
     merged = OmegaConf.merge(OmegaConf.create(base), given)
     assert isinstance(merged, DictConfig)
-    if merged.data.root is None:
+    if OmegaConf.is_missing(merged.data, "root"):
         raise InputError("no checkpoint says where the data are: give data=demo, or data=nuscenes data.root=PATH")
+    merged.split = merged.data.val_split if config.split is None else config.split
     return merged
 
 
@@ -158,10 +178,9 @@ def _grid(settings: DictConfig, opened: dict[str, Opened]) -> tuple[VoxelGrid, C
 def _source(
     name: str, opened: Opened, subject: Subject, views: list[Any], device: torch.device, output: Path
 ) -> Source:
-    tokens = subject.keyframes.tokens
     if isinstance(opened, PredictionsFolder):
         offenders = output / "bad_predictions.csv"
-        others = opened.check(tokens, subject.index.tokens, subject.grid, subject.classes, offenders)
+        others = opened.check(subject.keyframes, subject.index.tokens, subject.labels, subject.classes, offenders)
         return PredictionsSource(name, opened, others)
     if isinstance(opened, Checkpoint):
         network = CheckpointSource(name, opened, views, device)
@@ -172,23 +191,28 @@ def _source(
             )
         return network
     stored = StoreSource(name, opened, subject.grid, subject.classes, device)
-    missing = stored.missing(tokens)
+    missing = stored.missing(subject.keyframes.tokens)
     if missing:
         raise InputError(
-            f"{stored.path} lacks {len(missing)} of {len(tokens)} keyframes ({', '.join(missing[:3])}): dump them with "
-            "occ-dump"
+            f"{stored.path} lacks {len(missing)} of {len(subject.keyframes)} keyframes ({', '.join(missing[:3])}): "
+            "dump them with occ-dump"
         )
     return stored
 
 
-def _add_teacher(subject: Subject, config: DictConfig, settings: DictConfig, device: torch.device) -> None:
-    """The stores that taught `checkpoint`, where they hold what is scored; otherwise it is said why not."""
-    if config.checkpoint is None:
+def _add_teacher(subject: Subject, student: Opened, paths: Sequence[str], device: torch.device) -> None:
+    """The stores that taught the student, where they hold what is scored; otherwise it is said why not."""
+    assert isinstance(student, Checkpoint)
+    there = [TeacherStore(Path(path)) for path in paths if Path(path).exists()]
+    if not there:
+        print(f"no teacher store at {', '.join(paths) or '(none)'}: the student is scored alone")
         return
-    paths: Sequence[str] = [path for path in settings.store.paths if Path(path).exists()]
-    stores = [TeacherStore(Path(path)) for path in paths]
+    taught = [StoreIdentity.from_dict(store) for store in student.facts["stores"]]
+    stores = [store for store in there if _speaker(store.identity) in map(_speaker, taught)]
+    for store in there:
+        if store not in stores:
+            print(_not_the_teacher(store, taught))
     if not stores:
-        print(f"no teacher store at {', '.join(settings.store.paths) or '(none)'}: the student is scored alone")
         return
     teacher = StoreSource("teacher", stores, subject.grid, subject.classes, device)
     missing = len(teacher.missing(subject.keyframes.tokens))
@@ -196,3 +220,26 @@ def _add_teacher(subject: Subject, config: DictConfig, settings: DictConfig, dev
         print(f"{teacher.path} lacks {missing} of {len(subject.keyframes)} keyframes: the student is scored alone")
         return
     subject.sources.insert(1, teacher)
+
+
+def _speaker(identity: StoreIdentity) -> tuple[str, str, dict[str, Any]]:
+    """Whose words a store holds, in whatever form."""
+    return identity.teacher, identity.checkpoint_sha256, identity.config
+
+
+def _not_the_teacher(store: TeacherStore, taught: list[StoreIdentity]) -> str:
+    found, expected = _who(store.identity), ", ".join(map(_who, taught))
+    if not taught:
+        said = f"holds a teacher ({found}), but this student was trained without one"
+    elif found in map(_who, taught):
+        said = f"holds the teacher that taught this student ({found}) in other settings"
+    else:
+        said = f"holds another teacher ({found}) than the one that taught this student ({expected})"
+    return (
+        f"{store.path} {said}: it is not the teacher of this checkpoint; the student is scored alone; add it to "
+        "sources=[...] to score it"
+    )
+
+
+def _who(identity: StoreIdentity) -> str:
+    return f"{identity.teacher} {identity.checkpoint_sha256[:12]}".strip()

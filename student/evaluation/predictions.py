@@ -1,8 +1,9 @@
-"""A folder of predictions in the format of SparseOcc's official scorer (systems.md 5.2): `<sample token>.npz` files.
+"""A folder of predictions: `<sample token>.npz` files, as SparseOcc's official scorer reads them (systems.md 5.2).
 
-Each holds class ids on the grid under the key `pred`. Folders inside the folder are searched too.
+Each holds class ids on the grid under the key `pred`. Folders inside the folder are searched too, and FlashOCC's name
+for such a file is understood: `<scene>/<sample token>/pred.npz`.
 
-Letters: X Y Z voxel axes.
+Letters: X Y Z voxel axes, V voxels.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import csv
 import os
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +22,11 @@ from tqdm import tqdm
 
 from distill.classes import ClassSet
 from distill.errors import InputError
-from distill.grids import VoxelGrid
+from distill.nuscenes.index import Keyframe
+from distill.nuscenes.labels import LabelSource
+from student.evaluation.folder import begin
 
+_NAMES = "<sample token>.npz or <sample token>/pred.npz"
 _NAMED = 3  # offenders in the one-line message
 _PATIENCE = 2.0  # seconds until the progress bar appears
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -54,23 +58,19 @@ class PredictionsFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_dir():
-            raise InputError(
-                f"no predictions at {path}: no such folder; give the folder of the <sample token>.npz files"
-            )
+            raise InputError(f"no predictions at {path}: no such folder; give the folder of the files {_NAMES}")
         files = defaultdict(list)
         for file in sorted(path.rglob("*.npz")):
-            files[file.stem].append(file)
+            files[file.parent.name if file.stem == "pred" else file.stem].append(file)
         if not files:
-            raise InputError(
-                f"no predictions at {path}: no npz file below it; predictions are <sample token>.npz files"
-            )
+            raise InputError(f"no predictions at {path}: no npz file below it; predictions are files {_NAMES}")
         self._files = dict(files)
 
     def check(
         self,
-        tokens: Collection[str],
+        keyframes: Sequence[Keyframe],
         known_tokens: Collection[str],
-        grid: VoxelGrid,
+        labels: LabelSource,
         classes: ClassSet,
         offenders_file: Path,
     ) -> int:
@@ -79,20 +79,22 @@ class PredictionsFolder:
         The names of all files are checked, the content of those to be scored.
 
         Args:
-            tokens: sample tokens of the keyframes to be scored.
-            known_tokens: of all keyframes of the dataroot.
-            grid, classes: what the predictions must be on and of.
+            keyframes: those to be scored.
+            known_tokens: sample tokens of all keyframes of the dataroot.
+            labels: on the grid of the predictions.
+            classes: of both.
             offenders_file: where all bad predictions are listed, if there are any: CSV, token,file,problem.
 
         Returns:
             How many keyframes of the dataroot have a prediction here and are not to be scored.
 
         Raises:
-            InputError: predictions are missing, there twice, damaged, not class ids on the grid, or of no keyframe.
+            InputError: predictions are missing, there twice, damaged, of no keyframe, or not class ids of `classes` on
+                the grid.
         """
-        scored, known = dict.fromkeys(tokens), set(known_tokens)
+        scored, known = {keyframe.token: keyframe for keyframe in keyframes}, set(known_tokens)
         offenders = [*self._misnamed(known), *self._missing(scored), *self._repeated(known)]
-        offenders += self._bad_content([token for token in scored if token in self._files], grid, classes)
+        offenders += self._bad_content([scored[token] for token in scored if token in self._files], labels, classes)
         if offenders:
             _write_list(offenders_file, offenders)
             raise InputError(self._refusal(offenders, offenders_file))
@@ -116,12 +118,13 @@ class PredictionsFolder:
     def _misnamed(self, known: set[str]) -> Iterable[_Offender]:
         for token in sorted(self._files.keys() - known):
             for path in self._files[token]:
-                yield self._offender(token, path, "unknown token", "no keyframe of the dataroot has this token")
+                detail = f"no keyframe of the dataroot has it; files are {_NAMES}"
+                yield self._offender(token, path, "unknown token", detail)
 
     def _missing(self, scored: Iterable[str]) -> Iterable[_Offender]:
         for token in scored:
             if token not in self._files:
-                yield _Offender(token, "", "missing", f"no file {token}.npz")
+                yield _Offender(token, "", "missing", f"no file {token}.npz or {token}/pred.npz")
 
     def _repeated(self, known: set[str]) -> Iterable[_Offender]:
         for token, paths in self._files.items():
@@ -129,14 +132,14 @@ class PredictionsFolder:
                 for path in paths:
                     yield self._offender(token, path, "token twice", f"one of {len(paths)} files for this token")
 
-    def _bad_content(self, tokens: list[str], grid: VoxelGrid, classes: ClassSet) -> Iterable[_Offender]:
-        files = [(token, path) for token in tokens for path in self._files[token]]
+    def _bad_content(self, keyframes: list[Keyframe], labels: LabelSource, classes: ClassSet) -> Iterable[_Offender]:
+        files = [(keyframe, path) for keyframe in keyframes for path in self._files[keyframe.token]]
         with ThreadPoolExecutor() as pool:  # reading and decompressing release the GIL
-            found = pool.map(lambda file: _problem(file[1], grid, classes), files)
+            found = pool.map(lambda file: _problem(file[0], file[1], labels, classes), files)
             progress = tqdm(found, "check predictions", len(files), unit="file", delay=_PATIENCE)
-            for (token, path), problem in zip(files, progress, strict=True):
+            for (keyframe, path), problem in zip(files, progress, strict=True):
                 if problem is not None:
-                    yield self._offender(token, path, *problem)
+                    yield self._offender(keyframe.token, path, *problem)
 
     def _offender(self, token: str, path: Path, kind: str, detail: str) -> _Offender:
         return _Offender(token, str(path.relative_to(self.path)), kind, detail)
@@ -170,13 +173,14 @@ def write_prediction(folder: Path, token: str, semantics_XYZ: np.ndarray) -> Non
         raise InputError(f"cannot write the prediction of {token} to {folder}: {error}") from error
 
 
-def _problem(path: Path, grid: VoxelGrid, classes: ClassSet) -> tuple[str, str] | None:
+def _problem(keyframe: Keyframe, path: Path, labels: LabelSource, classes: ClassSet) -> tuple[str, str] | None:
     """Kind and detail of what is wrong with a file, None if nothing is."""
+    grid = labels.grid
     try:
         with zipfile.ZipFile(path) as archive:
             keys = [name.removesuffix(".npy") for name in archive.namelist()]
             if "pred" not in keys:
-                return "no pred", f"its keys are {', '.join(keys) or 'none'}"
+                return "no pred", f"its keys are {', '.join(keys) or 'none'}: save the class ids as `pred`"
             shape, dtype = _header(archive)
         if shape != grid.shape:  # before megabytes of scores are read
             return "wrong shape", f"{dtype} {shape}, class ids on {grid.name} are {grid.shape}{_advice(shape)}"
@@ -184,7 +188,7 @@ def _problem(path: Path, grid: VoxelGrid, classes: ClassSet) -> tuple[str, str] 
             pred_XYZ = file["pred"]
     except Exception as error:  # damage raises a dozen types, from OSError to LZMAError and TokenError
         return "unreadable", f"{type(error).__name__}: {error}"
-    return _bad_values(pred_XYZ, classes)
+    return _bad_values(pred_XYZ, classes) or _misfit(pred_XYZ.astype(np.uint8), labels.read(keyframe), classes)
 
 
 def _header(archive: zipfile.ZipFile) -> tuple[tuple[int, ...], np.dtype]:
@@ -205,8 +209,8 @@ def _bad_values(pred_XYZ: np.ndarray, classes: ClassSet) -> tuple[str, str] | No
         wrong = int((~np.isfinite(pred_XYZ)).sum())
         nan = f", {wrong} of them NaN or infinite" if wrong else ""
         return "not class ids", f"{pred_XYZ.dtype} values{nan}: give the argmax, as uint8"
-    if pred_XYZ.dtype.kind not in "iub":
-        return "not class ids", f"{pred_XYZ.dtype} values: give class ids as uint8"
+    if pred_XYZ.dtype.kind not in "iu":
+        return "not class ids", f"{pred_XYZ.dtype} values: give class ids as uint8, {classes.free} where it is free"
     lowest, highest = int(pred_XYZ.min()), int(pred_XYZ.max())
     if lowest < 0 or highest >= len(classes):
         worst = lowest if lowest < 0 else highest
@@ -214,10 +218,34 @@ def _bad_values(pred_XYZ: np.ndarray, classes: ClassSet) -> tuple[str, str] | No
     return None
 
 
+def _misfit(pred_XYZ: np.ndarray, labels: dict[str, np.ndarray] | None, classes: ClassSet) -> tuple[str, str] | None:
+    """What gives away class ids of another class set: what they say of the voxels that cameras see, or of all."""
+    if labels is None:
+        found = classes.misfit(pred_XYZ)
+    else:
+        seen_XYZ = labels["mask_camera"]
+        pred_V, label_V = pred_XYZ[seen_XYZ], labels["semantics"][seen_XYZ]
+        if classes.misfit(label_V):
+            return None  # a keyframe that shows so little space says nothing
+        found = classes.misfit(pred_V) or _free_elsewhere(pred_V[label_V == classes.free], label_V.size, classes)
+    if found is None:
+        return None
+    return "another convention", f"{found} Give {classes.free} where it is free"
+
+
+def _free_elsewhere(pred_V: np.ndarray, seen: int, classes: ClassSet) -> str | None:
+    """The class that free voxels are given, where it is another one and they are most of those that are seen."""
+    count_C = np.bincount(pred_V, minlength=len(classes))
+    most = int(count_C.argmax())
+    if most == classes.free or 2 * pred_V.size <= seen or 2 * count_C[most] <= pred_V.size:
+        return None
+    return f"{count_C[most] / pred_V.size:.0%} of the visible free voxels are class {most} ({classes.names[most]})."
+
+
 def _write_list(path: Path, offenders: list[_Offender]) -> None:
+    begin(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(("token", "file", "problem"))
             rows.writerows((offender.token, offender.file, offender.problem) for offender in offenders)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import InputError
+from distill.files import write_durably
 from student.evaluation.opening import Subject
 
 Value = str | float | int | None
@@ -35,9 +36,9 @@ def write_numbers(
     if len(robustness) > 1:
         tables["robustness"] = robustness
     try:
-        (output / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_durably(output / "metrics.json", f"{json.dumps(results, indent=2)}\n".encode())
         for name, rows in tables.items():
-            with open(output / f"{name}.csv", "w", newline="") as stream:
+            with open(output / f"{name}.csv", "w", newline="", encoding="utf-8") as stream:
                 csv.writer(stream).writerows([[_text(value) for value in row] for row in rows])
     except OSError as error:
         raise InputError(f"{output}: cannot write here ({error}): choose another output=") from error

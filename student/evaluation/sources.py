@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -208,7 +207,7 @@ class PredictionsSource:
 
     def __init__(self, name: str, folder: PredictionsFolder, others: int) -> None:
         self.name, self.path, self.folder = name, str(folder.path), folder
-        self.facts = {"format": "<sample token>.npz with class ids in `pred`", "files for other keyframes": others}
+        self.facts = {"format": "class ids in `pred`", "files for other keyframes": others}
 
     def dataset(self, keyframes: Sequence[Keyframe], labels: LabelSource) -> Dataset[dict[str, Any]]:
         """See `Source.dataset`."""
@@ -242,9 +241,3 @@ class _LabelsAnd(Dataset[dict[str, Any]]):
             "labelled": labels is not None,
             "prediction": self.read(keyframe),
         }
-
-
-def name_of(path: str) -> str:
-    """A short name: that of the run for its best.pt or last.pt, otherwise that of the file or folder."""
-    last = Path(path)
-    return last.parent.name if last.stem in ("best", "last") and last.suffix == ".pt" else last.stem

@@ -23,11 +23,12 @@ from distill.nuscenes.frames import collate
 from distill.nuscenes.index import Keyframe
 from distill.store import GaussianKind, StoreIdentity, StoreWriter, TeacherStore
 from distill.teaching import render
-from student.evaluation.opening import _settings
+from student.evaluation.folder import begin, default_folder, name_of
+from student.evaluation.opening import settings_of
 from student.evaluation.pictures import check_wanted, choose
 from student.evaluation.report import _compared
 from student.evaluation.scorecard import ScenePoses, Scorecard, self_check
-from student.evaluation.sources import Prediction, StoreSource, name_of
+from student.evaluation.sources import Prediction, StoreSource
 
 # the Gaussians overlap, and both reach higher than the 3 m that Gaussians are known for
 GRID = VoxelGrid("tiny", "ego", (-3.0, -3.0, 0.0), 1.0, (6, 6, 5))
@@ -42,7 +43,7 @@ def keyframe(place: int) -> Keyframe:
     ego2global, lidar2ego = np.eye(4), np.eye(4)
     ego2global[0, 3], lidar2ego[:3, 3] = 0.25 * place, (0.5, 0.0, 2.5)
     neighbours = (f"{place - 1:032d}" if place else "", f"{place + 1:032d}" if place < 2 else "")
-    return Keyframe(f"{place:032d}", "scene", place, *neighbours, (), Path("scan"), lidar2ego, ego2global)
+    return Keyframe(f"{place:032d}", "scene", place, *neighbours, (), Path("scan"), 5, lidar2ego, ego2global)
 
 
 @dataclass
@@ -99,7 +100,9 @@ def store(request, tmp_path, gaussians):
     token = keyframe(0).token
     writer = StoreWriter.open(tmp_path / "store.zarr", identity, [token], ["scene"])
     log_probs, covered = everything(gaussians, GRID, torch.eye(4))
-    writer.write(token, log_probs.numpy(), log_probs.exp().mean(2).numpy(), covered.numpy(), gaussians)
+    writer.write(
+        token, log_probs.numpy(), log_probs.exp().mean(2).numpy(), covered.numpy(), gaussians, np.zeros(8, np.uint32)
+    )
     return TeacherStore(tmp_path / "store.zarr")
 
 
@@ -140,6 +143,54 @@ def test_sources_are_named_after_runs_files_and_folders():
     assert name_of("exports/mine.safetensors") == "mine"
     assert name_of("stores/demo-fusion.zarr") == "demo-fusion"
     assert name_of("predictions/flashocc") == "flashocc"
+    assert name_of("predictions/flashocc_v1.2") == "flashocc_v1.2"
+    assert name_of("runs/lr0.01/best.pt") == "lr0.01"
+    assert name_of("exports/student_v1.1.safetensors") == "student_v1.1"
+
+
+def folder_of(*overrides: str, own_data: bool = True) -> str:
+    """Of the report of a call with these overrides."""
+    with initialize_config_module("conf", version_base="1.3"):
+        return str(default_folder(compose("eval", overrides=list(overrides)), "val", overrides, own_data))
+
+
+def test_a_plain_call_has_a_plain_folder():
+    assert folder_of("checkpoint=runs/a/best.pt", "pictures=[]", "device=cpu", "cost.runs=1") == "runs/a/eval-val"
+    assert folder_of("checkpoint=pkg://student/weights/demo.safetensors") == "runs/demo/eval-val"
+
+
+def test_what_changes_the_scores_is_in_the_name_of_the_folder():
+    calls = [
+        *([], ["weights=raw"], ["tta=flip"], ["robustness=standard"], ["robustness=standard", "~robustness.blur"]),
+        *(["max_samples=2"], ["max_samples=20"], ["data=nuscenes", "data.root=there"], ["data.root=elsewhere"]),
+        *(["sources=[b.zarr]"], ["sources=[c.zarr]"], ["store.paths=[b.zarr]"], ["metrics.f_score_distance=0.4"]),
+    ]
+    folders = [folder_of("checkpoint=runs/a/best.pt", *call) for call in calls]
+    assert len(set(folders)) == len(calls)
+    assert all(Path(folder).parent == Path("runs/a") for folder in folders)
+    assert Path(folders[1]).name == "eval-val-weights_raw"
+    one, other = ("checkpoint=runs/a/best.pt", "tta=flip", "weights=raw"), ("weights=raw", "tta=flip")
+    assert folder_of(*one) == folder_of("checkpoint=runs/a/best.pt", *other)
+
+
+def test_neighbours_have_folders_of_their_own(tmp_path):
+    for name in ("v1.1", "v1.2"):
+        (tmp_path / name).mkdir()
+    paths = ["best.pt", "last.pt", "best.safetensors", "a.pt", "a.safetensors", "v1.1", "v1.2"]
+    data = ("data=nuscenes", "data.root=there", "data.version=v1.0-mini")
+    folders = [folder_of(f"sources=[{tmp_path / path}]", *data, own_data=False) for path in paths]
+    assert len(set(folders)) == len(paths)
+    assert folders[0] == str(tmp_path / "eval-val") and folders[-1] == str(tmp_path / "v1.2-eval-val")
+
+
+def test_an_evaluation_removes_what_an_earlier_one_left_and_nothing_else(tmp_path):
+    old = ["report.html", "metrics.json", "robustness.csv", "bad_predictions.csv", "panels/scene_token.png"]
+    others = ["notes.txt", "best.pt", "panels/mine.txt", "export/token.npz"]
+    for name in [*old, *others]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    begin(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(others)
 
 
 def settings(*overrides: str):
@@ -147,7 +198,7 @@ def settings(*overrides: str):
     with initialize_config_module("conf", version_base="1.3"):
         trained, asked = compose("train"), compose("eval", overrides=list(overrides))
         checkpoint = Checkpoint(Path("best.pt"), "", OmegaConf.to_container(trained, resolve=True), "ema", {}, {})
-        return _settings(asked, {"student": checkpoint})
+        return settings_of(asked, {"student": checkpoint})
 
 
 def test_a_checkpoint_brings_its_own_data():
@@ -159,6 +210,22 @@ def test_a_checkpoint_brings_its_own_data():
 def test_a_checkpoint_of_the_demo_world_is_scored_on_real_data():
     real = settings("data=nuscenes", "data.root=/data/nuscenes", "data.version=v1.0-mini").data
     assert (real.root, real.version, real.world) == ("/data/nuscenes", "v1.0-mini", None)
+
+
+def test_the_split_is_the_one_given_or_the_one_the_checkpoint_was_validated_on():
+    assert settings().split == "val"
+    assert settings("split=train").split == "train"
+    assert settings("data.val_split=mini_val").split == "mini_val"
+    assert settings("data.val_split=mini_val", "split=train").split == "train"
+
+
+def test_data_that_no_checkpoint_brings_are_those_of_nuscenes():
+    with initialize_config_module("conf", version_base="1.3"):
+        given = settings_of(compose("eval", overrides=["data.root=/data", "data.version=v1.0-mini"]), {})
+        assert (given.data.name, given.data.root, given.split) == ("v1.0-mini", "/data", "val")
+        assert Path(given.data.cache_dir).is_absolute()
+        with pytest.raises(InputError, match=r"data\.root=PATH"):
+            settings_of(compose("eval"), {})
 
 
 # --- the scorecard

@@ -19,7 +19,7 @@ FLAGS = (
     "--disable-gpu",
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
-    "--window-size=2240,700",
+    "--window-size=3300,700",
 )
 
 
@@ -53,6 +53,10 @@ const shown = () => [...document.querySelectorAll("[data-picture]:not([hidden])"
   await until(() => faces() || message.textContent.startsWith("No"));
   result.message = message.hidden ? null : message.textContent;
   result.too_wide = document.documentElement.scrollWidth - innerWidth;
+  document.querySelectorAll("details").forEach((details) => { details.open = true; });
+  result.sideways = [...document.querySelectorAll("body *")]
+    .filter((one) => getComputedStyle(one).overflowX === "auto" && one.scrollWidth > one.clientWidth)
+    .map((one) => one.getAttribute("aria-label") ?? one.className);
   if (faces()) {
     result.masked = faces();
     result.first = pixels(canvas);
@@ -142,13 +146,15 @@ def test_the_page_in_a_browser(tmp_path):
     keyframe = a_keyframe(results)
     truth = keyframe.volumes["ground truth"]
     keyframe.volumes["student"] = np.where(np.arange(16)[:, None, None] < 8, truth, np.uint8(17))
-    visitors = {"desktop": (1280, ""), "phone": (360, ""), "old": (500, NO_WEBGL)}
+    visitors = {"desktop": (1280, ""), "laptop": (1024, ""), "phone": (360, ""), "old": (500, NO_WEBGL)}
     found = visit(tmp_path, page_of(tmp_path, results, [keyframe]), visitors)
     assert found.keys() == visitors.keys()
     for visitor in found.values():
         assert visitor["trouble"] == []
         assert visitor["early"] == 0  # the view waits until it is in sight
         assert visitor["too_wide"] <= 0
+    assert found["desktop"]["sideways"] == found["laptop"]["sideways"] == []
+    assert found["phone"]["sideways"] != []  # there, tables scroll in their boxes
     assert found["old"]["message"] == "No 3D view: this browser offers no WebGL 2."
     for name in ("desktop", "phone"):
         visitor = found[name]

@@ -1,6 +1,7 @@
 import csv
 import os
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,19 @@ def volume(seed=0, grid=SMALL):
     return np.random.default_rng(seed).integers(0, 18, grid.shape, np.uint8)
 
 
-def check(folder, tokens=("a",), known=("a", "b", "c"), grid=SMALL, classes=OCC3D_CLASSES):
-    return PredictionsFolder(folder).check(tokens, known, grid, classes, folder.parent / "bad.csv")
+class Labels:
+    """On a grid, of the keyframes that are given any."""
+
+    def __init__(self, grid=SMALL, **labels):
+        self.grid, self.labels = grid, labels
+
+    def read(self, keyframe):
+        return self.labels.get(keyframe.token)
+
+
+def check(folder, tokens=("a",), known=("a", "b", "c"), labels=None, classes=OCC3D_CLASSES):
+    keyframes = [SimpleNamespace(token=token) for token in tokens]
+    return PredictionsFolder(folder).check(keyframes, known, labels or Labels(), classes, folder.parent / "bad.csv")
 
 
 def refusal(folder, **options):
@@ -70,9 +82,9 @@ def test_the_official_scorer_reads_what_is_written(folder):
 
 
 @pytest.mark.parametrize("save_as", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize("dtype", [np.uint8, np.int64, ">i2", np.bool_])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, ">i2"])
 def test_whole_numbers_of_any_type_in_any_folder_and_order(folder, save_as, dtype):
-    semantics = (volume() % 2).astype(dtype)
+    semantics = volume().astype(dtype)
     save(folder / "deep/er", "a", save_as, pred=np.asfortranarray(semantics), instances=np.zeros(3))
     assert check(folder) == 0
     found = PredictionsFolder(folder).read("a")
@@ -86,6 +98,22 @@ def test_predictions_for_other_keyframes_are_counted_not_read(folder):
     (folder / "c.npz").write_bytes(b"never opened")
     (folder / "notes.txt").write_text("not a prediction")
     assert check(folder) == 2
+
+
+def test_names_as_flashocc_writes_them(folder):
+    save(folder / "scene-0001/a", "pred", pred=volume(0), sample_token="a")
+    write_prediction(folder, "b", volume(1))
+    assert check(folder, tokens=["a", "b"]) == 0
+    for seed, token in enumerate("ab"):
+        np.testing.assert_array_equal(PredictionsFolder(folder).read(token), volume(seed))
+    write_prediction(folder, "a", volume(0))
+    assert "(2 token twice)" in refusal(folder)[0]
+
+
+def test_a_pred_of_no_keyframe_is_refused(folder):
+    save(folder, "pred", pred=volume())
+    line, listed = refusal(folder)
+    assert "<sample token>/pred.npz" in line and ("predictions", "pred.npz") in listed
 
 
 def test_writing_again_replaces_and_what_is_interrupted_leaves_the_old_one(folder, monkeypatch):
@@ -141,11 +169,16 @@ NAN = np.where(volume() == 3, np.nan, 1.0).astype(np.float32)
         ({"pred": np.full(SMALL.shape, np.inf)}, "not class ids: float64 values, 320 of them NaN or infinite: give"),
         ({"pred": np.zeros(SMALL.shape, complex)}, "not class ids: complex128 values: give class ids as uint8"),
         ({"pred": np.full(SMALL.shape, "car")}, "not class ids: <U3 values"),
+        ({"pred": volume() != 17}, "not class ids: bool values: give class ids as uint8, 17 where it is free"),
         ({"pred": np.full(SMALL.shape, None)}, "unreadable: ValueError: Object arrays cannot be loaded"),
         ({"pred": np.full(SMALL.shape, 18, np.uint8)}, "class beyond the class set: class 18, occ3d has 0 to 17"),
         ({"pred": volume().astype(np.int8) - 1}, "class beyond the class set: class -1, occ3d has 0 to 17"),
         ({"pred": np.full(SMALL.shape, 2**40)}, f"class beyond the class set: class {2**40}, occ3d"),
-        ({"semantics": volume(), "mask": volume()}, "no pred: its keys are semantics, mask"),
+        (
+            {"semantics": volume(), "mask": volume()},
+            "no pred: its keys are semantics, mask: save the class ids as `pred`",
+        ),
+        ({"arr_0": volume()}, "no pred: its keys are arr_0: save the class ids as `pred`"),
         ({}, "no pred: its keys are none"),
     ],
 )
@@ -205,7 +238,7 @@ def test_all_offenders_are_listed_and_each_kind_is_counted(folder):
     assert {token for token, file in listed if not file} == {f"t{i}" for i in range(20, 25)}
     assert {file for token, file in listed if token == "t7"} == {"again/t7.npz", "and again/t7.npz", "t7.npz"}
     assert listed["t7 copy", "t7 copy.npz"].startswith("unknown token")
-    assert listed["t22", ""] == "missing: no file t22.npz"
+    assert listed["t22", ""] == "missing: no file t22.npz or t22/pred.npz"
 
 
 def test_a_token_twice_is_refused_even_if_both_files_agree_and_in_another_split(folder):
@@ -219,14 +252,79 @@ def test_a_token_twice_is_refused_even_if_both_files_agree_and_in_another_split(
 
 def test_the_class_set_and_the_grid_decide(folder):
     write_prediction(folder, "a", volume(grid=OCC3D))
-    assert check(folder, grid=OCC3D) == check(folder, grid=OCC3D, classes=SURROUNDOCC_CLASSES) == 0
+    on_occ3d = Labels(OCC3D)
+    assert check(folder, labels=on_occ3d) == check(folder, labels=on_occ3d, classes=SURROUNDOCC_CLASSES) == 0
     assert "class ids on small are (10, 8, 4)" in refusal(folder)[0]
+
+
+def street(free=17):
+    """A road below, a few cars on it, and free space above; the cameras see half of it."""
+    semantics = np.full(SMALL.shape, free, np.uint8)
+    semantics[:, :, 0], semantics[2:4, 2:4, 1] = 11, 4
+    seen = np.zeros(SMALL.shape, bool)
+    seen[:5] = True
+    return {"semantics": semantics, "mask_camera": seen}
+
+
+def shifted(semantics):
+    """Classes from 0, free = 16."""
+    return np.where(semantics == 0, 15, semantics - 1).astype(np.uint8)
+
+
+CONVENTIONS = {
+    "0 is empty": lambda semantics: np.where(semantics == 17, 0, semantics),
+    "free is 16": shifted,
+    "occupied or not": lambda semantics: semantics != 17,
+    "all the same": lambda semantics: np.full_like(semantics, 15),
+}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_class_ids_of_another_convention_are_refused(folder, convention, labelled):
+    labels = Labels(a=street()) if labelled else Labels()
+    write_prediction(folder, "a", street()["semantics"])
+    assert check(folder, labels=labels) == 0
+    write_prediction(folder, "a", CONVENTIONS[convention](street()["semantics"]).astype(np.uint8))
+    line, _ = refusal(folder, labels=labels)
+    assert "(1 another convention)" in line and "0.0% of the voxels are free" in line
+    assert "Give 17 where it is free" in line
+
+
+def test_what_cameras_see_decides_where_it_is_known(folder):
+    """A network that was trained on visible voxels alone says anything of the others."""
+    pred = street()["semantics"]
+    pred[5:] = 15
+    write_prediction(folder, "a", pred)
+    assert check(folder, labels=Labels(a=street())) == 0
+    pred = np.full(SMALL.shape, 17, np.uint8)
+    pred[:5] = 15
+    write_prediction(folder, "a", pred)
+    assert "0.0% of the voxels are free" in refusal(folder, labels=Labels(a=street()))[0]
+
+
+def test_free_space_that_is_mostly_another_class_is_another_convention(folder):
+    """Also where some voxels happen to be class 17, and no other class is most of what is seen."""
+    pred = street()["semantics"]
+    pred[pred == 17] = 12
+    pred[:, :3, 1:] = 17
+    write_prediction(folder, "a", pred)
+    line, _ = refusal(folder, labels=Labels(a=street()))
+    assert "of the visible free voxels are class 12 (other_flat)" in line
+
+
+def test_a_keyframe_that_shows_no_free_space_says_nothing(folder):
+    labels = street()
+    labels["mask_camera"] = labels["semantics"] == 11
+    write_prediction(folder, "a", labels["semantics"])
+    assert check(folder, labels=Labels(a=labels)) == 0
 
 
 def test_a_list_that_cannot_be_written_is_said(folder):
     save(folder, "a", pred=np.zeros(3))
-    with pytest.raises(InputError, match=r"cannot write the list of bad predictions to .*a\.npz/bad\.csv"):
-        PredictionsFolder(folder).check(["a"], ["a"], SMALL, OCC3D_CLASSES, folder / "a.npz/bad.csv")
+    keyframes = [SimpleNamespace(token="a")]
+    with pytest.raises(InputError, match=r"a\.npz: cannot write here"):
+        PredictionsFolder(folder).check(keyframes, ["a"], Labels(), OCC3D_CLASSES, folder / "a.npz/bad.csv")
 
 
 def test_a_file_that_goes_away_while_scoring_is_said(folder):
