@@ -26,7 +26,7 @@ class FrameDataset(Dataset[dict[str, Any]]):
     the LIDAR_TOP frame for SurroundOcc, where `lidar2ego` is the identity. A sample is a dict of numpy arrays
     (H, W = `image_size`; X, Y, Z = the grid):
         token, scene: str
-        images: uint8 (6, 3, H, W) RGB
+        images: uint8 (6, 3, H, W) RGB; a camera that the keyframe lacks is black and looks into the sky
         intrinsics: float32 (6, 3, 3) of these images; cam2ego: float32 (6, 4, 4), each camera at its own time
         lidar2ego: float32 (4, 4); a LIDAR_TOP point is seen at intrinsics @ (inv(cam2ego) @ lidar2ego)[:3]
         points: float32 (P, 4) x, y, z, intensity in the ego frame [lidar]

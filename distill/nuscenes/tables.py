@@ -60,7 +60,7 @@ class Record:
     def text(self, field: str) -> str:
         """A text that is not empty."""
         value = self[field]
-        if not isinstance(value, str) or not value.strip("\0"):
+        if not isinstance(value, str) or not value:
             raise self.fault(field, f"{value!r}, not a text")
         try:
             value.encode()

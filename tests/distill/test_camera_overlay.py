@@ -207,7 +207,7 @@ def keyframe_of(lidar2ego):
         past = pose(np.eye(3), (100 - 0.1 * (place + 1), 50, 0))
         cam2ego = pose(turn @ FORWARD, (0.5, 0.25, 1.5))
         cameras.append(Camera(channel, Path(channel), 1600, 900, intrinsics, cam2ego, past))
-    return Keyframe("a", "s", 0, "", "", tuple(cameras), Path("scan"), lidar2ego, pose(np.eye(3), (100, 50, 0)))
+    return Keyframe("a", "s", 0, "", "", tuple(cameras), Path("scan"), 5, lidar2ego, pose(np.eye(3), (100, 50, 0)))
 
 
 def test_keyframe_overlays_scale_calibration_and_include_ego_motion():
