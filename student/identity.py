@@ -51,15 +51,14 @@ def check_same_run(state: dict[str, Any], facts: dict[str, Any], last: Path, dev
     """
     before, now = _flat(state["config"]), _flat(facts["config"])
     before["torchrun ranks"], now["torchrun ranks"] = state["world_size"], ranks.world_size()
-    before["device"], now["device"] = state["device"], device.type  # what "auto" meant
-    files = {key for key in FILES if key in facts["files"] and key in state["files"]}
-    gone = {key for key in FILES if key not in facts["files"] and key in state["files"]}
+    before["kind of device"], now["kind of device"] = state["device"], device.type
+    files = facts["files"].keys() & state["files"].keys()
     changed = [
         f"{key}={before.get(key)} became {now.get(key)}"
-        for key in sorted((before.keys() | now.keys()) - files - gone)
+        for key in sorted((before.keys() | now.keys()) - files)
         if before.get(key) != now.get(key) and not _is_free(key)
     ]
-    changed += [f"{key} names another file" for key in files if state["files"][key] != facts["files"][key]]
+    changed += [f"{key} names another file" for key in sorted(files) if state["files"][key] != facts["files"][key]]
     if changed:
         raise InputError(
             f"{last} belongs to a run with another configuration ({'; '.join(changed[:3])}): "

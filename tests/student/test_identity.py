@@ -1,0 +1,99 @@
+"""A run is what it learned from and how, wherever its files lie."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from distill.classes import OCC3D_CLASSES
+from distill.errors import InputError
+from distill.grids import OCC3D
+from distill.store import StoreIdentity
+from student.identity import check_same_run, run_facts
+
+TEACHER = StoreIdentity("fusion", "ab" * 32, {"weights": "ema"}, OCC3D, OCC3D_CLASSES.names)
+LAST = Path("run/last.pt")
+
+
+def facts_of(*overrides: str, teacher: StoreIdentity = TEACHER, **data: str) -> dict[str, Any]:
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", ["experiment=demo", "trainer.init=null", *overrides])
+    facts = run_facts(config, [], {"train": "1", "val": "2"} | data)
+    return facts | {"stores": [teacher.to_dict()]}
+
+
+def check(facts: dict[str, Any], saved: dict[str, Any] | None = None, device: str = "cpu") -> None:
+    state = copy.deepcopy(saved or facts_of()) | {"world_size": 1, "device": "cpu"}
+    check_same_run(state, facts, LAST, torch.device(device))
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        "data.root=/elsewhere",
+        "data.cache_dir=/other/home/.cache",
+        "device=cuda:1",
+        "store.paths=[/elsewhere/s.zarr]",
+        "output=/elsewhere/run",
+        "trainer.workers=7",
+        "data.world.seed=3",
+        "data.fusion_checkpoint=/elsewhere/f.pt",
+    ],
+)
+def test_where_things_lie_does_not_matter(moved):
+    check(facts_of(moved))
+
+
+@pytest.mark.parametrize(
+    "changed", ["trainer.learning_rate=1", "seed=1", "kd=voxel", "student.inputs.image_size=[64,160]"]
+)
+def test_what_numbers_depend_on_is_named(changed):
+    with pytest.raises(InputError, match=changed.partition("=")[0]):
+        check(facts_of(changed))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(TEACHER, teacher="mine"),
+        replace(TEACHER, checkpoint_sha256="cd" * 32),
+        replace(TEACHER, config={"weights": "raw"}),
+        replace(TEACHER, bev_rule="maximum"),
+    ],
+)
+def test_another_teacher_in_the_same_place_is_refused(other):
+    with pytest.raises(InputError, match="taught by other stores"):
+        check(facts_of(teacher=other))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_other_keyframes_under_the_same_path_are_refused(split):
+    with pytest.raises(InputError, match=f"other {split} keyframes"):
+        check(facts_of(**{split: "3"}))
+
+
+def test_initial_weights_are_known_by_their_content(tmp_path):
+    files = [tmp_path / name for name in ("a.pt", "b.pt")]
+    for file in files:
+        file.write_bytes(b"weights")
+    one, other = (f"trainer.init={file}" for file in files)
+    begun = facts_of(one)
+    check(facts_of(other), begun)
+    files[1].write_bytes(b"other weights")
+    with pytest.raises(InputError, match=r"trainer\.init names another file"):
+        check(facts_of(other), begun)
+    files[0].unlink()  # what they held is in the checkpoint
+    check(facts_of(one), begun)
+    with pytest.raises(InputError, match=r"trainer\.init"):
+        check(facts_of(), begun)
+
+
+def test_another_kind_of_device_is_refused():
+    with pytest.raises(InputError, match="kind of device=cpu became cuda"):
+        check(facts_of(), device="cuda")
