@@ -10,25 +10,28 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-import os
-import pickle
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from distill.errors import InputError
+from distill.files import durable, write_durably
+from distill.weights import FAMILY, held, load_strictly, read
 
-FORMAT = "occ-distill checkpoint 1"
+FORMAT = f"{FAMILY} 2"
+FORMAT_1 = f"{FAMILY} 1"
 PACKAGE_PREFIX = "pkg://"
+_GIVE = "give the best.pt or last.pt of a run, or a .safetensors export"
+_FACTS = ("epoch", "step", "code", "stores", "scores", "data", "files")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Checkpoint:
         config: resolved configuration of the run that made it.
         weights: which weights `state` holds, "ema" or "raw".
         state: network weights, name -> tensor.
-        facts: the run's other facts: epoch, step, git hash, store identity, scores.
+        facts: the run's other facts: epoch, step, git hash, identities of stores, data and files, scores.
     """
 
     path: Path
@@ -55,37 +58,21 @@ class Checkpoint:
         """The network, rebuilt from its own configuration, in eval mode.
 
         Raises:
-            InputError: the weights do not fit the network that the configuration describes.
+            InputError: the configuration describes nothing that can be built here, or its weights do not fit.
         """
         description = OmegaConf.create({"network": self.config["student"]["network"]}).network
         if "encoder" in description:
             description.encoder.weights = "none"  # pretrained weights are in `state`; their file may be gone
-        network = instantiate(description)
+        try:
+            network = instantiate(description)
+        except InstantiationException as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise InputError(
+                f"{self.path}: the network it describes cannot be built here ({reason}): "
+                "use the code that it was trained with"
+            ) from error
         load_strictly(network, self.state, str(self.path))
         return network.eval()
-
-
-def load_strictly(network: nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
-    """Load `state` into `network`; every name and shape must agree.
-
-    Raises:
-        InputError: names the first differences.
-    """
-    expected = network.state_dict()
-    differences = [f"{name} is missing" for name in expected if name not in state]
-    differences += [f"{name} is unexpected" for name in state if name not in expected]
-    differences += [
-        f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if differences:
-        shown = "; ".join(differences[:3])
-        raise InputError(
-            f"{origin}: weights of another architecture, {len(differences)} differences ({shown}): "
-            "give the checkpoint that belongs to this network"
-        )
-    network.load_state_dict(state)
 
 
 def load_checkpoint(path: str, weights: str) -> Checkpoint:
@@ -99,66 +86,78 @@ def load_checkpoint(path: str, weights: str) -> Checkpoint:
         InputError: no such file, not a checkpoint, or without the weights asked for.
     """
     file = resolve(path)
-    if not file.is_file():
-        raise InputError(f"{file}: no such checkpoint: give the best.pt or last.pt of a run, or a .safetensors export")
-    if file.suffix == ".safetensors":
-        state, facts = _read_export(file)
-        holds = "ema"
-    else:
-        facts = load_training_state(file)
-        state, holds = facts.pop("network" if weights == "raw" else "ema"), weights
-    if holds != weights:
+    content = _read(file)
+    state = content.get("network" if weights == "raw" else "ema")
+    if state is None:
         raise InputError(f"{file}: an export holds EMA weights alone: use weights=ema or the run's .pt file")
-    kept = {key: facts[key] for key in ("epoch", "step", "code", "stores", "scores")}
-    return Checkpoint(file, sha256_of(file), facts["config"], holds, state, kept)
+    facts = {key: content[key] for key in _FACTS if key in content}
+    return Checkpoint(file, sha256_of(file), content["config"], weights, state, facts)
 
 
 def load_training_state(file: Path) -> dict[str, Any]:
     """Everything in a `.pt` checkpoint, on the CPU.
 
     Raises:
-        InputError: the file is no checkpoint of ours.
+        InputError: the file is no checkpoint of ours, or an export.
     """
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = type(error).__name__
-        raise InputError(f"{file}: not a checkpoint ({reason}): give a run's best.pt or last.pt") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{file}: not a checkpoint of this project (format is not {FORMAT!r}): give a run's best.pt")
+    content = _read(file)
+    if "network" not in content:
+        raise InputError(f"{file}: an export, which no training can go on from: give the run's last.pt")
     return content
 
 
 def save_training_state(file: Path, content: dict[str, Any]) -> None:
     """Write a `.pt` checkpoint atomically: a crash leaves the previous file."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as stream:
+        with durable(file) as stream:
             torch.save({"format": FORMAT, **content}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"{file}: cannot write it ({error}): free some space or choose another output=") from error
 
 
 def export(checkpoint: Checkpoint, file: Path) -> None:
-    """Write the weights and the configuration as one `.safetensors` file, for use as a teacher or on a robot."""
+    """Write the weights and the configuration as one `.safetensors` file, for use as a teacher or on a robot.
+
+    Raises:
+        InputError: it is not called so, or cannot be written.
+    """
+    if file.suffix != ".safetensors":
+        raise InputError(f"{file}: an export is a .safetensors file: name it {file.with_suffix('.safetensors').name}")
     metadata = {"format": FORMAT, "facts": json.dumps({"config": checkpoint.config, **checkpoint.facts})}
-    save_file({name: value.contiguous() for name, value in checkpoint.state.items()}, file, metadata)
-
-
-def _read_export(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    tensors = {name: value.contiguous() for name, value in checkpoint.state.items()}
     try:
-        with safe_open(file, framework="pt") as content:
-            metadata = content.metadata() or {}
-            state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise InputError(f"{file}: not a safetensors file ({error}): export it again") from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{file}: weights without a description: make the file with `python -m student.export`")
-    return state, json.loads(metadata["facts"])
+        write_durably(file, safetensors.torch.save(tensors, metadata))
+    except OSError as error:
+        raise InputError(f"{file}: cannot write it ({error.strerror}): choose a folder that exists") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a checkpoint of ours holds, whatever its format; an export holds the weights "ema" alone.
+
+    Raises:
+        InputError: it is none; the line says what it is and where such files belong.
+    """
+    content = read(file, _GIVE)
+    found = str(content.get("format", ""))
+    if not found.startswith(FAMILY):
+        raise InputError(
+            f"{file}: not a checkpoint of this project but {held(content)}: {_GIVE}; pretrained image weights belong "
+            "to student.network.encoder.weights=, those of GaussianFormer to its teacher.checkpoint="
+        )
+    if found not in (FORMAT, FORMAT_1):
+        raise InputError(f"{file}: {found!r} is later than {FORMAT!r}, the last that is known here: update occ-distill")
+    if "facts" in content:
+        facts = json.loads(content.pop("facts"))
+        del content["format"]
+        content = {**facts, "ema": content}
+    return _from_format_1(content) if found == FORMAT_1 else content
+
+
+def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 knew one way to split and to read data, and did not note what was in them."""
+    meant = {"train_split": "train", "val_split": "val", "missing": "error", "lidar_columns": 5}
+    config = content["config"]
+    return {"data": {}, "files": {}, **content, "config": {**config, "data": {**meant, **config["data"]}}}
 
 
 def resolve(path: str) -> Path:

@@ -68,6 +68,21 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+def script(program: Callable[[], None]) -> Callable[[], None]:
+    """`program`, a small one that reads its own arguments, ending as the large ones do: with one line and a code."""
+
+    @functools.wraps(program)
+    def main() -> None:
+        try:
+            program()
+        except KeyboardInterrupt:
+            _leave("interrupted", INTERRUPTED)
+        except InputError as error:
+            _leave(_one_line(error), USER_ERROR)
+
+    return main
+
+
 def checked_config(program: str, config: DictConfig) -> DictConfig:
     """The configuration, resolved and with absolute paths, after every value was checked against `conf.schema`.
 
@@ -139,6 +154,6 @@ def _one_line(error: BaseException) -> str:
 
 
 def _leave(message: str, code: int) -> None:
-    program = os.path.basename(sys.argv[0])
+    program = os.path.basename(sys.argv[0]).removesuffix(".py")
     print(f"{program}: error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from distill.errors import InputError
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all, and there once this returned.
+@contextmanager
+def durable(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose file is, after a crash, there whole or not at all, and there once the block ended.
 
     Raises:
         OSError: the disk refuses; the file is as it was before.
@@ -22,7 +24,7 @@ def write_durably(path: Path, content: bytes) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -30,6 +32,12 @@ def write_durably(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file as `durable` does."""
+    with durable(path) as file:
+        file.write(content)
 
 
 def sync(path: Path) -> None:

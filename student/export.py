@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 from distill.checkpoint import export, load_checkpoint
+from distill.command import script
 
 
+@script
 def main() -> None:
     """Export the checkpoint named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)

