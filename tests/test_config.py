@@ -1,22 +1,28 @@
-"""Every option of every group composes, and what it describes can be built."""
+"""Every option of every group composes, is what the schema wants, and what it describes can be built."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from conf.schema import checked
+
 CONF = Path(__file__).parent.parent / "conf"
+SHIPPED = "pkg://teacher_dump/weights/fusion_demo.safetensors"
 GIVEN = {
-    "data": {"nuscenes": ["data.root=/d", "data.fusion_checkpoint=f.pt"]},
-    "student": {"resnet50": ["student.network.encoder.weights=none"]},
+    "data": {"nuscenes": ["data.root=/d", f"data.fusion_checkpoint={SHIPPED}"]},
     "teacher": {
-        "checkpoint": ["teacher.name=n", "teacher.checkpoint=c.pt"],
-        "callable": ["teacher.name=n", "teacher._target_=t"],
+        "checkpoint": ["teacher.name=n", f"teacher.checkpoint={SHIPPED}"],
+        "callable": ["teacher.name=n", "teacher._target_=types.SimpleNamespace"],
         **{file.stem: ["teacher.checkpoint=c.pth"] for file in CONF.glob("teacher/gaussianformer*.yaml")},
     },
 }
+# only with upstream's weights; the network in it is built nevertheless
+UPSTREAM = "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher"
 PROGRAMS = {
     "dump": {"data", "grid", "teacher"},
     "train": {"data", "grid", "student", "kd", "trainer", "experiment"},
@@ -35,11 +41,34 @@ def options() -> list[tuple[str, str, str]]:
     ]
 
 
+def build(node, key=""):
+    """Everything that a configuration describes; networks without memory for their weights."""
+    if isinstance(node, dict) and node.get("_target_", UPSTREAM) != UPSTREAM:
+        arguments = {name: value for name, value in node.items() if (key, name) != ("teacher", "name")}
+        with torch.device("meta") if key == "network" else nullcontext():
+            instantiate(arguments)
+    elif isinstance(node, dict | list):
+        for name, child in node.items() if isinstance(node, dict) else enumerate(node):
+            build(child, name)
+
+
 @pytest.mark.parametrize(("program", "group", "option"), options())
-def test_every_option_composes_and_resolves(program, group, option):
+def test_every_option_composes_and_can_be_built(program, group, option):
+    overrides = [f"{group}={option}", *GIVEN.get(group, {}).get(option, [])]
+    if program == "train":
+        overrides.append("student.network.encoder.weights=none")
     with initialize_config_module("conf", version_base="1.3"):
-        config = compose(program, overrides=[f"{group}={option}", *GIVEN.get(group, {}).get(option, [])])
-    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        config = compose(program, overrides=overrides)
+    config = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert checked(program, config)[1] == []
+    build(config)
+
+
+def test_weights_that_nobody_ships_have_to_be_given():
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=["student=resnet50"])
+    (problem,) = checked("train", OmegaConf.to_container(config, resolve=True))[1]
+    assert problem.startswith("student.network.encoder.weights")
 
 
 @pytest.mark.parametrize("kd", [file.stem for file in (CONF / "kd").glob("*.yaml")])
