@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -31,6 +33,7 @@ class Gate:
     def __init__(self, min_miou: float, after: int, classes: ClassSet) -> None:
         self.min_miou = min_miou
         self.after = after
+        self.classes = classes
         self.confusion = Confusion(classes)
         self.measure = f"{classes.convention}, classes that occur"
 
@@ -48,13 +51,33 @@ class Gate:
         """
         return float(self.confusion.score().occurring_miou)
 
-    def check_finite(self, token: str, voxel_log_probs_XYZC: torch.Tensor) -> None:
-        """Raise InputError unless every log-probability is a number no larger than 0 (-inf is a probability of 0)."""
-        if not bool((voxel_log_probs_XYZC <= 1e-3).all()):
-            raise InputError(
-                f"the teacher's output for sample {token} is not log-probabilities (NaN or > 0): "
-                "nothing was written for it; check the checkpoint and its input"
+    def check_classes(
+        self, token: str, semantics_XYZ: np.ndarray, covered_XYZ: np.ndarray, free_XYZ: np.ndarray
+    ) -> None:
+        """Raise InputError if the teacher's classes are numbered by another convention.
+
+        Args:
+            token: of the sample.
+            semantics_XYZ: the teacher's argmax, uint8.
+            covered_XYZ: bool, where it says anything.
+            free_XYZ: bool, the voxels that cameras see and the label calls free; none without a label.
+        """
+        reason = self.classes.misfit(semantics_XYZ[covered_XYZ])
+        if reason is None:
+            said_V = semantics_XYZ[covered_XYZ & free_XYZ]
+            share_C = np.bincount(said_V, minlength=len(self.classes)) / max(1, len(said_V))
+            most = int(share_C.argmax())
+            if most == self.classes.free or share_C[most] <= 0.5:
+                return
+            reason = (
+                f"{share_C[most]:.0%} of the voxels that cameras see and the label calls free are class {most} "
+                f"({self.classes.names[most]}): class ids of another convention, with free space there?"
             )
+        raise InputError(
+            f"sample {token}: what the teacher predicts is no scene of {self.classes.name}: {reason} Elsewhere free is "
+            f"0 or 16, here it is {self.classes.free}: let predict put the classes in the order "
+            f"{', '.join(self.classes.names)}. Nothing was written for it"
+        )
 
     def check_gaussians(
         self,
@@ -99,8 +122,25 @@ class Gate:
             InputError: the running mIoU is below `min_miou` after `after` samples.
         """
         self.confusion.update(semantics_XYZ, labels_XYZ, mask_XYZ)
-        if self.labelled == self.after and not self.miou >= self.min_miou:
+        if self.labelled != self.after:
+            return
+        if math.isnan(self.miou):
+            raise InputError(
+                f"the teacher cannot be judged: the labels of its first {self.after} labelled samples say nothing of "
+                "voxels that cameras see; check their mask_camera"
+            )
+        if self.miou < self.min_miou:
             raise InputError(
                 f"the teacher scores {self.miou:.2f} mIoU ({self.measure}) on its first {self.after} labelled samples, "
                 f"less than gate.min_miou={self.min_miou}: check checkpoint and data, or lower gate.min_miou"
             )
+
+    def verdict(self) -> str:
+        """In words, how the teacher has done so far and whether that was judged."""
+        if math.isnan(self.miou):
+            return f"none of them has a label to judge the teacher by (gate.min_miou={self.min_miou})"
+        scored = f"teacher mIoU {self.miou:.2f} ({self.measure}) on the {self.labelled} labelled ones"
+        if self.labelled >= self.after:
+            return f"{scored}, judged on the first {self.after}"
+        below = ", below" if self.miou < self.min_miou else ""
+        return f"{scored}{below}: too few to be judged by gate.min_miou={self.min_miou} (gate.after={self.after})"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import io
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -19,10 +21,13 @@ from distill import ranks
 from distill.bev import bev_log_probs
 from distill.command import command
 from distill.errors import InputError
+from distill.files import write_durably
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset, collate, to_device
 from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.store import GaussianKind, StoreIdentity, StoreWriter
+from distill.store.schema import DIGESTS
+from teacher_dump.border import ask, open_teacher, place
 from teacher_dump.gate import Gate
 from teacher_dump.panel import panel
 from teacher_dump.teachers import Teacher, TeacherPrediction
@@ -30,41 +35,87 @@ from teacher_dump.teachers import Teacher, TeacherPrediction
 
 @dataclass
 class Dump:
-    """One rank's part of a dump: its teacher, its store, its keyframes."""
+    """One process's part of a dump: its teacher, its store, its keyframes.
+
+    Attributes:
+        config: of the program.
+        teacher: on `device`.
+        writer: of the store.
+        gate: what watches the teacher.
+        digests: token -> what the teacher is given, for `StoreWriter.write`.
+        device: where the teacher computes.
+    """
 
     config: DictConfig
     teacher: Teacher
     writer: StoreWriter
     gate: Gate
+    digests: dict[str, np.ndarray]
     device: torch.device
 
-    def run(self, keyframes: Keyframes) -> None:
-        """Dump `keyframes`: loading, teacher, compression and writing overlap."""
+    def run(self, keyframes: Keyframes, seen: dict[str, int | None]) -> int:
+        """Dump keyframes that no other process dumps; loading, teacher, compression and writing overlap.
+
+        Args:
+            keyframes: what is to be dumped.
+            seen: token -> which version of them is to be replaced (`StoreWriter.version`); None: none, it is absent.
+
+        Returns:
+            How many were dumped.
+        """
         labels = open_labels(self.config.data, self.teacher.grid)
         frames = FrameDataset(keyframes, labels=labels, augmentation=None, seed=0, **self.teacher.inputs)
+        tokens = keyframes.tokens
+        progress = tqdm(total=len(tokens), desc="dump", unit="keyframe", disable=ranks.rank() != 0)
+        with progress, ThreadPoolExecutor(self.config.dump.writers) as pool:
+            dumped = -1
+            # once more as long as that finds any: a process may have ended without writing what it had claimed
+            while progress.n > dumped and any(is_outstanding(self.writer, token, seen) for token in tokens):
+                dumped = progress.n
+                self._go_through(frames, self._claimed(tokens, seen), pool, progress)
+        return int(progress.n)
+
+    def _go_through(
+        self, frames: FrameDataset, positions: Iterator[int], pool: ThreadPoolExecutor, progress: tqdm
+    ) -> None:
+        """Dump the frames at some positions."""
         loader = torch.utils.data.DataLoader(
             frames,
             batch_size=self.config.dump.batch_size,
+            sampler=positions,
             num_workers=self.config.dump.workers,
             collate_fn=collate,
         )
-        progress = tqdm(total=len(keyframes), desc="dump", unit="keyframe", disable=ranks.rank() != 0)
         writing: deque[Future[None]] = deque()
-        with progress, ThreadPoolExecutor(self.config.dump.writers) as pool:
-            for batch in loader:
-                batch = to_device(batch, self.device)
-                prediction = self._ask(batch)
-                if progress.n == 0:
-                    self._inspect(batch, prediction)
-                for sample in self._samples(batch, prediction):
-                    writing.append(pool.submit(self.writer.write, **sample))
-                    # a bounded queue: the teacher waits for the disk instead of filling the memory
-                    while len(writing) > 2 * self.config.dump.writers:
-                        writing.popleft().result()
-                    progress.update()
+        for batch in loader:
+            batch = to_device(batch, self.device)
+            prediction = ask(self.teacher, batch, self.gate.classes, self.device)
+            samples = self._samples(batch, prediction)
+            if progress.n == 0:
+                self._inspect(batch, prediction)
+            for sample in samples:
+                writing.append(pool.submit(self.writer.write, **sample))
+                # a bounded queue: the teacher waits for the disk instead of filling the memory
+                while len(writing) > 2 * self.config.dump.writers:
+                    writing.popleft().result()
+                progress.update()
+            if self.gate.labelled:
                 progress.set_postfix_str(f"mIoU {self.gate.miou:.1f}")
-            for future in writing:
-                future.result()
+        for future in writing:
+            future.result()
+
+    def _claimed(self, tokens: list[str], seen: dict[str, int | None]) -> Iterator[int]:
+        """The positions of keyframes that this process has claimed for itself.
+
+        They are claimed as the loader asks for them, so that processes that go through the same keyframes share them.
+        """
+        for position, token in enumerate(tokens):
+            if not self.writer.claim(token):
+                continue
+            if is_outstanding(self.writer, token, seen):
+                yield position
+            else:
+                self.writer.release(token)
 
     def _inspect(self, batch: dict[str, Any], prediction: TeacherPrediction) -> None:
         """The first keyframe: its Gaussians must say what its voxels do, and a picture of it goes beside the store."""
@@ -76,10 +127,11 @@ class Dump:
                 token, stored, self.teacher.grid, batch["lidar2ego"][0], voxel_BXYZC[0], covered_XYZ
             )
         if ranks.rank() == 0:
-            picture = panel(batch, prediction, self.teacher.grid, self.gate.confusion.classes)
-            path = Path(self.config.store.path).with_suffix(".png")
+            store, picture = self.writer.store.path, io.BytesIO()
+            Image.fromarray(panel(batch, prediction, self.teacher.grid, self.gate.classes)).save(picture, "png")
+            path = store.with_name(store.name.removesuffix(".zarr") + ".png")
             try:
-                Image.fromarray(picture).save(path)
+                write_durably(path, picture.getvalue())
             except OSError as error:
                 raise InputError(
                     f"{path}: cannot write it ({error.strerror}): free some space, or make it writable"
@@ -87,7 +139,7 @@ class Dump:
 
     def _samples(self, batch: dict[str, Any], prediction: TeacherPrediction) -> list[dict[str, Any]]:
         """Show a batch to the gate; arguments of `StoreWriter.write` for each sample."""
-        free = self.gate.confusion.classes.free
+        free = self.gate.classes.free
         voxel_BXYZC, covered_BXYZ, gaussians = prediction
         bev_BXYC = bev_log_probs(voxel_BXYZC, free, covered_BXYZ).exp()
         semantics_BXYZ = voxel_BXYZC.argmax(-1).to(torch.uint8)
@@ -97,63 +149,73 @@ class Dump:
         found_BXYZ = semantics_BXYZ.masked_fill(~covered_BXYZ, free).cpu().numpy()
         samples = []
         for index, token in enumerate(batch["token"]):
-            self.gate.check_finite(token, voxel_BXYZC[index])
+            found_XYZ, covered_XYZ = found_BXYZ[index], covered_BXYZ[index].cpu().numpy()
+            # a keyframe without labels has a mask of nothing
+            labels_XYZ, mask_XYZ = batch["semantics"][index].cpu().numpy(), batch["mask_camera"][index].cpu().numpy()
+            self.gate.check_classes(token, found_XYZ, covered_XYZ, mask_XYZ & (labels_XYZ == free))
             if batch["labelled"][index]:
-                labels, mask = batch["semantics"][index], batch["mask_camera"][index]
-                self.gate.judge(found_BXYZ[index], labels.cpu().numpy(), mask.cpu().numpy())
+                self.gate.judge(found_XYZ, labels_XYZ, mask_XYZ)
             samples.append(
                 {
                     "token": token,
                     "voxel_log_probs": voxel_BXYZC[index].cpu().numpy(),
                     "bev_probs": bev_BXYC[index].cpu().numpy(),
-                    "coverage": covered_BXYZ[index].cpu().numpy(),
+                    "coverage": covered_XYZ,
                     "gaussians": gaussians and gaussians[index],
+                    "frame_digests": self.digests[token],
                 }
             )
         return samples
-
-    def _ask(self, batch: dict[str, Any]) -> TeacherPrediction:
-        """The teacher's prediction, uniform where it covers nothing.
-
-        Raises:
-            InputError: it is no `TeacherPrediction`.
-        """
-        prediction = self.teacher.predict(batch)
-        if not isinstance(prediction, TeacherPrediction):
-            raise InputError(
-                f"{type(self.teacher).__name__}.predict returns a {type(prediction).__name__}: "
-                "let it return a teacher_dump.teachers.TeacherPrediction"
-            )
-        voxel_BXYZC, covered_BXYZ, gaussians = prediction
-        if covered_BXYZ is not None:
-            voxel_BXYZC = voxel_BXYZC.masked_fill(~covered_BXYZ.unsqueeze(-1), -math.log(voxel_BXYZC.shape[-1]))
-        return TeacherPrediction(voxel_BXYZC, covered_BXYZ, gaussians)
 
 
 @command("dump")
 def main(config: DictConfig) -> None:
     """Dump the configured splits; see conf/dump.yaml."""
     index = open_dataroot(config.data)
-    chosen = [token for split in config.dump.splits for token in index.keyframes(split).tokens]
-    chosen = chosen[: config.dump.max_samples]
+    chosen = chosen_tokens(config, index)
     ranks.check_enough(len(chosen), "keyframes")
     classes = instantiate(config.classes)
-    teacher: Teacher = instantiate(config.teacher)
+    teacher = open_teacher(config.teacher)
     if teacher.grid != instantiate(config.grid):
         raise InputError(f"the teacher predicts on grid {teacher.grid.name}: dump it with grid={teacher.grid.name}")
     writer = open_writer(config, index, teacher)
     mine = chosen[ranks.rank() :: ranks.world_size()]
-    todo = outstanding(config, writer, mine)
-    say(f"{len(mine) - len(todo)} of {len(mine)} keyframes are present in {config.store.path}, {len(todo)} to dump")
-    if not todo:
+    seen = outstanding(config, writer, mine)
+    say(f"{len(mine) - len(seen)} of {len(mine)} keyframes are present in {writer.store.path}, {len(seen)} to dump")
+    if not seen:
         say(writer.summary())
         return
     device = ranks.device(config.device)
     gate = Gate(config.gate.min_miou, config.gate.after, classes)
-    Dump(config, teacher.to(device), writer, gate, device).run(index.select(todo))
-    scored = f"teacher mIoU {gate.miou:.2f} ({gate.measure}) on the {gate.labelled} labelled ones"
-    say(f"dumped {len(todo)} keyframes; {scored}")
+    keyframes = index.select(list(seen))
+    dump = Dump(config, place(teacher, device), writer, gate, frame_digests(keyframes), device)
+    dumped = dump.run(keyframes, seen)
+    say(f"dumped {dumped} keyframes; {gate.verdict()}" if dumped else "dumped 0 keyframes")
+    others = sum(is_outstanding(writer, token, seen) for token in seen)
+    if others:
+        say(f"{others} keyframes are being dumped by another process and were left to it")
     say(writer.summary())
+
+
+def chosen_tokens(config: DictConfig, index: NuScenesIndex) -> list[str]:
+    """The keyframes of the configured splits.
+
+    Raises:
+        InputError: a keyframe is in two of them.
+    """
+    tokens = [token for split in config.dump.splits for token in index.keyframes(split).tokens]
+    twice = len(tokens) - len(set(tokens))
+    if twice:
+        raise InputError(
+            f"dump.splits=[{', '.join(config.dump.splits)}] overlap: {twice} keyframes are in two of them; name splits "
+            "that have none in common"
+        )
+    return tokens[: config.dump.max_samples]
+
+
+def frame_digests(keyframes: Keyframes) -> dict[str, np.ndarray]:
+    """Token -> what the teacher is given, for `StoreWriter.write`."""
+    return {token: np.zeros(len(DIGESTS), np.uint32) for token in keyframes.tokens}
 
 
 def open_writer(config: DictConfig, index: NuScenesIndex, teacher: Teacher) -> StoreWriter:
@@ -170,7 +232,7 @@ def open_writer(config: DictConfig, index: NuScenesIndex, teacher: Teacher) -> S
         voxels=config.dump.gaussians != "only",
         gaussians=gaussians_of(config, teacher),
     )
-    return StoreWriter.open(config.store.path, identity, index.tokens, index.scenes)
+    return StoreWriter.open(Path(config.store.path).expanduser(), identity, index.tokens, index.scenes)
 
 
 def gaussians_of(config: DictConfig, teacher: Teacher) -> GaussianKind | None:
@@ -189,12 +251,20 @@ def gaussians_of(config: DictConfig, teacher: Teacher) -> GaussianKind | None:
     return kind
 
 
-def outstanding(config: DictConfig, writer: StoreWriter, mine: list[str]) -> list[str]:
-    """The tokens of this rank that are not in the store, or not intact when dump.verify asks."""
+def outstanding(config: DictConfig, writer: StoreWriter, mine: list[str]) -> dict[str, int | None]:
+    """What is to be dumped of this rank's tokens, with the version that is to be replaced; None: it is absent.
+
+    That is what the store has not, or not intact when dump.verify asks, or everything when dump.overwrite asks.
+    """
     if config.dump.verify:
         say(f"{writer.discard_damaged(mine)} damaged samples found and discarded")
-    absent = set(writer.missing(mine))
-    return [token for token in mine if config.dump.overwrite or token in absent]
+    versions = {token: writer.version(token) for token in mine}
+    return {token: version for token, version in versions.items() if config.dump.overwrite or version is None}
+
+
+def is_outstanding(writer: StoreWriter, token: str, seen: dict[str, int | None]) -> bool:
+    """Whether a sample of `outstanding` has not been written since, by whatever process."""
+    return writer.version(token) in (None, seen[token])
 
 
 def say(message: str) -> None:

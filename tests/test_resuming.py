@@ -59,6 +59,45 @@ def test_killed_dump_resumes_without_a_broken_sample(workshop):
     assert len(present(store)) == 6
 
 
+def start_two_dumps(workshop, *overrides: str) -> list[subprocess.Popen[str]]:
+    command = workshop.command("occ-dump", "gate.min_miou=0", *overrides)
+    pipe = subprocess.PIPE
+    return [subprocess.Popen(command, cwd=workshop.folder, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
+
+
+def test_a_dump_started_twice_shares_the_work(workshop):
+    """Without torchrun, as one would start it on two machines; the second time both are told to overwrite."""
+    store = workshop.folder / "stores/v1.0-twice"
+    for overwrite in (False, True):
+        overrides = (f"store.path={store}", "dump.max_samples=4", f"dump.overwrite={overwrite}")
+        processes = start_two_dumps(workshop, *overrides)
+        told = [process.communicate()[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0]
+        dumped = [int(line.split()[1]) for text in told for line in text.splitlines() if line.startswith("dumped ")]
+        assert 4 <= sum(dumped) <= (8 if overwrite else 4)
+        assert len(present(store)) == 4
+        for token in present(store):
+            TeacherStore(store).verify(token)
+    assert not list(store.rglob("*.partial"))
+    assert store.with_name("v1.0-twice.png").exists()
+
+
+def test_what_a_killed_dump_had_begun_is_done_by_the_other(workshop):
+    store = workshop.folder / "stores/orphaned.zarr"
+    killed, other = start_two_dumps(workshop, f"store.path={store}")
+    while not store.exists() or not present(store):
+        assert killed.poll() is None
+        time.sleep(0.02)
+    killed.kill()
+    killed.communicate()
+    told, _ = other.communicate()
+    assert other.returncode == 0
+    assert "another process" not in told
+    assert len(present(store)) == 6
+    for token in present(store):
+        TeacherStore(store).verify(token)
+
+
 def test_two_processes_dump_what_one_dumps(workshop):
     ended = workshop.launch(2, "occ-dump", "gate.min_miou=1", "store.path=stores/two.zarr", "dump.max_samples=3")
     assert ended.returncode == 0, ended.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from distill.grids import VoxelGrid
 from distill.store.codec import code_table, decode_codes
 from distill.store.gaussians import decode_gaussians
 from distill.store.schema import (
+    DIGESTS,
     StoreIdentity,
     commit_path,
     committed_rows,
@@ -111,6 +113,33 @@ class TeacherStore:
         """The teacher's Gaussians, on the CPU, in the LIDAR_TOP frame."""
         assert self.identity.gaussians is not None
         return decode_gaussians(self._read(token, "gaussians"), self.identity.gaussians)
+
+    def frame_digests(self, token: str) -> np.ndarray | None:
+        """Digests of what the teacher was given, uint32 (8,) in the order of `schema.DIGESTS`; 0: it was absent.
+
+        None for a store of schema 2, which does not know what it was made from.
+        """
+        if "frame_digests" not in self.arrays:
+            return None
+        return self._read(token, "frame_digests")
+
+    def other_frames(self, digests: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+        """Which keyframes were dumped from other files than those at hand, and which of their files these are.
+
+        Args:
+            digests: token -> uint32 (8+,), see `distill.nuscenes.inventory`; what either side lacks is not compared.
+
+        Returns:
+            Token -> names of `schema.DIGESTS`; keyframes that are absent, and stores of schema 2, say nothing.
+        """
+        different: dict[str, list[str]] = {}
+        for token in self.present & digests.keys():
+            theirs = self.frame_digests(token)
+            if theirs is not None:
+                pairs = zip(DIGESTS, digests[token].tolist(), theirs.tolist(), strict=False)
+                sources = [name for name, one, other in pairs if one and other and one != other]
+                different |= {token: sources} if sources else {}
+        return different
 
     def verify(self, token: str) -> None:
         """Check every byte of a sample against its checksums.

@@ -1,4 +1,4 @@
-"""Schema 2: what a teacher store is on disk.
+"""Schema 3: what a teacher store is on disk.
 
 A zarr v3 group over the N keyframes of a dataset version, row i belonging to `tokens[i]`:
 
@@ -8,6 +8,7 @@ A zarr v3 group over the N keyframes of a dataset version, row i belonging to `t
     bev_probs        float32 (N, X, Y, C)     probabilities by the store's BEV rule
     bev_semantics    uint8   (N, X, Y)        argmax of the BEV probabilities; 255 for a column not covered
     gaussians        float32 (N, G, 29)       Gaussians, rounded (`distill.store.gaussians`); rows of NaN fill them up
+    frame_digests    uint32  (N, 8)           what the teacher was given: a digest of each of `DIGESTS`; 0: was absent
     checksums        uint32  (N, A)           CRC-32C of the row's chunk of each of these A arrays: the commit record
     tokens, scenes   string  (N,)
 
@@ -16,8 +17,11 @@ The attribute `content` says which of these there are: for "log_probabilities" a
 
 One chunk per row and array, written whole, so that writers of different rows share nothing. A row is *present* when its
 chunk of `checksums` exists; that chunk is written last, when the others are durable, and removed first when the row is
-redone. Rows that were never written read as NaN, 255 and False.
+redone. Rows that were never written read as NaN, 255, False and, in frame_digests, 0. The empty file `claims` beside
+the chunks of `checksums` is no chunk: who writes row i holds a lock on its byte i (`StoreWriter.claim`).
 All codecs are of the zarr v3 core specification; group attributes carry the `StoreIdentity`.
+
+Schema 2, which is read but not continued, has neither frame_digests nor `claims`.
 """
 
 from __future__ import annotations
@@ -38,17 +42,20 @@ from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 from distill.bev import BEV_RULE
 from distill.errors import InputError
 from distill.grids import VoxelGrid
+from distill.nuscenes.layout import CAMERAS, LIDAR
 from distill.store.codec import LOG_PROBS, MAX_KL, PROBABILITY_BITS
 from distill.store.gaussians import COLUMNS, MAX_ERRORS, MAX_MEAN_KL, GaussianKind
 
-SCHEMA = 2
+SCHEMA = 3
+READABLE = (2, SCHEMA)
+DIGESTS = (*CAMERAS, LIDAR, "calibration")  # the columns of frame_digests
 COMMITS = "checksums"
 NOT_COVERED = 255  # the class of a voxel that the teacher has not modelled
 _SHUFFLE = {"bitshuffle": numcodecs.blosc.BITSHUFFLE, "shuffle": numcodecs.blosc.SHUFFLE}
 # The CRC-32C of anything followed by its own CRC-32C, and of nothing but the CRC-32C of nothing.
 _SEALED = google_crc32c.value(bytes(4))
-# what rows that were never written read as, by kind of number
-_FILL: dict[str, float | int | bool] = {"f": math.nan, "u": 255, "b": False}
+# what rows that were never written read as, by type of number
+_FILL = {"float16": math.nan, "float32": math.nan, "uint8": 255, "bool": False, "uint32": 0}
 # Loader workers and writer threads are the parallelism: a pool of blosc threads in each would only get in their way.
 numcodecs.blosc.use_threads = False
 
@@ -67,6 +74,7 @@ class StoreIdentity:
         gaussians: what Gaussians there are, if any.
         bev_rule: how BEV probabilities were derived from voxels (`distill.bev`).
         levels: the log-probability of each code, falling (`codec`).
+        schema: what the store is on disk.
     """
 
     teacher: str
@@ -78,10 +86,12 @@ class StoreIdentity:
     gaussians: GaussianKind | None = None
     bev_rule: str = BEV_RULE
     levels: tuple[float, ...] = field(default=tuple(LOG_PROBS.tolist()), repr=False)
+    schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description, the inverse of `from_dict`."""
         return {
+            "schema": self.schema,
             "teacher": self.teacher,
             "checkpoint_sha256": self.checkpoint_sha256,
             "config": self.config,
@@ -99,7 +109,7 @@ class StoreIdentity:
 
     @classmethod
     def from_dict(cls, description: dict[str, Any]) -> StoreIdentity:
-        """Rebuild an identity from `to_dict`."""
+        """Rebuild an identity from `to_dict`; up to schema 2 the description did not name it."""
         kind = description["gaussians"]
         return cls(
             **{key: description[key] for key in ("teacher", "checkpoint_sha256", "config", "bev_rule")},
@@ -108,6 +118,7 @@ class StoreIdentity:
             voxels="log_probabilities" in description["content"],
             gaussians=kind and GaussianKind(**{key.name: kind[key.name] for key in fields(GaussianKind)}),
             levels=tuple(description["quantisation"]["levels"]),
+            schema=description.get("schema", 2),
         )
 
 
@@ -146,7 +157,7 @@ class ChunkedArray:
             filters=TransposeCodec(order=(0, *(axis + 1 for axis in self.order))),
             compressors=(self.compressor, Crc32cCodec()),
             chunk_key_encoding={"name": "default", "separator": "."},
-            fill_value=_FILL[np.dtype(self.dtype).kind],
+            fill_value=_FILL[self.dtype],
         )
 
     def path(self, root: Path, row: int) -> Path:
@@ -190,6 +201,8 @@ def data_arrays(identity: StoreIdentity) -> dict[str, ChunkedArray]:
         count = identity.gaussians.count
         column_by_column = BloscCodec(typesize=4, cname="zstd", clevel=9, shuffle="shuffle", blocksize=4 * count)
         rows.append(("gaussians", "float32", (count, len(COLUMNS)), (1, 0), column_by_column))
+    if identity.schema > 2:
+        rows.append(("frame_digests", "uint32", (len(DIGESTS),), (0,), _bit_planes(4)))
     return {row[0]: ChunkedArray(*row, column) for column, row in enumerate(rows)}
 
 
@@ -208,6 +221,11 @@ def commit_path(root: Path, row: int) -> Path:
     return root / COMMITS / f"c.{row}.0"
 
 
+def claims_path(root: Path) -> Path:
+    """The file whose byte i is locked by who writes row i."""
+    return root / COMMITS / "claims"
+
+
 def committed_rows(root: Path) -> list[int]:
     """The rows that are present now."""
     names = [name.split(".") for name in os.listdir(root / COMMITS)]
@@ -216,7 +234,7 @@ def committed_rows(root: Path) -> list[int]:
 
 def create(path: Path, identity: StoreIdentity, tokens: list[str], scenes: list[str], code_version: str) -> None:
     """Write a store without samples at `path`, which must not exist."""
-    attributes = {"schema": SCHEMA, **identity.to_dict(), "code_version": code_version}
+    attributes = {**identity.to_dict(), "frame_digests": list(DIGESTS), "code_version": code_version}
     group = zarr.create_group(path, zarr_format=3, attributes=attributes)
     arrays = data_arrays(identity)
     for array in arrays.values():
@@ -235,6 +253,7 @@ def create(path: Path, identity: StoreIdentity, tokens: list[str], scenes: list[
             name, shape=(len(values),), chunks="auto", dtype="string", compressors=Crc32cCodec()
         )
         strings[:] = np.array(values, object)
+    claims_path(path).touch()
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -249,7 +268,8 @@ def read_attributes(path: Path) -> dict[str, Any]:
         found = "is not a teacher store" if path.exists() else "does not exist"
         raise InputError(f"{path} {found}: give a store that occ-dump has made (store.path, store.paths)") from error
     schema = attributes.get("schema")
-    if schema != SCHEMA:
+    if schema not in READABLE:
         found = "is a zarr group but no teacher store" if schema is None else f"has store schema {schema}"
-        raise InputError(f"{path} {found}, this version reads schema {SCHEMA}: dump it again to another store.path")
+        readable = " and ".join(map(str, READABLE))
+        raise InputError(f"{path} {found}, this version reads schemas {readable}: dump it again to another store.path")
     return attributes

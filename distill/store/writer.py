@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,29 @@ import numpy as np
 
 from distill.checkpoint import code_version
 from distill.errors import InputError
+from distill.files import sync, write_durably
 from distill.gaussians import Gaussians
 from distill.store.codec import encode_voxels, round_probs
 from distill.store.gaussians import decode_gaussians, encode_gaussians
-from distill.store.reader import DamagedSample, TeacherStore
-from distill.store.schema import NOT_COVERED, StoreIdentity, commit_path, committed_rows, create, seal
+from distill.store.reader import TeacherStore
+from distill.store.schema import (
+    COMMITS,
+    DIGESTS,
+    NOT_COVERED,
+    StoreIdentity,
+    claims_path,
+    commit_path,
+    committed_rows,
+    create,
+    seal,
+)
 
 
 class StoreWriter:
     """Writes samples into the store at `store.path`; see `StoreWriter.open`.
 
-    Writers of different samples need no lock. Two writers of one sample at once are not supported.
+    Several processes may write into one store: each sample is written by one at a time, which has claimed it. Within a
+    process, threads may write different samples, and one `StoreWriter` of a store is enough.
     """
 
     def __init__(self, store: TeacherStore) -> None:
@@ -49,7 +63,43 @@ class StoreWriter:
                 _create_whole(path, identity, tokens, scenes)
         store = TeacherStore(path)
         _check_same(store, identity, tokens)
-        return cls(store)
+        writer = cls(store)
+        with _disk_errors(f"cannot tidy the store {path}"):
+            writer._remove_partial_files()
+        return writer
+
+    def claim(self, token: str) -> bool:
+        """Reserve a sample for this process until it is written or released, or the process ends, however it ends.
+
+        Returns:
+            False where another process has claimed it.
+
+        Raises:
+            InputError: the store cannot be written.
+        """
+        with _disk_errors(f"cannot claim sample {token} of {self.store.path}"):
+            try:
+                # bytes past the end of a file can be locked, too; a forked loader worker does not inherit the lock
+                fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self.store.row(token))
+            except BlockingIOError:
+                return False
+        return True
+
+    def release(self, token: str) -> None:
+        """Give back a claim."""
+        fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, self.store.row(token))
+
+    @cached_property
+    def _claims(self) -> int:
+        # never closed: closing any descriptor of this file would give back every claim of the process
+        return os.open(claims_path(self.store.path), os.O_RDWR | os.O_CREAT)
+
+    def version(self, token: str) -> int | None:
+        """When a sample was committed, nanoseconds: tells whether it was written since; None if it is not present."""
+        try:
+            return commit_path(self.store.path, self.store.row(token)).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
 
     def missing(self, tokens: list[str]) -> list[str]:
         """Those of `tokens` that are not present now."""
@@ -60,13 +110,14 @@ class StoreWriter:
         """Un-commit those of `tokens` that are present but not intact; return how many."""
         absent, damaged = set(self.missing(tokens)), 0
         for token in tokens:
-            try:
-                if token not in absent:
-                    self.store.verify(token)
-            except DamagedSample:
+            if token in absent or self._is_intact(token) or not self.claim(token):
+                continue
+            # again, now that nobody is writing it
+            if self.version(token) is not None and not self._is_intact(token):
                 with _disk_errors(f"cannot discard the damaged sample {token} of {self.store.path}"):
                     self._discard(token)
                 damaged += 1
+            self.release(token)
         return damaged
 
     def write(
@@ -76,8 +127,9 @@ class StoreWriter:
         bev_probs: np.ndarray,
         coverage: np.ndarray,
         gaussians: Gaussians | None,
+        frame_digests: np.ndarray,
     ) -> None:
-        """Store a sample; one that is present is replaced. When this returns, the sample is on disk.
+        """Store a sample; one that is present is replaced. When this returns, it is on disk and no longer claimed.
 
         Args:
             token: of the keyframe.
@@ -85,25 +137,28 @@ class StoreWriter:
             bev_probs: probabilities (X, Y, C), float32.
             coverage: which voxels the teacher has modelled, bool (X, Y, Z).
             gaussians: for a store that holds Gaussians.
+            frame_digests: of what the teacher was given, uint32 (8,) in the order of `schema.DIGESTS`; 0 for what was
+                absent.
 
         Raises:
-            InputError: these are no distributions on the store's grid, or no Gaussians of its kind, or the disk refuses
-                (full, read-only). The sample is absent then, all others are untouched.
+            InputError: these are no distributions on the store's grid, or no Gaussians of its kind, another process has
+                claimed the sample, or the disk refuses (full, read-only). The sample is as it was, or absent where the
+                disk refuses; all others are untouched.
         """
         arrays, row, grid = self.store.arrays, self.store.row(token), self.store.grid.shape
         classes = len(self.store.identity.classes)
-        found = voxel_log_probs.shape, bev_probs.shape, coverage.shape
-        expected = (*grid, classes), (*grid[:2], classes), grid
+        found = voxel_log_probs.shape, bev_probs.shape, coverage.shape, frame_digests.shape
+        expected = (*grid, classes), (*grid[:2], classes), grid, (len(DIGESTS),)
         if found != expected:
             raise InputError(f"sample {token}: shapes {found}, not {expected}")
         with _teacher_errors(token):
-            sample = self._encode(voxel_log_probs, bev_probs, coverage, gaussians)
+            sample = self._encode(voxel_log_probs, bev_probs, coverage, gaussians) | {"frame_digests": frame_digests}
         chunks = [array.pack(sample[name]) for name, array in arrays.items()]
-        with _disk_errors(f"cannot write sample {token} to {self.store.path}"):
+        with _disk_errors(f"cannot write sample {token} to {self.store.path}"), self._claimed(token):
             self._discard(token)
             for array, chunk in zip(arrays.values(), chunks, strict=True):
-                _write_durably(array.path(self.store.path, row), chunk)
-            _write_durably(commit_path(self.store.path, row), seal(b"".join(chunk[-4:] for chunk in chunks)))
+                write_durably(array.path(self.store.path, row), chunk)
+            write_durably(commit_path(self.store.path, row), seal(b"".join(chunk[-4:] for chunk in chunks)))
 
     def as_stored(self, token: str, gaussians: Gaussians) -> Gaussians:
         """The Gaussians as a reader of the store gets them, on the CPU.
@@ -122,12 +177,14 @@ class StoreWriter:
         """What goes into the arrays, by name; ValueError if it cannot."""
         levels_XYZC, semantics_XYZ = encode_voxels(voxel_log_probs)
         semantics_XYZ[~coverage] = NOT_COVERED
-        bev_semantics_XY = np.where(coverage.any(2), bev_probs.argmax(-1), NOT_COVERED)
+        bev_probs_XYC = round_probs(bev_probs)
+        # of the rounded ones: rounding makes ties, and whoever reads both arrays must find the same class in them
+        bev_semantics_XY = np.where(coverage.any(2), bev_probs_XYC.argmax(-1), NOT_COVERED)
         sample = {
             "voxel_logits": levels_XYZC,
             "voxel_semantics": semantics_XYZ,
             "voxel_coverage": coverage,
-            "bev_probs": round_probs(bev_probs),
+            "bev_probs": bev_probs_XYC,
             "bev_semantics": bev_semantics_XY,
         }
         kind = self.store.identity.gaussians
@@ -145,7 +202,33 @@ class StoreWriter:
         commit = commit_path(self.store.path, self.store.row(token))
         if commit.exists():
             commit.unlink()
-            _sync(commit.parent)
+            sync(commit.parent)
+
+    @contextmanager
+    def _claimed(self, token: str) -> Iterator[None]:
+        if not self.claim(token):
+            raise InputError(f"another process is writing sample {token} of {self.store.path}: wait for it or stop it")
+        try:
+            yield
+        finally:
+            self.release(token)
+
+    def _is_intact(self, token: str) -> bool:
+        try:
+            self.store.verify(token)
+        except InputError:
+            return False
+        return True
+
+    def _remove_partial_files(self) -> None:
+        """Remove what processes that were killed have left of rows that nobody is writing."""
+        for array in (COMMITS, *self.store.arrays):
+            for name in os.listdir(self.store.path / array):
+                if name.endswith(".partial"):
+                    token = self.store.tokens[int(name.split(".")[1])]
+                    if self.claim(token):
+                        (self.store.path / array / name).unlink(missing_ok=True)
+                        self.release(token)
 
 
 def _create_whole(path: Path, identity: StoreIdentity, tokens: list[str], scenes: list[str]) -> None:
@@ -155,13 +238,13 @@ def _create_whole(path: Path, identity: StoreIdentity, tokens: list[str], scenes
     try:
         create(draft, identity, tokens, scenes, code_version())
         for file in sorted(draft.rglob("*"), reverse=True):
-            _sync(file)
+            sync(file)
         try:
             draft.rename(path)
         except OSError:
             if not (path / "zarr.json").exists():
                 raise
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -187,30 +270,6 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{key}.{name}" if key else str(name))
     else:
         yield key, value
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all, and there once this returned."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or the entries of a folder, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

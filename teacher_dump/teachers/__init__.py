@@ -15,7 +15,8 @@ class TeacherPrediction(NamedTuple):
     """What a teacher says about a batch.
 
     Attributes:
-        voxel_log_probs_BXYZC: natural log-probabilities, float32; not looked at where the teacher covers nothing.
+        voxel_log_probs_BXYZC: natural log-probabilities, normalised over the classes, of any floating-point type; not
+            looked at where the teacher covers nothing.
         covered_BXYZ: bool, the voxels that the teacher has modelled; None: all.
         gaussians: one per sample, from which the voxels follow; None for a teacher without.
     """
@@ -28,10 +29,13 @@ class TeacherPrediction(NamedTuple):
 class Teacher(Protocol):
     """What `occ-dump` asks of a teacher; any importable class with these members will do (`teacher=callable`).
 
+    Its constructor is given the values of the `teacher` node by name, but `name`, by which the store knows the teacher,
+    only if it has a parameter of that name.
+
     Attributes:
         grid: the grid the log-probabilities live on.
-        inputs: what a sample must hold: `image_size` [H, W] pixels, `lidar` true or false, `depth_stride` or None,
-            and whatever else `distill.nuscenes.frames.FrameDataset` offers.
+        inputs: what a sample must hold, as `distill.nuscenes.frames.FrameDataset` takes it: `image_size` [H, W] pixels,
+            `lidar` true or false, `depth_stride` pixels or None and, if wanted, `bicubic` true or false.
         checkpoint_sha256: hex digest of the weights, recorded in the store; "" for a teacher without weights.
         gaussians: what Gaussians it predicts; None, or no such member, for a teacher without.
     """

@@ -15,7 +15,6 @@ class NetworkTeacher:
     """Rebuilds a network from its checkpoint (strictly) and predicts with it; see `teacher_dump.teachers.Teacher`.
 
     Args:
-        name: how the store names this teacher.
         checkpoint: `.pt` or `.safetensors` file, or `pkg://package/file`.
         weights: "ema" or "raw".
 
@@ -23,9 +22,8 @@ class NetworkTeacher:
         InputError: the file is missing, is no checkpoint, or does not fit its own description.
     """
 
-    def __init__(self, name: str, checkpoint: str, weights: str) -> None:
+    def __init__(self, checkpoint: str, weights: str) -> None:
         loaded = load_checkpoint(checkpoint, weights)
-        self.name = name
         self.network = loaded.network()
         self.grid = instantiate(loaded.config["grid"])
         self.inputs: dict[str, Any] = {**loaded.config["student"]["inputs"], "depth_stride": None}

@@ -17,6 +17,7 @@ from distill.gaussians import Gaussians
 from distill.grids import VoxelGrid
 from distill.store import GaussianKind, StoreIdentity, StoreWriter
 from distill.teaching import render
+from teacher_dump.border import ask
 from teacher_dump.gate import Gate
 from teacher_dump.main import Dump, gaussians_of
 from teacher_dump.teachers import TeacherPrediction
@@ -62,18 +63,29 @@ def frame_gaussians(token):
 def batch():
     poses = torch.eye(4).repeat(2, 1, 1)
     poses[1, 0, 3] = 0.5
-    return {"token": TOKENS, "lidar2ego": poses, "labelled": torch.tensor([False, False])}
+    return {
+        "token": TOKENS,
+        "lidar2ego": poses,
+        "labelled": torch.tensor([False, False]),
+        "semantics": torch.full((2, *GRID.shape), 17, dtype=torch.uint8),
+        "mask_camera": torch.zeros(2, *GRID.shape, dtype=torch.bool),
+    }
 
 
 def make_dump(folder, teacher, gaussians=KIND):
     identity = StoreIdentity("t", "", {}, GRID, OCC3D_CLASSES.names, gaussians=gaussians)
     writer = StoreWriter.open(folder / "store.zarr", identity, TOKENS, ["scene"] * 2)
-    return Dump(OmegaConf.create(), teacher, writer, Gate(10.0, 1, OCC3D_CLASSES), torch.device("cpu"))
+    digests = {token: np.arange(8, dtype=np.uint32) for token in TOKENS}
+    return Dump(OmegaConf.create(), teacher, writer, Gate(10.0, 1, OCC3D_CLASSES), digests, torch.device("cpu"))
+
+
+def asked(dump, batch):
+    return ask(dump.teacher, batch, OCC3D_CLASSES, torch.device("cpu"))
 
 
 def samples_of(dump, batch):
     """What is written about a batch."""
-    return dump._samples(batch, dump._ask(batch))
+    return dump._samples(batch, asked(dump, batch))
 
 
 def test_what_is_not_covered_is_uniform_and_has_no_part_in_its_column(tmp_path, batch):
@@ -124,7 +136,6 @@ def test_voxels_without_coverage_are_judged_as_free(tmp_path, batch):
     """They were not found to be anything, so an occupied one is missed."""
     batch["labelled"] = torch.tensor([True, False])
     batch["semantics"] = torch.full((2, *GRID.shape), 4, dtype=torch.uint8)
-    batch["mask_camera"] = torch.zeros(2, *GRID.shape, dtype=torch.bool)
     batch["mask_camera"][..., 4:] = True
     dump = make_dump(tmp_path, Teacher())
     with pytest.raises(InputError, match=r"0\.00 mIoU"):
@@ -139,19 +150,26 @@ def test_gaussians_that_disagree_with_the_voxels_stop_the_dump_at_once(tmp_path,
 
     dump = make_dump(tmp_path, Teacher(answer))
     with pytest.raises(InputError, match=f"{TOKENS[0]}: voxels rendered from its stored Gaussians"):
-        dump._inspect(batch, dump._ask(batch))
+        dump._inspect(batch, asked(dump, batch))
 
 
 def test_gaussians_of_another_kind_stop_the_dump(tmp_path, batch):
     dump = make_dump(tmp_path, Teacher(), gaussians=dataclasses.replace(KIND, reach=3.0))
     with pytest.raises(InputError, match="announced"):
-        dump._inspect(batch, dump._ask(batch))
+        dump._inspect(batch, asked(dump, batch))
 
 
-def test_a_bare_tensor_is_no_prediction(tmp_path, batch):
-    dump = make_dump(tmp_path, Teacher(lambda prediction: prediction.voxel_log_probs_BXYZC))
-    with pytest.raises(InputError, match=r"Teacher\.predict returns a Tensor: .*TeacherPrediction"):
-        dump._ask(batch)
+def test_a_teacher_with_free_space_elsewhere_is_refused(tmp_path, batch):
+    """0 = empty, as in the labels of OpenOccupancy; 17 is never said."""
+
+    def answer(prediction):
+        log_probs = torch.full((2, *GRID.shape, 18), -torch.inf)
+        log_probs[..., 0] = 0.0
+        return TeacherPrediction(log_probs)
+
+    dump = make_dump(tmp_path, Teacher(answer), gaussians=None)
+    with pytest.raises(InputError, match=f"sample {TOKENS[0]}: .* 100% are class 0 .*Nothing was written"):
+        samples_of(dump, batch)
 
 
 @pytest.mark.parametrize(("choice", "expected"), [(False, None), (True, KIND), ("only", KIND)])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_store import TOKENS, contents, everything, open_writer, write
 
+from distill.errors import InputError
 from distill.store import TeacherStore
 
 FORK = multiprocessing.get_context("fork")
@@ -83,7 +84,7 @@ def test_killed_before_every_single_file_operation(tmp_path: Path, uninterrupted
         write(open_writer(path), TOKENS[2])
         assert contents(path) == uninterrupted
     assert exit_code == 0
-    assert step > 28  # 7 files, each opened, synced, renamed and its folder synced
+    assert step > 32  # 8 files, each opened, synced, renamed and its folder synced
 
 
 def test_killed_while_creating(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
@@ -140,6 +141,66 @@ def test_two_processes_create_and_fill_one_store(tmp_path: Path, uninterrupted: 
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["shared.zarr", "uninterrupted.zarr"]
 
 
+def claims_and_waits(path: Path, token: str, fork: bool) -> int:
+    """The id of a process that has claimed a sample and lives until it is killed, as does a fork of it if asked for."""
+    receiver, sender = FORK.Pipe(duplex=False)
+
+    def claim() -> None:
+        assert open_writer(path).claim(token)
+        if not fork or os.fork():
+            sender.send(os.getpid())
+        time.sleep(60)
+
+    FORK.Process(target=claim, daemon=True).start()
+    return int(receiver.recv())
+
+
+@pytest.mark.parametrize("fork", [False, True])
+def test_a_claim_ends_with_its_process(tmp_path: Path, fork: bool) -> None:
+    """And not with a loader worker that outlives it."""
+    path = tmp_path / "teacher.zarr"
+    writer = open_writer(path)
+    process = claims_and_waits(path, TOKENS[2], fork)
+    assert not writer.claim(TOKENS[2])
+    assert writer.claim(TOKENS[1])
+    with pytest.raises(InputError, match=f"another process is writing sample {TOKENS[2]}"):
+        write(writer, TOKENS[2])
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert writer.claim(TOKENS[2])
+    write(writer, TOKENS[1], TOKENS[2])
+    assert in_process(lambda: os._exit(not (writer.claim(TOKENS[1]) and writer.claim(TOKENS[2])))) == 0
+
+
+def test_what_is_claimed_is_neither_discarded_nor_tidied_away(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.zarr"
+    write(open_writer(path), *TOKENS[:3])
+    process = claims_and_waits(path, TOKENS[2], fork=False)
+    files = [next((path / "voxel_semantics").glob(f"c.{row}.*")) for row in (0, 2)]
+    partial = [file.with_name(file.name + ".99999.partial") for file in files]
+    for file in (*files, *partial):
+        file.write_bytes(b"half a sample")
+    writer = open_writer(path)
+    assert [file.exists() for file in partial] == [False, True]
+    assert writer.discard_damaged(TOKENS) == 1
+    assert writer.missing(TOKENS) == [TOKENS[0], *TOKENS[3:]]
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert open_writer(path).discard_damaged(TOKENS) == 1
+    assert not partial[1].exists()
+
+
+def test_a_version_tells_whether_a_sample_was_written_again(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "teacher.zarr")
+    assert writer.version(TOKENS[0]) is None
+    write(writer, TOKENS[0])
+    first = writer.version(TOKENS[0])
+    assert first == writer.version(TOKENS[0])
+    time.sleep(0.02)  # longer than the clock of a file system takes for a tick
+    write(writer, TOKENS[0])
+    assert writer.version(TOKENS[0]) not in (None, first)
+
+
 def test_a_sample_is_committed_when_all_its_chunks_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What no kill can show, but a power cut would: each file synced, renamed, its folder synced; the record last."""
     path, events, replace = tmp_path / "teacher.zarr", [], Path.replace
@@ -157,6 +218,7 @@ def test_a_sample_is_committed_when_all_its_chunks_are_durable(tmp_path: Path, m
     expected = []
     for array in (*TeacherStore(path).arrays, "checksums"):
         (file,) = (path / array).glob("c.1.*")
-        expected += [("sync", file.with_name(file.name + ".partial")), ("rename", file), ("sync", file.parent)]
-    assert len(expected) == 3 * 7
+        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+        expected += [("sync", partial), ("rename", file), ("sync", file.parent)]
+    assert len(expected) == 3 * 8
     assert events == expected

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from tiny_store import (
     TOKENS,
     contents,
     coverage,
+    digests,
     everything,
     open_writer,
     teacher_gaussians,
@@ -32,8 +34,10 @@ from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
 from distill.gaussians import Gaussians
 from distill.grids import OCC3D, SURROUNDOCC
-from distill.store import DamagedSample, StoreWriter, TeacherStore
+from distill.nuscenes.layout import CAMERAS
+from distill.store import DamagedSample, StoreIdentity, StoreWriter, TeacherStore
 from distill.store.codec import LOG_PROBS, MAX_KL, code_table, decode_codes, encode_voxels
+from distill.store.schema import seal
 
 READERS: dict[str, Callable[[TeacherStore, str], object]] = {
     "voxel_logits": TeacherStore.codes,
@@ -41,6 +45,7 @@ READERS: dict[str, Callable[[TeacherStore, str], object]] = {
     "voxel_coverage": TeacherStore.coverage,
     "bev_probs": TeacherStore.bev_probs,
     "gaussians": TeacherStore.gaussians,
+    "frame_digests": TeacherStore.frame_digests,
 }
 ARRAYS = (*READERS, "bev_semantics")
 
@@ -87,6 +92,8 @@ def test_reads_back_what_the_teacher_said(path: Path) -> None:
         np.testing.assert_array_equal(store.semantics(token), np.where(covered, log_probs.argmax(-1), 255))
         assert_close(store.gaussians(token), teacher_gaussians(token))
         np.testing.assert_allclose(store.bev_probs(token), bev, rtol=1 / 128, atol=3e-9)
+        assert store.frame_digests(token).dtype == np.uint32
+        np.testing.assert_array_equal(store.frame_digests(token), digests(token))
 
 
 def test_plain_zarr_reads_it_without_our_code(path: Path, tmp_path: Path) -> None:
@@ -104,18 +111,24 @@ assert np.isfinite(logits).all() and abs(np.exp(logits).sum(-1) - 1).max() < 0.0
 assert np.isnan(group["voxel_logits"][4]).all() and np.isnan(group["gaussians"][4]).all()
 assert (group["voxel_semantics"][4] == 255).all() and not group["voxel_coverage"][4].any()
 assert group["checksums"][row].all() and not group["checksums"][4].any()
-names = ("voxel_semantics", "voxel_coverage", "bev_probs", "bev_semantics", "gaussians")
+assert not group["frame_digests"][4].any()
+assert group["checksums"].nchunks_initialized == group["frame_digests"].nchunks_initialized == 3
+assert dict(group.members()).keys() == {"tokens", "scenes", "checksums", *sys.argv[4].split()}
+names = ("voxel_semantics", "voxel_coverage", "bev_probs", "bev_semantics", "gaussians", "frame_digests")
 sample = {name: group[name][row] for name in names}
 np.savez(sys.argv[3], voxel_logits=logits, **sample)
 assert {"schema", "teacher", "checkpoint_sha256", "config", "grid", "classes", "content", "quantisation",
         "bev_rule", "code_version"} <= set(group.attrs)
 """
-    arguments = [str(path), TOKENS[1], str(tmp_path / "read.npz")]
+    arguments = [str(path), TOKENS[1], str(tmp_path / "read.npz"), " ".join(ARRAYS)]
     subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, check=True)
     read, store = np.load(tmp_path / "read.npz"), TeacherStore(path)
     np.testing.assert_array_equal(read["voxel_logits"], store.log_prob_table[store.codes(TOKENS[1])])
     np.testing.assert_array_equal(read["voxel_semantics"], store.semantics(TOKENS[1]))
     np.testing.assert_array_equal(read["bev_probs"], store.bev_probs(TOKENS[1]))
+    np.testing.assert_array_equal(read["frame_digests"], digests(TOKENS[1]))
+    columns = json.loads((path / "zarr.json").read_text())["attributes"]["frame_digests"]
+    assert columns == [*CAMERAS, "LIDAR_TOP", "calibration"]
     covered = read["voxel_coverage"]
     np.testing.assert_array_equal(covered, store.coverage(TOKENS[1]))
     bev_semantics = np.where(covered.any(2), teacher_output(TOKENS[1])[1].argmax(-1), 255)
@@ -274,26 +287,65 @@ def test_what_is_no_store_is_refused(path: Path, tmp_path: Path) -> None:
     description = json.loads((path / "zarr.json").read_text())
     description["attributes"]["schema"] = 1
     (path / "zarr.json").write_text(json.dumps(description))
-    with pytest.raises(InputError, match="schema 1, this version reads schema 2"):
+    with pytest.raises(InputError, match="schema 1, this version reads schemas 2 and 3"):
         TeacherStore(path)
 
 
+def make_schema_2(path: Path) -> None:
+    """What the version before has left: no digests, and a commit record without their column."""
+    shutil.rmtree(path / "frame_digests")
+    (path / "checksums" / "claims").unlink()
+    for record in (path / "checksums").glob("c.*"):
+        record.write_bytes(seal(record.read_bytes()[:-8]))
+    for description, change in (
+        (path / "zarr.json", lambda told: told["attributes"].update(schema=2)),
+        (path / "checksums" / "zarr.json", lambda told: told.update(shape=[5, 6])),
+    ):
+        told = json.loads(description.read_text())
+        change(told)
+        description.write_text(json.dumps(told))
+
+
+def test_a_store_of_schema_2_is_read_but_not_continued(path: Path) -> None:
+    new = TeacherStore(path)
+    expected = {name: READERS[name](new, TOKENS[1]) for name in ("voxel_logits", "voxel_semantics", "bev_probs")}
+    make_schema_2(path)
+    store = TeacherStore(path)
+    assert store.present == set(TOKENS[:3])
+    store.verify(TOKENS[1])
+    for name, value in expected.items():
+        np.testing.assert_array_equal(READERS[name](store, TOKENS[1]), value)
+    assert store.frame_digests(TOKENS[1]) is None
+    assert store.identity == dataclasses.replace(IDENTITY, schema=2)
+    with pytest.raises(InputError, match=r"schema is 2 there, 3 here; give another store\.path"):
+        open_writer(path)
+
+
+def test_an_identity_is_known_again_from_its_description() -> None:
+    """Those that the version before has put into checkpoints do not name the schema."""
+    assert StoreIdentity.from_dict(IDENTITY.to_dict()) == IDENTITY
+    old = {key: value for key, value in IDENTITY.to_dict().items() if key != "schema"}
+    assert StoreIdentity.from_dict(old) == dataclasses.replace(IDENTITY, schema=2)
+
+
 def test_output_that_is_no_distribution_is_not_written(path: Path) -> None:
-    writer, (log_probs, bev, covered, gaussians) = open_writer(path), everything(TOKENS[3])
+    writer, (log_probs, bev, covered, gaussians, told) = open_writer(path), everything(TOKENS[3])
     with pytest.raises(InputError, match="shapes"):
-        writer.write(TOKENS[3], log_probs[:4], bev, covered, gaussians)
+        writer.write(TOKENS[3], log_probs[:4], bev, covered, gaussians, told)
     with pytest.raises(InputError, match="shapes"):
-        writer.write(TOKENS[3], log_probs, bev, covered[..., 0], gaussians)
+        writer.write(TOKENS[3], log_probs, bev, covered[..., 0], gaussians, told)
+    with pytest.raises(InputError, match="shapes"):
+        writer.write(TOKENS[3], log_probs, bev, covered, gaussians, told[:7])
     with pytest.raises(InputError, match=f"{TOKENS[3]} was not written: it has no Gaussians"):
-        writer.write(TOKENS[3], log_probs, bev, covered, None)
+        writer.write(TOKENS[3], log_probs, bev, covered, None, told)
     log_probs[1, 2, 3, 4] = np.nan
     with pytest.raises(InputError, match=f"{TOKENS[3]} was not written: 1 of 256 voxels"):
-        writer.write(TOKENS[3], log_probs, bev, covered, gaussians)
+        writer.write(TOKENS[3], log_probs, bev, covered, gaussians, told)
     assert writer.missing(TOKENS) == TOKENS[3:]
 
 
 def test_a_store_holds_what_it_is_asked_for(tmp_path: Path) -> None:
-    small = {"voxel_semantics", "voxel_coverage"}
+    small = {"voxel_semantics", "voxel_coverage", "frame_digests"}
     voxels = {"voxel_logits", "bev_probs", "bev_semantics"}
     for identity, expected in (
         (dataclasses.replace(IDENTITY, gaussians=None), small | voxels),
@@ -331,7 +383,7 @@ def test_a_full_disk_leaves_a_valid_store(path: Path, array: str) -> None:
     """/dev/full answers every write with the kernel's own ENOSPC."""
     writer = open_writer(path)
     file = chunk(path, array, 0)
-    file.with_name(file.name + ".partial").symlink_to("/dev/full")
+    file.with_name(f"{file.name}.{os.getpid()}.partial").symlink_to("/dev/full")
     with pytest.raises(InputError, match="No space left on device"):
         write(writer, TOKENS[0])
     assert writer.missing(TOKENS) == [TOKENS[0], *TOKENS[3:]]

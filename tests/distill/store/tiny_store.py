@@ -59,9 +59,16 @@ def teacher_gaussians(token: str) -> Gaussians:
     )
 
 
-def everything(token: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, Gaussians]:
+def digests(token: str) -> np.ndarray:
+    """Of what it was given, uint32 (8,); there was no second camera."""
+    random = np.random.default_rng(int(token, 16)).integers(1, 1 << 32, 8, np.uint32)
+    random[1] = 0
+    return random
+
+
+def everything(token: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, Gaussians, np.ndarray]:
     """What `StoreWriter.write` takes beside the token."""
-    return *teacher_output(token), coverage(token), teacher_gaussians(token)
+    return *teacher_output(token), coverage(token), teacher_gaussians(token), digests(token)
 
 
 def write(writer: StoreWriter, *tokens: str) -> None:
