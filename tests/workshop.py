@@ -35,7 +35,7 @@ STORE = "stores/demo-fusion-occ3d.zarr"  # the shipped teacher's dump of it
 PROGRAMS = {entry.name: entry for entry in entry_points(group="console_scripts") if entry.name.startswith("occ-")}
 # a program's process is a fork of one that has done the imports, which take seconds
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([*(entry.module for entry in PROGRAMS.values()), "timm", "distill.nuscenes.devkit"])
+FORKS.set_forkserver_preload([*(entry.module for entry in PROGRAMS.values()), "timm", "distill.nuscenes.tables"])
 
 
 @dataclass
