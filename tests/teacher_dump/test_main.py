@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from distill.store import GaussianKind, StoreIdentity, StoreWriter
 from distill.teaching import render
 from teacher_dump.border import ask
 from teacher_dump.gate import Gate
-from teacher_dump.main import Dump, gaussians_of
+from teacher_dump.main import Dump, chosen_tokens, gaussians_of
 from teacher_dump.teachers import TeacherPrediction
 
 GRID = VoxelGrid("tiny", "ego", (-2.0, -2.0, 1.0), 0.5, (8, 8, 6))  # up to 4 m, a metre above what Gaussians cover
@@ -177,10 +178,31 @@ def test_choices_of_gaussians(choice, expected):
     assert gaussians_of(OmegaConf.create({"dump": {"gaussians": choice}}), Teacher()) == expected
 
 
-def test_mistaken_choices_of_gaussians():
-    with pytest.raises(InputError, match="choose false, true or only"):
-        gaussians_of(OmegaConf.create({"dump": {"gaussians": "perhaps"}}), Teacher())
+def test_a_teacher_without_gaussians():
     voxels_alone = type("VoxelTeacher", (), {"grid": GRID})()
     config = OmegaConf.create({"dump": {"gaussians": "only"}, "teacher": {"name": "fusion"}})
     with pytest.raises(InputError, match=r"teacher fusion predicts no Gaussians: set dump\.gaussians=false"):
         gaussians_of(config, voxels_alone)
+
+
+class Index:
+    """Three splits, of which two share a keyframe."""
+
+    splits = {"train": "ab", "val": "cd", "hard": "bd"}
+
+    def keyframes(self, split):
+        return SimpleNamespace(tokens=list(self.splits[split]))
+
+
+def test_splits_that_overlap_are_refused():
+    def chosen(*splits, first=None):
+        config = OmegaConf.create({"dump": {"splits": list(splits), "max_samples": first}})
+        return "".join(chosen_tokens(config, Index()))
+
+    assert chosen("val", "train") == "cdab"
+    assert chosen("val", "train", first=3) == "cda"
+    for first in (None, 1):
+        with pytest.raises(
+            InputError, match=r"dump\.splits=\[train, val, hard\] overlap: 2 keyframes are in two of them"
+        ):
+            chosen("train", "val", "hard", first=first)
