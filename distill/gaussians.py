@@ -65,27 +65,45 @@ class Gaussians:
         17 the rest (gaussianformer.md 1.7). Scores, to be softmaxed, for the additive form (1.8). The tensors of
         Gaussians and points must be on one device.
         """
+        return self._mixed(points_V3)[0]
+
+    def log_probs(self, points_V3: Tensor) -> Tensor:
+        """What `told` says of the points, without their coverage; float32 (V, 18)."""
+        return self.told(points_V3)[0]
+
+    def told(self, points_V3: Tensor) -> tuple[Tensor, Tensor]:
+        """What a dump says about points in the LIDAR_TOP frame, metres.
+
+        Returns:
+            Finite natural log-probabilities, float32 (V, 18). Channel 0, noise, was never supervised: what it holds of
+            the occupied mass goes to channels 1..16 in proportion, and p(empty) stays. Every probability is at least
+            2^-24 before the logarithm, and the sum is 1.
+            Which points the teacher has modelled, bool (V,): those in the range it was trained for where a Gaussian
+            says something. Without one the probabilistic form says that nothing is there, the additive form nothing at
+            all: its scores leave the softmax uniform wherever 1 - prod_g(1 - p_g), in float32, is 0.
+        """
+        values_VS, empty_V = self._mixed(points_V3)
+        lower_3, upper_3 = points_V3.new_tensor(SURROUNDOCC.lower), points_V3.new_tensor(SURROUNDOCC.upper)
+        covered_V = ((points_V3 >= lower_3) & (points_V3 < upper_3)).all(1)
+        if self.form == "additive":
+            values_VS = values_VS.softmax(1)
+            covered_V &= empty_V < 1
+        floored_VS = _fold_noise(values_VS).clamp_(min=FLOOR)
+        return floored_VS.div_(floored_VS.sum(1, keepdim=True)).log_(), covered_V
+
+    def _mixed(self, points_V3: Tensor) -> tuple[Tensor, Tensor]:
+        """`occupancy`, and prod_g(1 - p_g) (V,)."""
         precisions_G33, root_det_G = self._precisions()
         radius_G = torch.ceil(self.scales_G3.amax(1) * self.reach / SURROUNDOCC.voxel_size).int()
         geometry = (points_V3, self.means_G3, precisions_G33, radius_G)
         cells = (SURROUNDOCC.lower, SURROUNDOCC.voxel_size)
         if self.form == "additive":
-            return splat(*geometry, self.opacities_G, self.semantics_GS, *cells)[0]
+            return splat(*geometry, self.opacities_G, self.semantics_GS, *cells)
         weights_G = (2 * math.pi) ** -1.5 * root_det_G * self.opacities_G
         features_GS = self.semantics_GS.clone()
         features_GS[:, EMPTY] = 1.0  # nothing is mixed there: the place for the sum of the weights
-        return _probabilities(*splat(*geometry, weights_G, features_GS, *cells))
-
-    def log_probs(self, points_V3: Tensor) -> Tensor:
-        """Finite natural log-probabilities of points in the LIDAR_TOP frame, metres; float32 (V, 18).
-
-        Channel 0, noise, was never supervised: what it holds of the occupied mass goes to channels 1..16 in proportion,
-        and p(empty) stays. Every probability is at least 2^-24 before the logarithm, and the sum is 1.
-        """
-        values_VS = self.occupancy(points_V3)
-        probs_VS = values_VS.softmax(1) if self.form == "additive" else values_VS
-        floored_VS = _fold_noise(probs_VS).clamp_(min=FLOOR)
-        return floored_VS.div_(floored_VS.sum(1, keepdim=True)).log_()
+        sums_VS, empty_V = splat(*geometry, weights_G, features_GS, *cells)
+        return _probabilities(sums_VS, empty_V), empty_V
 
     def _precisions(self) -> tuple[Tensor, Tensor]:
         """Inverse covariances (G, 3, 3) and the square roots of their determinants (G,)."""
@@ -97,12 +115,6 @@ class Gaussians:
         # on the CPU like upstream: other libraries round otherwise, and the determinant magnifies it
         precisions_G33 = torch.linalg.inv_ex((scaled_G33.mT @ scaled_G33).cpu())[0].to(scaled_G33.device)
         return precisions_G33, _determinants(precisions_G33).sqrt()
-
-
-def covered(points_V3: Tensor) -> Tensor:
-    """Which points (V, 3) of the LIDAR_TOP frame, metres, the teacher has modelled; bool (V,)."""
-    lower_3, upper_3 = points_V3.new_tensor(SURROUNDOCC.lower), points_V3.new_tensor(SURROUNDOCC.upper)
-    return ((points_V3 >= lower_3) & (points_V3 < upper_3)).all(1)
 
 
 def rotation_matrices(quaternions_G4: Tensor) -> Tensor:

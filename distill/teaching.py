@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from distill.bev import bev_log_probs
-from distill.gaussians import Gaussians, covered
+from distill.gaussians import Gaussians
 from distill.grids import VoxelGrid
-
-# The smallest probability a teacher's BEV may state: the smallest float16 above 0.
-_SMALLEST_PROB = 2.0**-24
+from distill.store.codec import LEAST_PROB
 
 
 class Teaching(Protocol):
@@ -73,7 +71,7 @@ class StoredTeaching:
     def columns(self, index_K: Tensor) -> Tensor:
         """See `Teaching`."""
         probs_KC = self.bev_BXYC.flatten(0, -2).index_select(0, index_K).float()
-        return probs_KC.clamp_min(_SMALLEST_PROB).log()
+        return probs_KC.clamp_min(LEAST_PROB).log()  # frames that nobody teaches hold zeros
 
 
 class RenderedTeaching:
@@ -121,10 +119,11 @@ def render(gaussians: Gaussians, grid: VoxelGrid, lidar2ego_44: Tensor, index_V:
         index_V: int64, flat positions in (X, Y, Z).
 
     Returns:
-        Log-probabilities, float32 (V, C), and whether the teacher has modelled the voxels, bool (V,).
+        Log-probabilities, float32 (V, C), and whether the teacher has modelled the voxels, bool (V,); see
+        `Gaussians.told`.
     """
     place_V3 = torch.stack(torch.unravel_index(index_V, grid.shape), 1).double() + 0.5
     points_V3 = place_V3 * grid.voxel_size + place_V3.new_tensor(grid.lower)
     ego2lidar_44 = torch.linalg.inv_ex(lidar2ego_44.double()).inverse
     points_V3 = (points_V3 @ ego2lidar_44[:3, :3].T + ego2lidar_44[:3, 3]).float()
-    return gaussians.log_probs(points_V3), covered(points_V3)
+    return gaussians.told(points_V3)

@@ -121,20 +121,24 @@ def _encode(log_probs_XYZC, code_of_cell, borders, levels, probs, bits_ZXYC, sem
 def round_probs(probs: np.ndarray) -> np.ndarray:
     """Round probabilities to `PROBABILITY_BITS`: float32 that compresses well, within `MAX_KL` of the teacher.
 
-    The relative error is at most 1/128, so phi(u) < 4e-5 for every class; probabilities under exp(-20) become exp(-20).
+    The relative error is at most 1/128, so phi(u) < 4e-5 for every class; those under `LEAST_PROB` become it.
 
     Raises:
         ValueError: a value is NaN or negative, or the classes (last axis) do not sum to one.
     """
     if not (np.all(probs >= 0) and np.allclose(probs.sum(-1), 1, rtol=0, atol=float(_SUM_TOLERANCE))):
         raise ValueError("the BEV probabilities are no distributions over the classes")
-    return round_bits(np.maximum(probs, np.exp(LOG_PROBS[-1]), dtype=np.float32), PROBABILITY_BITS)
+    return round_bits(np.maximum(probs, LEAST_PROB, dtype=np.float32), PROBABILITY_BITS)
 
 
 def round_bits(values: np.ndarray, count: int) -> np.ndarray:
     """Round finite numbers to `count` < 24 significant bits, float32; the relative error is at most 2^-count."""
     bits, dropped = np.ascontiguousarray(values, np.float32).view(np.uint32), 24 - count
     return ((bits + (1 << (dropped - 1))) >> dropped << dropped).view(np.float32)
+
+
+# The smallest stored BEV probability: exp(-20), rounded.
+LEAST_PROB = float(round_bits(np.exp(LOG_PROBS[-1:]), PROBABILITY_BITS)[0])
 
 
 def code_table(log_probs: np.ndarray) -> np.ndarray:

@@ -17,7 +17,10 @@ from kernels.splat.tiles import POINTS, Splats, Tiles
 _LANES = 32  # floats per turn of a compiled loop
 _SHARES = 8  # of the tiles, per thread; tiles differ in work
 _HALF, _ONE, _LOG2_E = np.float32(0.5), np.float32(1), np.float32(np.log2(np.e))
-_LEAST, _MOST = np.float32(-100), np.float32(127)  # binary logarithms; 2^-100 is nothing beside 1
+# Powers are computed 2^25 times too large: those under 2^-126, denormal as float32, are normal numbers then, which no
+# processor slows down for. Binary logarithms; from 2^-150.25 on all round to 0.
+_SHIFT, _LEAST, _MOST = 25, np.float32(-150.25), np.float32(102)
+_UNSHIFT, _NORMAL = np.float32(2.0**-_SHIFT), np.float32(2.0 ** (_SHIFT - 126))
 # 2^x between -1/2 and 1/2 to 1e-8
 _C0, _C1, _C2, _C3, _C4, _C5, _C6 = (
     np.polynomial.Chebyshev.interpolate(np.exp2, 6, (-0.5, 0.5))
@@ -60,7 +63,8 @@ def _splat(start, stop, points_V3, cells_V3, splats, tiles, sums_VS, empty_V):
         for g in tiles.gaussian_P[tiles.first_T[t] : tiles.last_T[t]]:
             _evaluate(splats, g, x_3L, cell_3L, lanes, p_L, weighted_L)
             for i in range(lanes):
-                empty_L[i] *= _ONE - p_L[i]
+                # 1 minus any less is 1
+                empty_L[i] *= _ONE - max(p_L[i], _NORMAL) * _UNSHIFT
             for s in range(len(sums_SL)):
                 feature = splats.features_GS[g, s]
                 for i in range(lanes):
@@ -68,12 +72,12 @@ def _splat(start, stop, points_V3, cells_V3, splats, tiles, sums_VS, empty_V):
         for i, v in enumerate(order):
             empty_V[v] = empty_L[i]
             for s in range(len(sums_SL)):
-                sums_VS[v, s] = sums_SL[s, i]
+                sums_VS[v, s] = sums_SL[s, i] * _UNSHIFT
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _evaluate(splats, g, x_3L, cell_3L, count, p_L, weighted_L):
-    """Write p and weight * p of Gaussian g for the first `count` points."""
+    """Write p and weight * p of Gaussian g for the first `count` points, both 2^_SHIFT times too large."""
     mean_x, mean_y, mean_z = splats.means_G3[g]
     xx, yy, zz, xy, xz, yz = splats.precisions_G6[g]
     cell_x, cell_y, cell_z = splats.cells_G3[g]
@@ -87,8 +91,8 @@ def _evaluate(splats, g, x_3L, cell_3L, count, p_L, weighted_L):
         whole = np.floor(exponent + _HALF)
         near = (abs(cell_3L[0, i] - cell_x) <= radius) & (abs(cell_3L[1, i] - cell_y) <= radius)
         near &= abs(cell_3L[2, i] - cell_z) <= radius
-        # the bits of the float32 2^whole, and of zero
-        bits_L[i] = (np.int32(whole) + np.int32(127)) << np.int32(23) if near else np.int32(0)
+        # the bits of the float32 2^(whole + _SHIFT), and of zero
+        bits_L[i] = (np.int32(whole) + np.int32(127 + _SHIFT)) << np.int32(23) if near else np.int32(0)
         p_L[i] = exponent - whole
         weighted_L[i] = weight if near else np.float32(0)
     for i in range(count):
@@ -96,4 +100,6 @@ def _evaluate(splats, g, x_3L, cell_3L, count, p_L, weighted_L):
         p_L[i] = _C0 + rest * (_C1 + rest * (_C2 + rest * (_C3 + rest * (_C4 + rest * (_C5 + rest * _C6)))))
         p_L[i] *= power_L[i]
     for i in range(count):
+        # rounds denormal ones to the multiples of 2^-149 that they are: the sum holds no more digits
+        p_L[i] = p_L[i] if p_L[i] >= _NORMAL else (p_L[i] + _NORMAL) - _NORMAL
         weighted_L[i] *= p_L[i]

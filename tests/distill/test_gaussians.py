@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.gaussians import FLOOR, Gaussians, covered
+from distill.gaussians import FLOOR, Gaussians
 from distill.grids import OCC3D, SURROUNDOCC
 
 LOWER = torch.tensor(SURROUNDOCC.lower)
@@ -197,7 +197,8 @@ def test_no_gaussians_mean_free_space():
     assert nothing.log_probs(torch.zeros(0, 3)).shape == (0, 18)
 
 
-def test_covered_is_the_modelled_box():
+def test_the_probabilistic_form_covers_the_box_it_was_trained_for():
+    """Gaussians or not: where none is, it says that the space is free."""
     low, high = -50.0, 50.0
     points = [
         [low, low, -5.0],
@@ -208,9 +209,52 @@ def test_covered_is_the_modelled_box():
         [0, 0, 3.0],
         [0, -50.01, 0],
     ]
-    assert covered(torch.tensor(points)).tolist() == [True, True, True, False, False, False, False]
-    assert covered(torch.from_numpy(SURROUNDOCC.centres()).reshape(-1, 3)).all()
-    assert 0.5 < covered(occ3d_points()).float().mean() < 1
+    for gaussians in (make(0), make(0, count=0)):
+        covered = gaussians.told(torch.tensor(points))[1]
+        assert covered.tolist() == [True, True, True, False, False, False, False]
+        assert gaussians.told(torch.from_numpy(SURROUNDOCC.centres()).reshape(-1, 3).float())[1].all()
+        assert 0.5 < gaussians.told(occ3d_points())[1].float().mean() < 1
+
+
+def test_the_additive_form_covers_what_its_gaussians_speak_of():
+    """A disc, 1 m wide and 0.1 m thin, that ends 2 m from its cell: beyond, and far to its side, it says nothing."""
+    disc = one(scales=(1.0, 1.0, 0.1), form="additive", reach=2.0, semantics=torch.linspace(-4, 5, 18)[None])
+    along = torch.tensor([[0.25 + x, 0.25, 0.25] for x in (0.0, 2.2, 2.3)])
+    aside = torch.tensor([[0.25, 0.25, 0.25 + z] for z in (0.5, 0.6, 1.3)])
+    assert disc.told(along)[1].tolist() == [True, True, False]
+    assert disc.told(aside)[1].tolist() == [True, False, False]
+    assert not make(0, 0, "additive").told(along)[1].any()
+    # nor beyond the range it was trained for, whatever it says there
+    rim = replace(disc, means_G3=torch.tensor([[49.9, 0.25, 0.25]]))
+    points = torch.tensor([[49.9, 0.25, 0.25], [50.1, 0.25, 0.25]])
+    assert (rim.log_probs(points).argmax(1) == 17).all()
+    assert rim.told(points)[1].tolist() == [True, False]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), thinnest=st.sampled_from([0.05, 0.3]))
+def test_an_additive_model_is_covered_where_it_says_more_than_nothing(seed, thinnest):
+    gaussians = make(seed, 40, "additive", scales=(thinnest, 0.8))
+    near = gaussians.means_G3.repeat_interleave(25, 0)
+    points = near + 3 * torch.randn(near.shape, generator=torch.Generator().manual_seed(seed))
+    inside = ((points >= LOWER) & (points < torch.tensor(SURROUNDOCC.upper))).all(1)
+    log_probs, covered = gaussians.told(points)
+    nothing = make(0, 0, "additive").log_probs(points)
+    torch.testing.assert_close(log_probs[inside & ~covered], nothing[inside & ~covered], rtol=0, atol=2e-6)
+    told = definition(gaussians, points).abs().amax(1)
+    assert covered[inside & (told > 1e-5)].all()
+    assert not covered[~inside].any() and not covered[told == 0].any()
+    assert (inside & ~covered & (told > 0)).any()  # where scores are too faint for a softmax
+
+
+def test_a_gaussian_of_free_space_speaks_of_the_whole_range():
+    small = make(0, 5, "additive", scales=(0.1, 0.2))
+    free = torch.zeros(1, 18)
+    free[0, 17] = 10.0
+    whole = one((100.0, 100.0, 8.0), form="additive", semantics=free)
+    names = ("means_G3", "scales_G3", "rotations_G4", "opacities_G", "semantics_GS")
+    both = replace(small, **{name: torch.cat([getattr(small, name), getattr(whole, name)]) for name in names})
+    assert both.told(torch.from_numpy(SURROUNDOCC.centres()).reshape(-1, 3).float())[1].all()
 
 
 def test_moving_to_a_device_moves_every_tensor_and_keeps_the_rest():

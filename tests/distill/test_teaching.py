@@ -6,8 +6,10 @@ import torch
 
 from distill.augment import Transform
 from distill.bev import bev_log_probs
-from distill.gaussians import Gaussians, covered
+from distill.gaussians import Gaussians
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
+from distill.losses import distillation_kl
+from distill.store.codec import MAX_KL, PROBABILITY_BITS, round_probs
 from distill.teaching import RenderedTeaching, StoredTeaching, render, teaching, voxels_of
 
 FREE = 17
@@ -66,8 +68,9 @@ def test_gaussians_are_rendered_at_the_voxel_centres_in_the_lidar_frame(batch):
         centres_V3 = torch.from_numpy(GRID.centres().reshape(-1, 3))
         pose_44 = batch["lidar2ego"][frame].double()
         points_V3 = torch.linalg.solve(pose_44[:3, :3], (centres_V3 - pose_44[:3, 3]).T).T.float()
-        torch.testing.assert_close(log_probs_BXYZC[frame].view(-1, 18), gaussians.log_probs(points_V3))
-        assert torch.equal(covered_BXYZ[frame].flatten(), covered(points_V3))
+        log_probs_VC, covered_V = gaussians.told(points_V3)
+        torch.testing.assert_close(log_probs_BXYZC[frame].view(-1, 18), log_probs_VC)
+        assert torch.equal(covered_BXYZ[frame].flatten(), covered_V)
     assert covered_BXYZ.float().mean((0, 1, 2)).tolist() == [1.0] * 5 + [0.0]
     assert 0.1 < (log_probs_BXYZC.argmax(-1) != FREE).float().mean() < 0.9
 
@@ -164,6 +167,21 @@ def test_stored_voxels_are_looked_up_in_the_table_of_their_frame():
     columns_KC = teacher.columns(torch.tensor([0, 13]))
     torch.testing.assert_close(columns_KC[1], bev_BXYC[1, 0, 1].log())
     assert columns_KC.isfinite().all()
+
+
+def test_a_student_that_says_what_the_stored_columns_say_has_nothing_to_learn():
+    """To the bound of the store, down to its smallest probability: exp(-20)."""
+    scores_KC = -20 * torch.rand(2000, 18, generator=torch.Generator().manual_seed(0))
+    scores_KC[:, 5] = 0
+    student_KC = scores_KC.log_softmax(-1).clamp_min(-20)
+    bev_BXYC = torch.from_numpy(round_probs(student_KC.exp().view(1, 40, 50, 18).numpy()))
+    rest = {name: torch.zeros(1, 40, 50, 4) for name in ("teacher_voxel", "teacher_table", "teacher_covered")}
+    teacher_KC = StoredTeaching(rest | {"teacher_bev": bev_BXYC}).columns(torch.arange(2000))
+    assert (student_KC < -18).sum() > 1000
+    # the last digit that the store keeps
+    assert (teacher_KC - student_KC).abs().max() < 2**-PROBABILITY_BITS
+    for temperature, bound in MAX_KL.items():
+        assert distillation_kl(student_KC, teacher_KC, temperature) <= temperature**2 * bound
 
 
 def test_the_voxels_of_a_column_are_its_heights():

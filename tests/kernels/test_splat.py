@@ -1,7 +1,12 @@
 """Splatting against its definition, pair by pair in float64, and the three implementations against each other."""
 
+from unittest import mock
+
+import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +14,14 @@ from kernels.splat import cpu, reference, splat, tiles
 from kernels.splat.tiles import POINTS, Splats, cells_of, cut
 
 LOWER, CELL = (-3.0, 1.0, 0.25), 0.5
+DENORMAL = 2.0**-149  # the smallest number above 0
+FAMILY = (
+    "gaussianformer2_25600",
+    "gaussianformer2_12800",
+    "gaussianformer2_6400",
+    "gaussianformer_25600_solid",
+    "gaussianformer_144000",
+)
 
 
 def definition(points, means, precisions, radius, weights, features, lower, cell):
@@ -39,6 +52,51 @@ def scene(seed, points=200, gaussians=30, channels=18, spread=4.0):
 def assert_close(found, expected):
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6, equal_nan=True)
+
+
+def faint(implementation):
+    """A Gaussian of 1 m, seen from 0 to 15 m away: its powers (V,), what is mixed (V, 3), and emptiness."""
+    distances = torch.linspace(0, 15, 301)
+    points = torch.stack([distances, torch.zeros(301), torch.zeros(301)], 1)
+    weighted = (torch.ones(1), torch.tensor([[1.0, 64.0, -0.5]]))
+    found = by(implementation, points, torch.zeros(1, 3), torch.eye(3)[None], torch.tensor([40]), *weighted)
+    return torch.from_numpy(np.exp(-0.5 * distances.numpy() ** 2)), *found
+
+
+def assert_underflows(implementation):
+    """Powers fade as float32's exp does: through the denormal numbers, then to 0."""
+    power, mixed, empty = faint(implementation)
+    assert ((power > 0) & (power < 2.0**-126)).sum() > 15 and (power == 0).sum() > 10
+    for channel, feature in enumerate((1.0, 64.0, -0.5)):
+        torch.testing.assert_close(mixed[:, channel], feature * power, rtol=1e-4, atol=1.01 * abs(feature) * DENORMAL)
+    assert torch.equal(mixed[:, 0] > 0, power > 0)
+    torch.testing.assert_close(empty, 1 - power, rtol=0, atol=2e-7)
+
+
+def model_scene(teacher, gaussians, points, seed=0):
+    """What a model of the family, with random anchors, makes; and points inside the box of each Gaussian and around."""
+    with initialize_config_module("conf", version_base="1.3"):
+        network = compose("dump", [f"teacher={teacher}", "teacher.checkpoint=none.pth"]).teacher.network
+    columns = 10 + network.encoder.opacity + network.encoder.semantics
+    generator = torch.Generator().manual_seed(seed)
+    anchors = 1.5 * torch.randn(gaussians, columns, generator=generator)
+    with torch.inference_mode():
+        found = instantiate(network.head)(anchors)
+    reach = (found.scales_G3[:gaussians].amax(1) * found.reach / 0.5).ceil() * 0.5 + 0.7
+    aside = (2 * torch.rand(gaussians, points, 3, generator=generator) - 1) * reach[:, None, None]
+    return found, (found.means_G3[:gaussians, None] + aside).flatten(0, 1)
+
+
+def assert_same_occupancy(implementation, gaussians, points):
+    """Value by value, however small, and which channel is the greatest."""
+    found, expected = occupancy_by(implementation, gaussians, points), occupancy_by(reference, gaussians, points)
+    assert torch.equal(found.argmax(1), expected.argmax(1))
+    assert ((found - expected).abs() <= 1e-4 * expected.abs().amax(1, keepdim=True) + 5 * DENORMAL).all()
+
+
+def occupancy_by(implementation, gaussians, points):
+    with mock.patch("kernels.splat._implementation", lambda device: implementation):
+        return gaussians.occupancy(points)
 
 
 def by(implementation, points, means, precisions, radius, weights, features):
@@ -86,6 +144,31 @@ def test_known_answer():
     expected = [[2.0, 10.0], [2 * one, 10 * one], [2 * four, 10 * one], [0.0, 0.0]]
     torch.testing.assert_close(mixed, torch.tensor(expected))
     torch.testing.assert_close(empty, torch.tensor([0.0, (1 - one) ** 2, (1 - four) * (1 - one), 1.0]))
+
+
+@pytest.mark.parametrize("implementation", [cpu, reference], ids=["cpu", "reference"])
+def test_powers_underflow_as_those_of_float32_do(implementation):
+    assert_underflows(implementation)
+
+
+@pytest.mark.parametrize("implementation", [cpu, reference], ids=["cpu", "reference"])
+def test_where_only_a_faint_gaussian_reaches_it_decides(implementation):
+    """Of class 0, 12 m away, beside one of class 1 that is nearer, reaches as far, and has faded to 0."""
+    means, precisions = torch.tensor([[0.0, 0, 0], [2.0, 0, 0]]), torch.eye(3) * torch.tensor([1.0, 9.0])[:, None, None]
+    inputs = torch.tensor([[12.0, 0, 0]]), means, precisions, torch.tensor([30, 30]), torch.ones(2), torch.eye(2)
+    (scores,), empty = by(implementation, *inputs)
+    assert scores.tolist() == [pytest.approx(np.exp(-72.0), rel=1e-4), 0]
+    assert empty == 1
+
+
+@pytest.mark.parametrize("teacher", FAMILY)
+def test_twins_agree_on_every_model_of_the_family(teacher):
+    gaussians, points = model_scene(teacher, 200, 60)
+    assert_same_occupancy(cpu, gaussians, points)
+    greatest = occupancy_by(cpu, gaussians, points).abs().amax(1)
+    # where no Gaussian of free space is, much is left to the faintest, and some to none
+    faintest = ((greatest > 0) & (greatest < 2.0**-126)).sum(), (greatest == 0).sum()
+    assert (min(faintest) > 50) == (teacher == "gaussianformer_144000")
 
 
 def test_a_box_of_cells_ends_every_gaussian():
@@ -186,6 +269,7 @@ TWINS = """
 import torch
 from kernels.splat import reference, triton as twin
 from kernels.splat.tiles import Splats, cells_of, cut
+from test_splat import FAMILY, assert_same_occupancy, assert_underflows, model_scene
 
 generator = torch.Generator().manual_seed(0)
 for count, gaussians, channels, spread in ((130, 20, 18, 0.1), (3, 17, 5, 1.0), (2, 1, 33, 9.0)):
@@ -201,6 +285,10 @@ for count, gaussians, channels, spread in ((130, 20, 18, 0.1), (3, 17, 5, 1.0), 
     inputs += (cut(cells, centres, radius),)
     for found, expected in zip(twin.splat(*inputs), reference.splat(*inputs), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+assert_underflows(twin)
+for teacher in FAMILY:
+    assert_same_occupancy(twin, *model_scene(teacher, 2, 3))
 """
 
 

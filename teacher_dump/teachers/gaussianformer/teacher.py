@@ -5,6 +5,7 @@ Letters: B batch, N cameras, H W image rows and columns, X Y Z voxel axes, V vox
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from distill.checkpoint import resolve, sha256_of
 from distill.errors import InputError
-from distill.gaussians import covered
 from distill.grids import VoxelGrid
 from distill.nuscenes.layout import CAMERAS
 from distill.store import GaussianKind
+from distill.teaching import render
 from teacher_dump.teachers import TeacherPrediction
 from teacher_dump.teachers.gaussianformer.draws import SeededDraws
 from teacher_dump.teachers.gaussianformer.network import GaussianFormer, check_image_size
@@ -32,8 +33,7 @@ _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 class GaussianFormerTeacher:
     """Predicts with upstream's weights; see `teacher_dump.teachers.Teacher`.
 
-    Gaussians are continuous: whatever the grid, they are evaluated at its voxel centres, brought into the LIDAR_TOP
-    frame. What lies outside the range that the network was trained for is marked as not covered.
+    Gaussians are continuous: whatever the grid, they are evaluated at its voxel centres (`distill.teaching.render`).
 
     Args:
         name: how the store names this teacher.
@@ -64,8 +64,6 @@ class GaussianFormerTeacher:
         self.checkpoint_sha256 = sha256_of(resolve(checkpoint))
         head, count = network.head, len(network.lifter.instance_feature) + network.head.empty
         self.gaussians = GaussianKind(count, head.form, head.reach, head.det)
-        centres_V3 = torch.from_numpy(grid.centres()).reshape(-1, 3)
-        self.centres_V4 = torch.cat([centres_V3, torch.ones_like(centres_V3[:, :1])], 1)
 
     def to(self, device: torch.device) -> GaussianFormerTeacher:
         """Move the network to a device and return itself."""
@@ -77,7 +75,8 @@ class GaussianFormerTeacher:
         """Log-probabilities, coverage and Gaussians of a batch, one keyframe after the other."""
         images_BN3HW = normalised(batch["images"][:, _ORDER])
         lidar2img_BN44 = lidar2image(batch["intrinsics"], batch["cam2ego"], batch["lidar2ego"])[:, _ORDER]
-        log_probs, inside, gaussians = [], [], []
+        index_V = torch.arange(math.prod(self.grid.shape), device=images_BN3HW.device)
+        gaussians, rendered = [], []
         for token, images_N3HW, lidar2img_N44, lidar2ego_44 in zip(
             batch["token"], images_BN3HW, lidar2img_BN44, batch["lidar2ego"], strict=True
         ):
@@ -85,11 +84,11 @@ class GaussianFormerTeacher:
                 gaussians.append(self.network(images_N3HW, lidar2img_N44, SeededDraws(self.seed, token)))
             except InputError as error:
                 raise InputError(f"keyframe {token}: {error}") from error
-            ego2lidar_44 = torch.linalg.inv(lidar2ego_44.cpu().double())
-            points_V3 = (self.centres_V4 @ ego2lidar_44.T)[:, :3].float().to(images_N3HW.device)
-            log_probs.append(gaussians[-1].log_probs(points_V3).view(*self.grid.shape, -1))
-            inside.append(covered(points_V3).view(self.grid.shape))
-        return TeacherPrediction(torch.stack(log_probs), torch.stack(inside), gaussians)
+            rendered.append(render(gaussians[-1], self.grid, lidar2ego_44, index_V))
+        log_probs, covered = (
+            torch.stack(frames).unflatten(1, self.grid.shape) for frames in zip(*rendered, strict=True)
+        )
+        return TeacherPrediction(log_probs, covered, gaussians)
 
 
 def normalised(images_BN3HW: Tensor) -> Tensor:
