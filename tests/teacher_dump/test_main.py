@@ -185,13 +185,14 @@ def test_a_teacher_without_gaussians():
         gaussians_of(config, voxels_alone)
 
 
-class Index:
-    """Three splits, of which two share a keyframe."""
+SPLITS = {"train": "ab", "val": "cd", "hard": "bd"}
 
-    splits = {"train": "ab", "val": "cd", "hard": "bd"}
+
+class Index:
+    """Of a dataroot with these splits."""
 
     def keyframes(self, split):
-        return SimpleNamespace(tokens=list(self.splits[split]))
+        return SimpleNamespace(tokens=list(SPLITS[split]))
 
 
 def test_splits_that_overlap_are_refused():
