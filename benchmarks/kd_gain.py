@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,11 @@ def main() -> None:
     arguments = parser.parse_args()
     metrics = {kd: train_and_score(kd, arguments.overrides) for kd in arguments.kd.split(",")}
     control, *others = metrics
-    teacher, base = (scores(metrics[control], source)[0] for source in ("teacher", "student"))
+    base = scores(metrics[control], "student")[0]
+    # a control has no teacher
+    teacher = next(
+        (scores(metrics[kd], "teacher")[0] for kd in others if "teacher" in metrics[kd]["sources"]), math.nan
+    )
     head = f"{'kd':<20}{'val mIoU':>10}{'gain':>8}{'of gap':>9}{'geo IoU':>10}{'RayIoU':>9}"
     print(f"\n{head}   (teacher {teacher:.2f} mIoU)")
     for kd in (control, *others):

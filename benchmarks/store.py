@@ -84,7 +84,7 @@ def measure(log_probs: torch.Tensor, folder: Path) -> None:
     writer = StoreWriter.open(folder / "teacher.zarr", identity, [TOKEN], ["scene-0000"])
     everywhere = np.ones(OCC3D.shape, bool)
     voxel, bev = log_probs.numpy(), bev_log_probs(log_probs, free=classes - 1).exp().numpy()
-    write_ms = best_ms(lambda: writer.write(TOKEN, voxel, bev, everywhere, None), repeats=3)
+    write_ms = best_ms(lambda: writer.write(TOKEN, voxel, bev, everywhere, None, np.zeros(8, np.uint32)), repeats=3)
     store = TeacherStore(writer.store.path)
 
     file, channels_first = folder / "prototype.npz", voxel.transpose(3, 0, 1, 2).astype(np.float16)

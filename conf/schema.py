@@ -516,4 +516,7 @@ def _problem(key: str, found: ErrorDetails) -> str:
     return f"{name}{shown}: {said}"
 
 
-_TEXTS = {"device": "should be auto, cpu, cuda (the first GPU) or cuda:N (GPU number N, from 0)"}
+_TEXTS = {
+    "device": "should be auto, cpu, cuda (the first GPU) or cuda:N (GPU number N, from 0)",
+    "weights": "must be given: none, or a local file (.pth or .safetensors) with weights of that timm model",
+}

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from distill import ranks
 from distill.errors import InputError
 from distill.nuscenes.dataroot import open_dataroot, open_labels
-from distill.nuscenes.inventory import SOURCES, Inventory, settle_missing, summary, take_stock
+from distill.nuscenes.inventory import SOURCES, Inventory, place_of_labels, settle_missing, summary, take_stock
 from distill.nuscenes.labels import LabelSource
 from distill.nuscenes.layout import LIDAR
 from distill.store import TeacherStore
@@ -49,8 +49,8 @@ def take_splits(config: DictConfig, labels: LabelSource) -> dict[str, Inventory]
     train = index.keyframes(config.data.train_split)[: config.trainer.max_samples]
     val = index.keyframes(config.data.val_split)[: config.trainer.max_val_samples]
     return {
-        "train": take_stock(train, labels, free, lidar=lidar or depth_stride(config) is not None),
-        "val": take_stock(val, labels, free, lidar=lidar),
+        "train": take_stock(train, labels, free, cameras=True, lidar=lidar or depth_stride(config) is not None),
+        "val": take_stock(val, labels, free, cameras=True, lidar=lidar),
     }
 
 
@@ -68,12 +68,6 @@ def check_something_to_learn(train: Inventory, taught: int, config: DictConfig, 
             f"mask_camera is empty in all {len(train.masks)} label files looked at: there is nothing to learn; "
             "get the labels again, or set trainer.loss.mask=all"
         )
-
-
-def place_of_labels(stock: Inventory, labels: LabelSource) -> str:
-    """Where the labels of the first keyframe were looked for."""
-    path = labels.path(stock.keyframes[0]) if stock.keyframes else None
-    return "no folder of labels is configured" if path is None else f"looked for {path}"
 
 
 def depth_stride(config: DictConfig) -> int | None:

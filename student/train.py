@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from distill import ranks
-from distill.checkpoint import load_checkpoint, load_strictly, load_training_state
+from distill.checkpoint import load_checkpoint, load_training_state
 from distill.command import command
 from distill.errors import InputError
 from distill.files import owned
@@ -24,6 +24,7 @@ from distill.nuscenes.frames import FrameDataset, collate
 from distill.nuscenes.index import Keyframes
 from distill.nuscenes.inventory import Inventory
 from distill.store import TeacherStore
+from distill.weights import load_strictly
 from student.identity import check_same_run, run_facts
 from student.sampler import ResumableSampler
 from student.scoring import score_network
@@ -100,7 +101,12 @@ def outcome(trainer: Trainer) -> str:
 @contextmanager
 def owned_by_first_rank(output: Path) -> Iterator[None]:
     """Keep other processes from training into the same folder."""
-    with owned(output / ".lock", f"run {output}") if ranks.rank() == 0 else nullcontext():
+    if ranks.rank() > 0:
+        yield
+        return
+    with owned(output / ".lock", f"run {output}"):
+        for partial in output.glob("*.partial"):  # of a process that was killed while it saved
+            partial.unlink()
         yield
 
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from distill.files import write_durably
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset, collate, to_device
 from distill.nuscenes.index import Keyframes, NuScenesIndex
-from distill.store import GaussianKind, StoreIdentity, StoreWriter
+from distill.nuscenes.inventory import Inventory, settle_missing, summary, take_stock
+from distill.nuscenes.layout import LIDAR
+from distill.store import GaussianKind, StoreIdentity, StoreWriter, TeacherStore
 from distill.store.schema import DIGESTS
 from teacher_dump.border import ask, open_teacher, place
 from teacher_dump.gate import Gate
@@ -126,9 +129,8 @@ class Dump:
                 token, stored, self.teacher.grid, batch["lidar2ego"][0], voxel_BXYZC[0], covered_XYZ
             )
         if ranks.rank() == 0:
-            store, picture = self.writer.store.path, io.BytesIO()
+            picture, path = io.BytesIO(), beside(self.writer.store, ".png")
             Image.fromarray(panel(batch, prediction, self.teacher.grid, self.gate.classes)).save(picture, "png")
-            path = store.with_name(store.name.removesuffix(".zarr") + ".png")
             try:
                 write_durably(path, picture.getvalue())
             except OSError as error:
@@ -171,23 +173,22 @@ class Dump:
 def main(config: DictConfig) -> None:
     """Dump the configured splits; see conf/dump.yaml."""
     index = open_dataroot(config.data)
-    chosen = chosen_tokens(config, index)
-    ranks.check_enough(len(chosen), "keyframes")
     classes = instantiate(config.classes)
     teacher = open_teacher(config.teacher)
     if teacher.grid != instantiate(config.grid):
         raise InputError(f"the teacher predicts on grid {teacher.grid.name}: dump it with grid={teacher.grid.name}")
     writer = open_writer(config, index, teacher)
-    mine = chosen[ranks.rank() :: ranks.world_size()]
-    seen = outstanding(config, writer, mine)
-    say(f"{len(mine) - len(seen)} of {len(mine)} keyframes are present in {writer.store.path}, {len(seen)} to dump")
+    stock = survey(config, index, teacher, writer.store)
+    seen = outstanding(config, writer, stock.keyframes.tokens[ranks.rank() :: ranks.world_size()])
+    mine = len(stock.keyframes.tokens[ranks.rank() :: ranks.world_size()])
+    say(f"{mine - len(seen)} of {mine} keyframes are present in {writer.store.path}, {len(seen)} to dump")
     if not seen:
         say(writer.summary())
         return
     device = ranks.device(config.device)
     gate = Gate(config.gate.min_miou, config.gate.after, classes)
     keyframes = index.select(list(seen))
-    dump = Dump(config, place(teacher, device), writer, gate, frame_digests(keyframes), device)
+    dump = Dump(config, place(teacher, device), writer, gate, given_to(teacher, stock), device)
     dumped = dump.run(keyframes, seen)
     say(f"dumped {dumped} keyframes; {gate.verdict()}" if dumped else "dumped 0 keyframes")
     others = sum(is_outstanding(writer, token, seen) for token in seen)
@@ -212,9 +213,48 @@ def chosen_tokens(config: DictConfig, index: NuScenesIndex) -> list[str]:
     return tokens[: config.dump.max_samples]
 
 
-def frame_digests(keyframes: Keyframes) -> dict[str, np.ndarray]:
-    """Token -> what the teacher is given, for `StoreWriter.write`."""
-    return {token: np.zeros(len(DIGESTS), np.uint32) for token in keyframes.tokens}
+def survey(config: DictConfig, index: NuScenesIndex, teacher: Teacher, store: TeacherStore) -> Inventory:
+    """The chosen keyframes that are whole; what there is is printed and written beside the store.
+
+    Raises:
+        InputError: files are missing, nothing is left to dump, or what is in the store was dumped from other files.
+    """
+    labels = open_labels(config.data, teacher.grid)
+    free = instantiate(config.classes).free
+    stock = take_stock(index.select(chosen_tokens(config, index)), labels, free, cameras=True, lidar=has_scans(teacher))
+    splits = {"+".join(config.dump.splits): stock}
+    settle_missing(splits, config.data.missing, beside(store, ".missing_files.txt"))
+    ranks.check_enough(len(stock.keyframes), "keyframes")
+    present = sum(token in store.present for token in stock.keyframes.tokens)
+    if ranks.rank() == 0:
+        told = summary(splits, labels, {"in the store": dict.fromkeys(splits, str(present))})
+        print(told, flush=True)
+        beside(store, ".summary.txt").write_text(f"{told}\n")
+    different = {} if config.dump.overwrite else store.other_frames(given_to(teacher, stock))
+    if different:
+        token, sources = next(iter(different.items()))
+        raise InputError(
+            f"{len(different)} of the {present} keyframes in {store.path} were dumped from other files than those of "
+            f"{config.data.root} (first {token}: {', '.join(sources)}): give another store.path, or do them again with "
+            "dump.overwrite=true"
+        )
+    return stock
+
+
+def has_scans(teacher: Teacher) -> bool:
+    """Whether the teacher is given anything of the LiDAR."""
+    return bool(teacher.inputs["lidar"]) or teacher.inputs["depth_stride"] is not None
+
+
+def given_to(teacher: Teacher, stock: Inventory) -> dict[str, np.ndarray]:
+    """Token -> digests of what the teacher is given, for `StoreWriter.write`."""
+    given = np.array([source != LIDAR or has_scans(teacher) for source in DIGESTS], np.uint32)
+    return {token: stock.digests[token][: len(DIGESTS)] * given for token in stock.keyframes.tokens}
+
+
+def beside(store: TeacherStore, ending: str) -> Path:
+    """A file beside a store that bears its name."""
+    return store.path.with_name(store.path.name.removesuffix(".zarr") + ending)
 
 
 def open_writer(config: DictConfig, index: NuScenesIndex, teacher: Teacher) -> StoreWriter:

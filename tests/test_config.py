@@ -68,7 +68,7 @@ def test_weights_that_nobody_ships_have_to_be_given():
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", overrides=["student=resnet50"])
     (problem,) = checked("train", OmegaConf.to_container(config, resolve=True))[1]
-    assert problem.startswith("student.network.encoder.weights")
+    assert problem.startswith("student.network.encoder.weights=null: must be given")
 
 
 @pytest.mark.parametrize("kd", [file.stem for file in (CONF / "kd").glob("*.yaml")])

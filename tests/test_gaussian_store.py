@@ -70,7 +70,7 @@ def test_a_student_learns_from_gaussians_alone_on_another_grid(workshop):
     assert entry["frames_without_teacher"] == 0
     quick = ("pictures=[]", "cost.warmup=0", "cost.runs=1", "max_samples=1")
     workshop.ok("occ-eval", "checkpoint=runs/gaussians/best.pt", *quick)
-    metrics = json.loads((workshop.folder / "runs/gaussians/eval-val/metrics.json").read_text())
+    metrics = json.loads((workshop.folder / "runs/gaussians/eval-val-max_samples_1/metrics.json").read_text())
     assert metrics["scored"]["keyframes"] == 1
     # it knows where the road is
     iou = metrics["sources"]["teacher"]["per_class"]["SurroundOcc-16 IoU"]

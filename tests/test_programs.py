@@ -41,7 +41,7 @@ def test_training_learns(trained):
 def test_evaluation_reports(workshop, trained):
     printed = workshop.ok("occ-eval", f"checkpoint={trained}", *QUICK, "pictures=[best]", "export=exported")
     assert "EMA" in printed
-    report = trained.parent / "eval-val"
+    report = trained.parent / "eval-val-max_samples_2"
     metrics = metrics_of(report)
     assert metrics["scored"]["keyframes"] == 2
     assert list(metrics["sources"]) == ["student", "teacher"]
@@ -58,7 +58,7 @@ def test_evaluation_reports(workshop, trained):
     # what was exported scores as what it was exported from
     data = ("data.root=data/demo", "data.version=v1.0-demo", "data.cache_dir=cache")
     workshop.ok("occ-eval", "sources=[exported/student]", *data, *QUICK, "pictures=[]")
-    again = metrics_of(workshop.folder / "exported/student-eval-val")["sources"]["student"]
+    again = metrics_of(workshop.folder / "exported/student-eval-val-max_samples_2")["sources"]["student"]
     assert again["confusion"] == student["confusion"]
 
 
@@ -83,7 +83,7 @@ def test_a_student_on_surroundocc(workshop):
     student = (*SMALL_STUDENT, "trainer.epochs=1", "grid=surroundocc")
     workshop.ok("occ-train-student", *student, "kd=none", "output=runs/surroundocc")
     workshop.ok("occ-eval", "checkpoint=runs/surroundocc/best.pt", "store.paths=[]", *QUICK, "pictures=[worst]")
-    report = workshop.folder / "runs/surroundocc/eval-val"
+    report = workshop.folder / "runs/surroundocc/eval-val-max_samples_2-store.paths"
     metrics = metrics_of(report)
     assert metrics["scored"]["convention"] == "SurroundOcc-16"
     iou = metrics["sources"]["student"]["per_class"]["SurroundOcc-16 IoU"]

@@ -65,14 +65,14 @@ class Inventory:
         return told.hexdigest()
 
 
-def take_stock(keyframes: Keyframes, labels: LabelSource, free: int, lidar: bool) -> Inventory:
+def take_stock(keyframes: Keyframes, labels: LabelSource, free: int, cameras: bool, lidar: bool) -> Inventory:
     """Look at the files of keyframes, in parallel.
 
     Args:
         keyframes: what to look at.
         labels: where their labels are.
         free: id of the free class.
-        lidar: whether scans are needed.
+        cameras, lidar: whether images, and scans, are needed.
 
     Raises:
         InputError: a file cannot be read, or a label file that was looked at is bad.
@@ -81,7 +81,7 @@ def take_stock(keyframes: Keyframes, labels: LabelSource, free: int, lidar: bool
         looks = pool.map(lambda keyframe: _look_at(keyframe, labels), keyframes)
         bar = tqdm(looks, "check files", len(keyframes), unit="keyframe", delay=_PATIENCE, disable=ranks.rank() > 0)
         digests = dict(zip(keyframes.tokens, bar, strict=True))
-    absent = {keyframe.token: _absent(keyframe, digests[keyframe.token], lidar) for keyframe in keyframes}
+    absent = {keyframe.token: _absent(keyframe, digests[keyframe.token], cameras, lidar) for keyframe in keyframes}
     left_out = {token: files for token, files in absent.items() if files}
     whole = keyframes.where([token not in left_out for token in keyframes.tokens])
     labelled = {token for token in whole.tokens if digests[token][SOURCES.index("labels")]}
@@ -134,6 +134,12 @@ def summary(splits: dict[str, Inventory], labels: LabelSource, others: dict[str,
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, *_without_cameras(splits)])
+
+
+def place_of_labels(stock: Inventory, labels: LabelSource) -> str:
+    """Where the labels of the first keyframe were looked for."""
+    path = labels.path(stock.keyframes[0]) if stock.keyframes else None
+    return "no folder of labels is configured" if path is None else f"looked for {path}"
 
 
 def _row(name: str, stock: Inventory, others: dict[str, dict[str, str]]) -> list[str]:
@@ -193,8 +199,9 @@ def _digest(content: bytes) -> int:
     return google_crc32c.value(content) or 1  # 0 stands for "absent"
 
 
-def _absent(keyframe: Keyframe, digests: np.ndarray, lidar: bool) -> list[Path]:
-    needed = [camera.path for camera in keyframe.cameras] + [keyframe.lidar_path if lidar else None]
+def _absent(keyframe: Keyframe, digests: np.ndarray, cameras: bool, lidar: bool) -> list[Path]:
+    needed = [camera.path if cameras else None for camera in keyframe.cameras]
+    needed.append(keyframe.lidar_path if lidar else None)
     return [path for path, digest in zip(needed, digests.tolist(), strict=False) if path is not None and not digest]
 
 

@@ -41,10 +41,6 @@ class LabelSource(Protocol):
         """The file with the labels of a keyframe, if it has any; None: no keyframe has."""
         ...
 
-    def exists(self, keyframe: Keyframe) -> bool:
-        """Whether a keyframe has labels; their file is not read."""
-        ...
-
     def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
         """The labels of a keyframe, None if it has none.
 
@@ -70,10 +66,6 @@ class Occ3DLabels:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-
-    def exists(self, keyframe: Keyframe) -> bool:
-        """See `LabelSource.exists`."""
-        return self.path(keyframe).exists()
 
     def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
         """See `LabelSource.read`."""
@@ -123,11 +115,6 @@ class SurroundOccLabels:
                 "holds `samples`, or to null to go on without labels"
             )
         self.root = root
-
-    def exists(self, keyframe: Keyframe) -> bool:
-        """See `LabelSource.exists`."""
-        path = self.path(keyframe)
-        return path is not None and path.exists()
 
     def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
         """See `LabelSource.read`."""

@@ -6,7 +6,7 @@ A zarr v3 group over the N keyframes of a dataset version, row i belonging to `t
     voxel_semantics  uint8   (N, X, Y, Z)     argmax of the teacher's own log-probabilities; 255 where not covered
     voxel_coverage   bool    (N, X, Y, Z)     whether the teacher has modelled the voxel; if not, it knows nothing there
     bev_probs        float32 (N, X, Y, C)     probabilities by the store's BEV rule
-    bev_semantics    uint8   (N, X, Y)        argmax of the BEV probabilities; 255 for a column not covered
+    bev_semantics    uint8   (N, X, Y)        argmax of bev_probs (the first of equals); 255 for a column not covered
     gaussians        float32 (N, G, 29)       Gaussians, rounded (`distill.store.gaussians`); rows of NaN fill them up
     frame_digests    uint32  (N, 8)           what the teacher was given: a digest of each of `DIGESTS`; 0: was absent
     checksums        uint32  (N, A)           CRC-32C of the row's chunk of each of these A arrays: the commit record
@@ -74,7 +74,7 @@ class StoreIdentity:
         gaussians: what Gaussians there are, if any.
         bev_rule: how BEV probabilities were derived from voxels (`distill.bev`).
         levels: the log-probability of each code, falling (`codec`).
-        schema: what the store is on disk.
+        schema: what the store is on disk; no part of who speaks.
     """
 
     teacher: str
@@ -86,7 +86,7 @@ class StoreIdentity:
     gaussians: GaussianKind | None = None
     bev_rule: str = BEV_RULE
     levels: tuple[float, ...] = field(default=tuple(LOG_PROBS.tolist()), repr=False)
-    schema: int = SCHEMA
+    schema: int = field(default=SCHEMA, compare=False)  # the same words in another form
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description, the inverse of `from_dict`."""

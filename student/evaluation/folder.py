@@ -19,7 +19,7 @@ from distill.files import owned
 # everything that an evaluation may leave in its folder
 _WRITTEN = (
     *("report.html", "metrics.json", "summary.csv", "per_class.csv", "keyframes.csv", "robustness.csv"),
-    *("bad_predictions.csv", "panels/*.png"),
+    *("bad_predictions.csv", "summary.txt", "panels/*.png"),
 )
 # what the name of the folder says already, and what no score depends on
 _NOT_IN_NAME = (

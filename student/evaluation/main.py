@@ -44,6 +44,8 @@ def main(config: DictConfig) -> None:
     own_data = any(isinstance(source, Checkpoint) for source in opened.values())
     with ranks.process_group(device), report_folder(config, settings, own_data) as output:
         subject = open_subject(config, opened, settings, device, output)
+        if ranks.rank() == 0:
+            print(subject.told, flush=True)
         check_wanted(config.pictures, subject.labelled)
         evaluation = Evaluation(config, subject, device)
         if not subject.labelled:
@@ -55,6 +57,7 @@ def main(config: DictConfig) -> None:
             return
         miou, page = evaluation.keyframe_miou, output / "report.html"
         begin(output)
+        (output / "summary.txt").write_text(f"{subject.told}\n")
         write_numbers(output, results, miou, subject)
         pictures = draw_pictures(config.pictures, subject, miou, evaluation.predictions, output)
         write_page(page, results, subject.classes, subject.grid, pictures)

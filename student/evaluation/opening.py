@@ -13,12 +13,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import conf
+from distill import ranks
 from distill.checkpoint import PACKAGE_PREFIX, Checkpoint, load_checkpoint
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES, ClassSet
 from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.index import Keyframes, NuScenesIndex
+from distill.nuscenes.inventory import Inventory, place_of_labels, settle_missing, summary, take_stock
 from distill.nuscenes.labels import LabelSource
 from distill.store import StoreIdentity, TeacherStore
 from student.evaluation.folder import name_of
@@ -45,6 +47,7 @@ class Subject:
         keyframes: of the split; without export=, those with labels alone.
         labelled: those with labels.
         unlabelled: how many of the split have none.
+        told: what there is, in a table.
         sources: in the order of the report.
     """
 
@@ -57,6 +60,7 @@ class Subject:
     keyframes: Keyframes
     labelled: Keyframes
     unlabelled: int
+    told: str
     sources: list[Source]
 
 
@@ -78,24 +82,64 @@ def open_subject(
     grid, classes = _grid(settings, opened)
     index = open_dataroot(settings.data)
     labels = open_labels(settings.data, grid)
-    keyframes = index.keyframes(settings.split)[: config.max_samples]
-    labelled = index.select([keyframe.token for keyframe in keyframes if labels.exists(keyframe)])
-    unlabelled = len(keyframes) - len(labelled)
+    stock = _take_stock(config, opened, settings, index, labels, output)
+    labelled = stock.keyframes.where([token in stock.labelled for token in stock.keyframes.tokens])
+    unlabelled = len(stock.keyframes) - len(labelled)
     if config.export is None and not labelled:
         raise InputError(
             f"none of the {unlabelled} keyframes of {settings.data.root}, split {settings.split}, has labels on grid "
-            f"{grid.name} (looked for {labels.path(keyframes[0]) or 'no file: data.surroundocc is null'}): there is "
-            "nothing to score against; export= writes predictions without scoring"
+            f"{grid.name} ({place_of_labels(stock, labels)}): there is nothing to score against; export= writes "
+            "predictions without scoring"
         )
-    if config.export is None:
-        keyframes = labelled
-    subject = Subject(settings.data, settings.split, index, grid, classes, labels, keyframes, labelled, unlabelled, [])
+    keyframes = labelled if config.export is None else stock.keyframes
+    told = summary({settings.split: stock}, labels, {})
+    subject = Subject(
+        settings.data, settings.split, index, grid, classes, labels, keyframes, labelled, unlabelled, told, []
+    )
     views = instantiate(config.tta, _convert_="all")["views"]
     for name, source in opened.items():
         subject.sources.append(_source(name, source, subject, views, device, output))
     if config.checkpoint is not None:
         _add_teacher(subject, opened["student"], settings.store.paths, device)
+    for stored in subject.sources:
+        if isinstance(stored, StoreSource):
+            _say_other_frames(stored, stock)
     return subject
+
+
+def _take_stock(
+    config: DictConfig,
+    opened: dict[str, Opened],
+    settings: DictConfig,
+    index: NuScenesIndex,
+    labels: LabelSource,
+    output: Path,
+) -> Inventory:
+    """The keyframes of the split whose files are there, as far as networks and pictures need them."""
+    networks = [source for source in opened.values() if isinstance(source, Checkpoint)]
+    stock = take_stock(
+        index.keyframes(settings.split)[: config.max_samples],
+        labels,
+        _CLASSES[labels.grid].free,
+        cameras=bool(networks or config.pictures),
+        lidar=any(network.config["student"]["inputs"]["lidar"] for network in networks),
+    )
+    settle_missing({settings.split: stock}, settings.data.missing, output / "missing_files.txt")
+    if not stock.keyframes:
+        raise InputError(f"split {settings.split} has no keyframe that is whole: there is nothing to score")
+    return stock
+
+
+def _say_other_frames(source: StoreSource, stock: Inventory) -> None:
+    different: dict[str, list[str]] = {}
+    for store in reversed(source.stores):
+        different |= store.other_frames(stock.digests)
+    if different and ranks.rank() == 0:
+        token, sources = next(iter(different.items()))
+        print(
+            f"{source.path}: {len(different)} of {len(stock.keyframes)} keyframes were dumped from other files than "
+            f"those of {stock.keyframes.root} (first {token}: {', '.join(sources)}): it is scored by what it saw then"
+        )
 
 
 def open_files(config: DictConfig) -> dict[str, Opened]:
@@ -208,7 +252,7 @@ def _add_teacher(subject: Subject, student: Opened, paths: Sequence[str], device
         print(f"no teacher store at {', '.join(paths) or '(none)'}: the student is scored alone")
         return
     taught = [StoreIdentity.from_dict(store) for store in student.facts["stores"]]
-    stores = [store for store in there if _speaker(store.identity) in map(_speaker, taught)]
+    stores = [store for store in there if store.identity in taught]
     for store in there:
         if store not in stores:
             print(_not_the_teacher(store, taught))
@@ -220,11 +264,6 @@ def _add_teacher(subject: Subject, student: Opened, paths: Sequence[str], device
         print(f"{teacher.path} lacks {missing} of {len(subject.keyframes)} keyframes: the student is scored alone")
         return
     subject.sources.insert(1, teacher)
-
-
-def _speaker(identity: StoreIdentity) -> tuple[str, str, dict[str, Any]]:
-    """Whose words a store holds, in whatever form."""
-    return identity.teacher, identity.checkpoint_sha256, identity.config
 
 
 def _not_the_teacher(store: TeacherStore, taught: list[StoreIdentity]) -> str:

@@ -36,7 +36,6 @@ class GaussianFormerTeacher:
     Gaussians are continuous: whatever the grid, they are evaluated at its voxel centres (`distill.teaching.render`).
 
     Args:
-        name: how the store names this teacher.
         checkpoint: upstream's `.pth` file.
         network: the network, without weights.
         image_size: [H, W] of its input, multiples of 32; [864, 1600] as upstream.
@@ -52,11 +51,10 @@ class GaussianFormerTeacher:
     """
 
     def __init__(
-        self, name: str, checkpoint: str, network: GaussianFormer, image_size: list[int], grid: VoxelGrid, seed: int
+        self, checkpoint: str, network: GaussianFormer, image_size: list[int], grid: VoxelGrid, seed: int
     ) -> None:
         check_image_size(*image_size)
         load_official(network, checkpoint)
-        self.name = name
         self.network = network.eval()
         self.grid = grid
         self.seed = seed

@@ -35,7 +35,7 @@ def label(root: Path, token: str, scene: str, visible: float = 0.5) -> Path:
 
 def stock_of(root: Path, split: str = "all", lidar: bool = True) -> Inventory:
     index = load_index(root, VERSION, root.parent / "cache", 5)
-    return take_stock(index.keyframes(split), Occ3DLabels(root / "gts"), FREE, lidar)
+    return take_stock(index.keyframes(split), Occ3DLabels(root / "gts"), FREE, cameras=True, lidar=lidar)
 
 
 def test_everything_there(dataroot):

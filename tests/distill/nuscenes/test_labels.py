@@ -60,14 +60,6 @@ def test_no_file_means_unlabelled(tmp_path, keyframe):
     assert not stand_in["mask_lidar"].any()
 
 
-def test_whether_labels_exist_is_told_without_reading_them(tmp_path, keyframe, path):
-    source = Occ3DLabels(tmp_path)
-    assert not source.exists(keyframe)
-    path.write_bytes(b"damaged")
-    assert source.exists(keyframe)
-    assert not source.exists(SimpleNamespace(scene="s", token="other"))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -268,10 +260,7 @@ def test_a_keyframe_without_surroundocc_file_is_unlabelled(tmp_path, keyframe):
         assert source.read(keyframe) is None
         assert (source.unlabelled()["semantics"] == 17).all()
         assert not source.unlabelled()["mask_camera"].any()
-        assert not source.exists(keyframe)
-    (tmp_path / "samples/a.pcd.bin.npy").write_bytes(b"damaged")
-    assert SurroundOccLabels(tmp_path).exists(keyframe)
-    assert not SurroundOccLabels(None).exists(keyframe)
+    assert SurroundOccLabels(None).path(keyframe) is None
 
 
 # --- which labels belong to a grid

@@ -1,0 +1,111 @@
+"""What a training says before its first step, as its user sees it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+from workshop import SMALL_STUDENT, STORE, Workshop
+
+from distill.store import TeacherStore
+
+QUICK = (*SMALL_STUDENT, "trainer.epochs=1", "trainer.max_samples=1")
+
+
+def gts(shop: Workshop, split: str) -> list[Path]:
+    return sorted((shop.folder / "data/demo/gts").glob(f"*{split}*/*/labels.npz"))
+
+
+def test_nothing_to_learn_from_is_refused_and_everything_is_said_before(copy):
+    for path in gts(copy, ""):
+        path.unlink()
+    line = copy.refused("occ-train-student", *QUICK, "kd=none", "output=run")
+    assert "none of the 1 training keyframes has labels (looked for " in line
+    assert "gts" in line
+    assert not (copy.folder / "run/tensorboard").exists()
+    told = (copy.folder / "run/summary.txt").read_text()
+    assert "no validation keyframe has labels" in told
+
+
+def test_a_student_is_distilled_without_any_label(copy, workshop):
+    """Nothing can be scored then: no best.pt, no nan."""
+    for path in gts(copy, ""):
+        path.unlink()
+    store = f"store.paths=[{workshop.folder / STORE}]"
+    printed = copy.ok("occ-train-student", *QUICK, store, "output=run")
+    assert "nothing will be scored" in printed
+    assert "nan" not in printed
+    assert not (copy.folder / "run/best.pt").exists()
+    (entry,) = map(json.loads, (copy.folder / "run/metrics.jsonl").read_text().splitlines())
+    assert entry["train_kd_voxel"] > 0
+    assert "val_miou" not in entry
+
+
+def test_an_undefined_score_is_refused_before_the_first_step(copy):
+    for path in gts(copy, "val"):
+        with np.load(path) as file:
+            labels = dict(file)
+        np.savez_compressed(path, **labels | {"mask_camera": np.zeros_like(labels["mask_camera"])})
+    line = copy.refused("occ-train-student", *QUICK, "kd=none", "output=run")
+    assert "mask_camera is empty in all 1 label files of split val looked at" in line
+    assert "1 of 1 looked at" in (copy.folder / "run/summary.txt").read_text()
+
+
+def test_keyframes_without_their_files_are_refused_or_left_out(copy):
+    lost = sorted((copy.folder / "data/demo/samples/CAM_BACK").glob("*train*"))[0]
+    lost.write_bytes(b"")
+    all_of_them = (*SMALL_STUDENT, "trainer.epochs=1", "kd=none", "output=run")
+    line = copy.refused("occ-train-student", *all_of_them)
+    assert "1 of 2 keyframes of train lack files" in line
+    assert lost.name in (copy.folder / "run/missing_files.txt").read_text()
+    printed = copy.ok("occ-train-student", *all_of_them, "data.missing=skip")
+    assert "left out: 1 of 2 keyframes of train" in printed
+
+
+def test_a_teacher_of_other_images_is_refused(copy, workshop):
+    """The same tokens, in a copy of the data set with one image swapped for another."""
+    images = sorted((copy.folder / "data/demo/samples/CAM_FRONT").glob("*train*"))
+    shutil.copy(images[1], images[0])
+    store = f"store.paths=[{workshop.folder / STORE}]"
+    line = copy.refused("occ-train-student", *SMALL_STUDENT, store, "output=run")
+    assert "1 of 2 keyframes were dumped from other files" in line
+    assert "CAM_FRONT" in line
+    # and as long as they are whole, files may be anywhere
+    assert len(TeacherStore(workshop.folder / STORE).present) == 6
+
+
+def test_a_second_process_on_a_run_is_refused_and_told_of_the_first(workshop):
+    command = workshop.command("occ-train-student", *SMALL_STUDENT, "kd=none", "trainer.epochs=50", "output=runs/busy")
+    first = subprocess.Popen(command, cwd=workshop.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    lock = workshop.folder / "runs/busy/.lock"
+    while not (lock.exists() and lock.read_text()):
+        assert first.poll() is None
+        time.sleep(0.02)
+    line = workshop.refused("occ-train-student", *SMALL_STUDENT, "kd=none", "trainer.epochs=50", "output=runs/busy")
+    assert f"is in use by process {first.pid} on " in line
+    first.kill()
+    first.wait()
+
+
+def test_a_sweep_has_a_run_for_every_value(workshop):
+    rates = ("1e-3", "1e-4")
+    sweep = (f"trainer.learning_rate={','.join(rates)}", "name='sweep${variant}'")
+    workshop.ok("occ-train-student", "-m", *QUICK, "kd=none", *sweep)
+    runs = sorted(path.parent.name for path in (workshop.folder / "runs/demo").glob("sweep*/best.pt"))
+    assert [run.rpartition("learning_rate_")[2].partition("-trainer")[0] for run in runs] == sorted(rates)
+
+
+def test_a_run_goes_on_after_everything_moved(copy, tmp_path):
+    """Another dataroot, cache, working folder and HOME: as if it had never stopped."""
+    run = ("kd=none", "trainer.max_samples=2")
+    copy.ok("occ-train-student", *SMALL_STUDENT, *run, "output=run")
+    moved = Workshop(tmp_path / "elsewhere")
+    moved.folder.mkdir()
+    shutil.move(copy.folder / "data", moved.folder / "files")
+    shutil.move(copy.folder / "run", moved.folder / "there")
+    settings = ("data.root=files/demo", "data.cache_dir=index", "output=there", "trainer.workers=1")
+    assert "step 4 of 4" in moved.ok("occ-train-student", *SMALL_STUDENT, *run, *settings)
