@@ -50,6 +50,9 @@ def gaussians_of(index):
     )
 
 
+DIGESTS = np.zeros(8, np.uint32)
+
+
 def make_store(path, voxels=True, kind=KIND, grid=GRID):
     """A store of which the last sample is missing."""
     identity = StoreIdentity("teacher", "", {}, grid, OCC3D_CLASSES.names, voxels, kind)
@@ -58,7 +61,7 @@ def make_store(path, voxels=True, kind=KIND, grid=GRID):
         rng = np.random.default_rng(index)
         probs = rng.dirichlet(np.ones(18), grid.shape).astype(np.float32)
         covered = rng.random(grid.shape) < 0.7
-        writer.write(token, np.log(probs), probs.mean(2), covered, kind and gaussians_of(index))
+        writer.write(token, np.log(probs), probs.mean(2), covered, kind and gaussians_of(index), DIGESTS)
     return TeacherStore(path)
 
 

@@ -94,9 +94,10 @@ def test_a_second_process_on_a_run_is_refused_and_told_of_the_first(workshop):
 def test_a_sweep_has_a_run_for_every_value(workshop):
     rates = ("1e-3", "1e-4")
     sweep = (f"trainer.learning_rate={','.join(rates)}", "name='sweep${variant}'")
-    workshop.ok("occ-train-student", "-m", *QUICK, "kd=none", *sweep)
+    workshop.ok("occ-train-student", *QUICK, "kd=none", *sweep, "-m")
     runs = sorted(path.parent.name for path in (workshop.folder / "runs/demo").glob("sweep*/best.pt"))
-    assert [run.rpartition("learning_rate_")[2].partition("-trainer")[0] for run in runs] == sorted(rates)
+    told = [float(run.rpartition("learning_rate_")[2].partition("-trainer")[0]) for run in runs]
+    assert told == sorted(map(float, rates))
 
 
 def test_a_run_goes_on_after_everything_moved(copy, tmp_path):

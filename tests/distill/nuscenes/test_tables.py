@@ -72,7 +72,7 @@ from distill.nuscenes.labels import Occ3DLabels
 root, cache = map(Path, sys.argv[1:])
 keyframe = load_index(root, "v1.0-tiny", cache).keyframes("val")[0]
 read_images(keyframe, Transform.fit([(141, 250)] * 6, (64, 112)).images, (64, 112))
-assert Occ3DLabels(root / "gts").read(keyframe)
+assert Occ3DLabels(root / "gts").path(keyframe).exists()
 print(ascii((keyframe.token, keyframe.scene)))
 """
 

@@ -12,6 +12,7 @@ from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.layout import CAMERAS
 from distill.store.gaussians import decode_gaussians, encode_gaussians
 from distill.teaching import render
+from teacher_dump.border import open_teacher
 from teacher_dump.teachers.gaussianformer.teacher import lidar2image, normalised
 
 LIDAR2EGO = torch.tensor(
@@ -30,7 +31,7 @@ def checkpoint(fill, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(checkpoint):
-    return instantiate(config(checkpoint))
+    return open_teacher(config(checkpoint))
 
 
 def config(checkpoint, *overrides):
@@ -120,7 +121,7 @@ def test_gaussians_are_evaluated_at_the_voxels_of_the_grid(teacher):
 
 def test_one_keyframe_gives_the_same_gaussians_on_either_grid(teacher, checkpoint):
     on_occ3d = teacher.predict(batch(LIDAR2EGO))
-    other = instantiate(config(checkpoint, "grid=surroundocc"))
+    other = open_teacher(config(checkpoint, "grid=surroundocc"))
     on_surroundocc = other.predict(batch(torch.eye(4)))  # whose samples are in the LIDAR_TOP frame
     assert other.grid == SURROUNDOCC
     assert on_surroundocc.covered_BXYZ.all()
@@ -156,7 +157,7 @@ def baseline(fill, tmp_path_factory):
     small = ("teacher.network.lifter.gaussians=3000", "teacher.image_size=[96,160]", "grid=surroundocc")
     network = instantiate(composed("gaussianformer_144000", "none.pth", *small).network)
     torch.save(fill(network).state_dict(), path)
-    return instantiate(composed("gaussianformer_144000", path, *small))
+    return open_teacher(composed("gaussianformer_144000", path, *small))
 
 
 def test_where_no_gaussian_reaches_a_model_without_free_space_covers_nothing(baseline):
