@@ -241,6 +241,7 @@ class Common(Node):
 
     seed: Seed
     device: Device
+    cache_dir: Place
     grid: Built | None
     classes: Built | None
 
@@ -272,7 +273,7 @@ class DataOfCheckpoint(Node):
     val_split: Split | None
     missing: Literal["error", "skip"] | None
     lidar_columns: Annotated[int, Field(ge=4, le=64)] | None
-    cache_dir: Place | None
+    cache_dir: Place
     fusion_checkpoint: Text | None = None
     world: Built | None
 

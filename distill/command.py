@@ -111,9 +111,8 @@ def distinct(overrides: Sequence[str], but: Collection[str]) -> str:
         if not (key := override.lstrip("+~").partition("=")[0]).startswith(tuple(k for k in but if k.endswith(".")))
         and key not in but
     ]
-    name = "".join(
-        f"-{re.sub('[^A-Za-z0-9.-]+', '_', override.lstrip('+').replace('~', 'no-')).strip('_')}" for override in told
-    )
+    plain = [override.lstrip("+").replace("~", "no-").replace("/", "+") for override in told]
+    name = "".join(f"-{re.sub('[^A-Za-z0-9.+-]+', '_', part).strip('_')}" for part in plain)
     if len(name) <= _LONGEST_NAME:
         return name
     # readable as far as it goes, and different where the rest is

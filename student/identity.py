@@ -16,8 +16,8 @@ from distill.store import StoreIdentity, TeacherStore
 # what may differ between a run and its continuation, because no number depends on it; "data." is all below data: where
 # things lie, while what they are is compared by its digests
 FREE_TO_CHANGE = (
-    "trainer.workers", "trainer.checkpoint_every", "output", "name", "variant", "not_in_name", "device", "store.paths",
-    "data.",
+    "trainer.workers", "trainer.checkpoint_every", "output", "name", "variant", "not_in_name", "device", "cache_dir",
+    "store.paths", "data.",
 )  # fmt: skip
 # values that name a file; a run is told from another by what the file holds
 FILES = ("trainer.init", "student.network.encoder.weights")
