@@ -7,6 +7,7 @@ scans and calibration that lie at a dataroot does not depend on where that datar
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 from collections import Counter
@@ -31,8 +32,10 @@ LOOKED_AT = 32  # label files of a split that are read for the summary
 _BLOCK = 4096  # bytes from the middle of a file that stand for its content, besides its size
 _THREADS = 16  # they wait for the disk
 _PATIENCE = 2.0  # seconds until the progress bar appears
-# of Occ3D-nuScenes' train split (systems.md 0.2): visible voxels of all, free voxels of the visible ones
+# of Occ3D-nuScenes' train split (systems.md 0.2): visible voxels of all, free voxels of the visible ones; and what no
+# split of keyframes has
 _OCC3D_VISIBLE, _OCC3D_FREE = 0.136, 0.775
+_PLAUSIBLE_VISIBLE, _PLAUSIBLE_FREE = (0.02, 0.5), (0.3, 0.99)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,9 @@ def summary(splits: dict[str, Inventory], labels: LabelSource, others: dict[str,
         rows.append(["(Occ3D train)", *[""] * (2 + len(others) + 1), f"{_OCC3D_VISIBLE:.1%}", f"{_OCC3D_FREE:.1%}", ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *_without_cameras(splits)])
+    if labels.grid == OCC3D:
+        lines += [line for name, stock in splits.items() for line in _suspicions(name, stock)]
+    return "\n".join([*lines, *_without_cameras(splits), *_shared(splits)])
 
 
 def place_of_labels(stock: Inventory, labels: LabelSource) -> str:
@@ -155,6 +160,23 @@ def _row(name: str, stock: Inventory, others: dict[str, dict[str, str]]) -> list
         f"{free / visible:.1%}" if visible else "-",
         f"{empty} of {looked} looked at" if looked else "-",
     ]
+
+
+def _suspicions(name: str, stock: Inventory) -> Iterator[str]:
+    """What masks say that those of Occ3D do not."""
+    visible, free = stock.masks.sum(0).tolist()
+    of_all, of_visible = visible / max(1, len(stock.masks) * stock.voxels), free / max(1, visible)
+    if visible and not _PLAUSIBLE_VISIBLE[0] < of_all < _PLAUSIBLE_VISIBLE[1]:
+        yield f"suspicious: mask_camera of {name} holds {of_all:.1%} of the voxels: does it say what cameras see?"
+    if visible and not _PLAUSIBLE_FREE[0] < of_visible < _PLAUSIBLE_FREE[1]:
+        yield f"suspicious: {of_visible:.1%} of the visible voxels of {name} are free: does the mask fit the labels?"
+
+
+def _shared(splits: dict[str, Inventory]) -> Iterator[str]:
+    for one, other in itertools.combinations(splits, 2):
+        tokens = splits[one].digests.keys() & splits[other].digests.keys()
+        if tokens:
+            yield f"{len(tokens)} keyframes are in both {one} and {other}: what is scored on them was learned on them"
 
 
 def _without_cameras(splits: dict[str, Inventory]) -> Iterator[str]:

@@ -247,6 +247,9 @@ def _source(
 def _add_teacher(subject: Subject, student: Opened, paths: Sequence[str], device: torch.device) -> None:
     """The stores that taught the student, where they hold what is scored; otherwise it is said why not."""
     assert isinstance(student, Checkpoint)
+    if not student.facts["stores"]:
+        print("the student was trained without a teacher: it is scored alone")
+        return
     there = [TeacherStore(Path(path)) for path in paths if Path(path).exists()]
     if not there:
         print(f"no teacher store at {', '.join(paths) or '(none)'}: the student is scored alone")
@@ -268,9 +271,7 @@ def _add_teacher(subject: Subject, student: Opened, paths: Sequence[str], device
 
 def _not_the_teacher(store: TeacherStore, taught: list[StoreIdentity]) -> str:
     found, expected = _who(store.identity), ", ".join(map(_who, taught))
-    if not taught:
-        said = f"holds a teacher ({found}), but this student was trained without one"
-    elif found in map(_who, taught):
+    if found in map(_who, taught):
         said = f"holds the teacher that taught this student ({found}) in other settings"
     else:
         said = f"holds another teacher ({found}) than the one that taught this student ({expected})"

@@ -151,3 +151,26 @@ def test_absent_cameras_are_said(dataroot):
     stock = stock_of(dataroot, "train")
     assert stock.left_out == {}
     assert "1 of 2 keyframes of train have no CAM_BACK" in summary({"train": stock}, Occ3DLabels(dataroot / "gts"), {})
+
+
+@pytest.mark.parametrize(("visible", "said"), [(0.25, 0), (1, 1), (0.01, 1)])
+def test_masks_unlike_those_of_occ3d_are_said(dataroot, visible, said):
+    label(dataroot, "early", "scene-0002", visible)
+    table = summary({"train": stock_of(dataroot, "train")}, Occ3DLabels(dataroot / "gts"), {})
+    assert table.count("suspicious: mask_camera of train holds") == said
+
+
+def test_labels_without_free_space_in_view_are_said(dataroot):
+    path = label(dataroot, "early", "scene-0002")
+    with np.load(path) as file:
+        labels = dict(file)
+    labels["mask_camera"] = (labels["semantics"] != FREE).astype(np.uint8)
+    np.savez_compressed(path, **labels)
+    table = summary({"train": stock_of(dataroot, "train")}, Occ3DLabels(dataroot / "gts"), {})
+    assert "suspicious: 0.0% of the visible voxels of train are free" in table
+
+
+def test_keyframes_in_two_splits_are_said(dataroot):
+    splits = {"train": stock_of(dataroot, "all"), "val": stock_of(dataroot, "val")}
+    table = summary(splits, Occ3DLabels(dataroot / "gts"), {})
+    assert "1 keyframes are in both train and val" in table
