@@ -120,7 +120,7 @@ def test_paths_are_absolute_and_shipped_files_keep_their_name(monkeypatch, tmp_p
 
 
 def test_checking_changes_nothing_but_paths_and_kinds_of_number():
-    before = configuration("train", "trainer.clip_norm=5", "data.root=/d", "data.cache_dir=/c", "output=/o")
+    before = configuration("train", "trainer.clip_norm=5", "data.root=/d", "cache_dir=/c", "output=/o")
     before["store"]["paths"] = ["/s.zarr"]
     after, problems = checked("train", before)
     assert problems == []
