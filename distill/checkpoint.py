@@ -11,6 +11,7 @@ import hashlib
 import importlib.resources
 import json
 import subprocess
+import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -146,6 +147,9 @@ def _read(file: Path) -> dict[str, Any]:
         )
     if found not in (FORMAT, FORMAT_1):
         raise InputError(f"{file}: {found!r} is later than {FORMAT!r}, the last that is known here: update occ-distill")
+    damaged = zipfile.ZipFile(file).testzip() if zipfile.is_zipfile(file) else None  # PyTorch looks at no checksum
+    if damaged is not None:
+        raise InputError(f"{file}: damaged at {damaged}, its checksum is another: get the file again, or train again")
     if "facts" in content:
         facts = json.loads(content.pop("facts"))
         del content["format"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -88,7 +89,11 @@ def _read_torch(file: Path) -> Any:
     stand_ins: dict[str, type] = {}
     while True:
         try:
-            with open(file, "rb") as stream, torch.serialization.safe_globals(list(stand_ins.values())):
+            with (
+                open(file, "rb") as stream,
+                torch.serialization.safe_globals(list(stand_ins.values())),
+                warnings.catch_warnings(action="ignore"),  # of TorchScript, which `_unreadable` says in our words
+            ):
                 return torch.load(stream, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             said = str(error)

@@ -12,8 +12,9 @@ import csv
 import os
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,20 @@ from student.evaluation.folder import begin
 _NAMES = "<sample token>.npz or <sample token>/pred.npz"
 _NAMED = 3  # offenders in the one-line message
 _PATIENCE = 2.0  # seconds until the progress bar appears
+_LOOKED_AT = 32  # files of a folder, or less than twice as many, whose axes are compared with the labels'
+# axes as they are must be this much worse than turned ones: in right voxels, and in their share of the occupied ones
+_TURNED, _TURNED_SHARE = 1.5, 0.1
+# what people turn and mirror, and how they would turn it back
+_TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "pred[::-1]": lambda pred_XYZ: pred_XYZ[::-1],
+    "pred[:, ::-1]": lambda pred_XYZ: pred_XYZ[:, ::-1],
+    "pred[:, :, ::-1]": lambda pred_XYZ: pred_XYZ[:, :, ::-1],
+    "pred.swapaxes(0, 1)": lambda pred_XYZ: pred_XYZ.swapaxes(0, 1),
+    "np.rot90(pred)": np.rot90,
+    "np.rot90(pred, 2)": lambda pred_XYZ: np.rot90(pred_XYZ, 2),
+    "np.rot90(pred, 3)": lambda pred_XYZ: np.rot90(pred_XYZ, 3),
+    "np.rot90(pred, 2).swapaxes(0, 1)": lambda pred_XYZ: np.rot90(pred_XYZ, 2).swapaxes(0, 1),
+}
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -60,7 +75,8 @@ class PredictionsFolder:
         if not path.is_dir():
             raise InputError(f"no predictions at {path}: no such folder; give the folder of the files {_NAMES}")
         files = defaultdict(list)
-        for file in sorted(path.rglob("*.npz")):
+        # rglob would pass over links to folders, and take what file managers hide beside each file
+        for file in sorted(path / name for name in glob("**/*.npz", root_dir=path, recursive=True)):
             files[file.parent.name if file.stem == "pred" else file.stem].append(file)
         if not files:
             raise InputError(f"no predictions at {path}: no npz file below it; predictions are files {_NAMES}")
@@ -89,8 +105,8 @@ class PredictionsFolder:
             How many keyframes of the dataroot have a prediction here and are not to be scored.
 
         Raises:
-            InputError: predictions are missing, there twice, damaged, of no keyframe, or not class ids of `classes` on
-                the grid.
+            InputError: predictions are missing, there twice, damaged, of no keyframe, not class ids of `classes` on the
+                grid, or fit their labels with turned axes alone.
         """
         scored, known = {keyframe.token: keyframe for keyframe in keyframes}, set(known_tokens)
         offenders = [*self._misnamed(known), *self._missing(scored), *self._repeated(known)]
@@ -98,6 +114,7 @@ class PredictionsFolder:
         if offenders:
             _write_list(offenders_file, offenders)
             raise InputError(self._refusal(offenders, offenders_file))
+        self._check_axes(keyframes, labels, classes)
         return len(self._files.keys() - scored.keys())
 
     def read(self, token: str) -> np.ndarray:
@@ -141,6 +158,23 @@ class PredictionsFolder:
                 if problem is not None:
                     yield self._offender(keyframe.token, path, *problem)
 
+    def _check_axes(self, keyframes: Sequence[Keyframe], labels: LabelSource, classes: ClassSet) -> None:
+        """Refuse predictions that would be right far more often if their axes were turned."""
+        total, right = 0, np.zeros(1 + len(_TURNS), np.int64)
+        for keyframe in keyframes[:: max(1, len(keyframes) // _LOOKED_AT)]:
+            found = labels.read(keyframe)
+            if found is not None:
+                place_3V = np.nonzero(found["mask_camera"] & np.isin(found["semantics"], classes.scored))
+                total += len(place_3V[0])
+                right += _right(self.read(keyframe.token), found["semantics"][place_3V], place_3V)
+        as_is, most, turn = right[0], right.max(), int(right.argmax()) - 1
+        if most >= _TURNED * as_is and most - as_is > _TURNED_SHARE * total:
+            raise InputError(
+                f"{self.path}: predictions with turned axes: {as_is / total:.0%} of the visible occupied voxels have "
+                f"their label's class, and {most / total:.0%} after {list(_TURNS)[turn]}: save them so, with axes x "
+                "forward, y left, z up"
+            )
+
     def _offender(self, token: str, path: Path, kind: str, detail: str) -> _Offender:
         return _Offender(token, str(path.relative_to(self.path)), kind, detail)
 
@@ -183,7 +217,10 @@ def _problem(keyframe: Keyframe, path: Path, labels: LabelSource, classes: Class
                 return "no pred", f"its keys are {', '.join(keys) or 'none'}: save the class ids as `pred`"
             shape, dtype = _header(archive)
         if shape != grid.shape:  # before megabytes of scores are read
-            return "wrong shape", f"{dtype} {shape}, class ids on {grid.name} are {grid.shape}{_advice(shape)}"
+            return (
+                "wrong shape",
+                f"{dtype} {shape}, class ids on {grid.name} are {grid.shape}{_advice(shape, grid.shape)}",
+            )
         with np.load(path, allow_pickle=False) as file:
             pred_XYZ = file["pred"]
     except Exception as error:  # damage raises a dozen types, from OSError to LZMAError and TokenError
@@ -200,8 +237,18 @@ def _header(archive: zipfile.ZipFile) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _advice(shape: tuple[int, ...]) -> str:
+def _advice(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    if shape == (1, *expected):
+        return ": a batch of one, give pred[0]"
+    if sorted(shape) == sorted(expected):
+        return ": other axes, give x forward, y left, z up"
     return ": of scores, give the argmax" if len(shape) == 4 else ""
+
+
+def _right(pred_XYZ: np.ndarray, label_V: np.ndarray, place_3V: tuple[np.ndarray, ...]) -> list[int]:
+    """How many of some voxels have their label's class, as they are and after each of `_TURNS` that keeps the shape."""
+    turned = [pred_XYZ, *(turn(pred_XYZ) for turn in _TURNS.values())]
+    return [np.count_nonzero(each[place_3V] == label_V) if each.shape == pred_XYZ.shape else 0 for each in turned]
 
 
 def _bad_values(pred_XYZ: np.ndarray, classes: ClassSet) -> tuple[str, str] | None:

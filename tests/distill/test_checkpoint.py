@@ -70,6 +70,17 @@ def test_a_truncated_checkpoint_is_refused(saved):
         load_checkpoint(str(saved), "ema")
 
 
+def test_a_checkpoint_with_a_flipped_bit_is_refused(saved):
+    """PyTorch itself would load it."""
+    weight = torch.load(saved, weights_only=True)["ema"]["weight"]
+    content = bytearray(saved.read_bytes())
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    saved.write_bytes(content)
+    assert not torch.equal(torch.load(saved, weights_only=True)["ema"]["weight"], weight)
+    with pytest.raises(InputError, match=r"last\.pt: damaged at \w+/data/\d+, its checksum is another"):
+        load_checkpoint(str(saved), "ema")
+
+
 def test_somebody_elses_torch_file_is_refused(tmp_path):
     torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "meta": {}}, tmp_path / "foreign.pt")
     held = r"not a checkpoint of this project but 1 name \(backbone.conv1.weight\) of weights under state_dict"

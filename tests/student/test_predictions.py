@@ -110,6 +110,15 @@ def test_names_as_flashocc_writes_them(folder):
     assert "(2 token twice)" in refusal(folder)[0]
 
 
+def test_links_to_folders_are_followed_and_hidden_files_are_none(folder, tmp_path):
+    save(tmp_path / "disk2" / "scene-0001" / "a", "pred", pred=volume())
+    folder.mkdir()
+    (folder / "scene-0001").symlink_to(tmp_path / "disk2" / "scene-0001")
+    (folder / "._a.npz").write_bytes(b"of a Mac")
+    assert check(folder) == 0
+    np.testing.assert_array_equal(PredictionsFolder(folder).read("a"), volume())
+
+
 def test_a_pred_of_no_keyframe_is_refused(folder):
     save(folder, "pred", pred=volume())
     line, listed = refusal(folder)
@@ -157,8 +166,14 @@ NAN = np.where(volume() == 3, np.nan, 1.0).astype(np.float32)
     ("arrays", "problem"),
     [
         ({"pred": volume()[..., :3]}, "wrong shape: uint8 (10, 8, 3), class ids on small are (10, 8, 4)"),
-        ({"pred": volume().transpose(1, 0, 2)}, "wrong shape: uint8 (8, 10, 4), class ids on small are (10, 8, 4)"),
-        ({"pred": volume()[None]}, "wrong shape: uint8 (1, 10, 8, 4), class ids"),
+        (
+            {"pred": volume().transpose(2, 0, 1)},
+            "wrong shape: uint8 (4, 10, 8), class ids on small are (10, 8, 4): other axes, give x forward, y left",
+        ),
+        (
+            {"pred": volume()[None]},
+            "wrong shape: uint8 (1, 10, 8, 4), class ids on small are (10, 8, 4): a batch of one, give pred[0]",
+        ),
         ({"pred": volume().ravel()}, "wrong shape: uint8 (320,), class ids"),
         (
             {"pred": np.zeros((*SMALL.shape, 18), np.float16)},
@@ -289,6 +304,56 @@ def test_class_ids_of_another_convention_are_refused(folder, convention, labelle
     line, _ = refusal(folder, labels=labels)
     assert "(1 another convention)" in line and "0.0% of the voxels are free" in line
     assert "Give 17 where it is free" in line
+
+
+SQUARE = VoxelGrid("square", "ego", (-2.0, -2.0, -0.8), 0.4, (10, 10, 4))
+
+
+def corner():
+    """What looks otherwise from each side: a road and a car in one corner."""
+    semantics = np.full(SQUARE.shape, 17, np.uint8)
+    semantics[:4, :7, 0], semantics[1, 2:4, 1] = 11, 4
+    return {"semantics": semantics, "mask_camera": np.ones(SQUARE.shape, bool)}
+
+
+TURNED = {  # how it was turned, and the advice that turns it back
+    "pred[::-1]": lambda pred: pred[::-1],
+    "pred[:, ::-1]": lambda pred: pred[:, ::-1],
+    "pred[:, :, ::-1]": lambda pred: pred[:, :, ::-1],
+    "pred.swapaxes(0, 1)": lambda pred: pred.swapaxes(0, 1),
+    "np.rot90(pred)": lambda pred: np.rot90(pred, -1),
+    "np.rot90(pred, 2)": lambda pred: np.rot90(pred, 2),
+    "np.rot90(pred, 3)": lambda pred: np.rot90(pred),
+    "np.rot90(pred, 2).swapaxes(0, 1)": lambda pred: np.rot90(pred, 2).swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("advice", TURNED)
+def test_turned_axes_are_refused_with_how_to_turn_them_back(folder, advice):
+    labels = corner()
+    write_prediction(folder, "a", labels["semantics"])
+    assert check(folder, labels=Labels(SQUARE, a=labels)) == 0
+    turned = TURNED[advice](labels["semantics"])
+    np.testing.assert_array_equal(eval(advice, {"np": np, "pred": turned}), labels["semantics"])
+    write_prediction(folder, "a", turned)
+    with pytest.raises(InputError, match="predictions with turned axes") as caught:
+        check(folder, labels=Labels(SQUARE, a=labels))
+    assert f"and 100% after {advice}: save them so" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["all free", "all road", "half of the road", "noise"])
+def test_predictions_that_are_only_bad_have_no_turned_axes(folder, wrong):
+    labels = corner()
+    pred = labels["semantics"].copy()
+    if wrong == "noise":
+        pred = np.random.default_rng(0).integers(0, 18, SQUARE.shape, np.uint8)
+        pred[..., 1:] = 17
+    elif wrong == "half of the road":
+        pred[::2] = 17
+    else:
+        pred[..., 0] = 17 if wrong == "all free" else 11
+    write_prediction(folder, "a", pred)
+    assert check(folder, labels=Labels(SQUARE, a=labels)) == 0
 
 
 def test_what_cameras_see_decides_where_it_is_known(folder):
