@@ -55,7 +55,7 @@ class ImageTransform:
 
     @classmethod
     def fit(cls, source_size: tuple[int, int], image_size: tuple[int, int]) -> ImageTransform:
-        """No randomness: the source fills the width, its upper rows are cut off (FlashOcc, systems.md 6.1).
+        """No randomness: the source fills the width, its upper rows are cut off (FlashOcc, docs/formulas.md 5.1).
 
         Args:
             source_size: (height, width) of the file.
@@ -67,7 +67,7 @@ class ImageTransform:
 
     @classmethod
     def cover(cls, source_size: tuple[int, int], image_size: tuple[int, int]) -> ImageTransform:
-        """What GaussianFormer does at test time (gaussianformer.md 4): the source covers the input, bicubic.
+        """What GaussianFormer does at test time (docs/formulas.md 8.1): the source covers the input, bicubic.
 
         Whole rows are cut off at the top, whole columns at both sides. Arguments as for `fit`.
         """

@@ -17,7 +17,7 @@ _LOWEST = -80.0
 def bev_log_probs(
     voxel_log_probs_XYZC: torch.Tensor, free: int, covered_XYZ: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The noisy-or of each column (systems.md 8.5, BEV KL, choice (b)), renormalised over classes.
+    """The noisy-or of each column (docs/formulas.md 4.4), renormalised over classes.
 
     P(k) = 1 - prod_z(1 - p_k(z)) for an occupied class k: it is somewhere in the column;
     P(free) = prod_z p_free(z): the whole column is empty.

@@ -23,7 +23,7 @@ class ClassSet:
         scored: ids whose IoU is averaged to the mIoU.
         unlabelled_iou: percent that the convention gives a scored class without labels; None: its IoU, or nothing where
             it is not predicted either.
-        convention: name of that mIoU; numbers of different conventions do not compare (systems.md 0.4).
+        convention: name of that mIoU; numbers of different conventions do not compare (docs/formulas.md 3.1).
         counted: in words, the voxels that are scored.
         frequencies: voxel counts over the training split, id order.
     """
@@ -51,8 +51,8 @@ class ClassSet:
         """Cross-entropy class weights from the frequencies f, float32 (C,).
 
         Args:
-            balance: "log", 1 / ln(f + 0.001), almost flat (FlashOcc; systems.md 0.2), or "sqrt", 1 / sqrt(f), under
-                which a car voxel counts ten times as much as a free one.
+            balance: "log", 1 / ln(f + 0.001), almost flat (FlashOcc; docs/formulas.md 2.4), or "sqrt",
+                1 / sqrt(f), under which a car voxel counts ten times as much as a free one.
         """
         frequencies = np.array(self.frequencies, dtype=np.float64)
         return (1.0 / (np.log(frequencies + 0.001) if balance == "log" else np.sqrt(frequencies))).astype(np.float32)
@@ -62,7 +62,7 @@ class ClassSet:
 
         Ids of another convention have the right shape and range (free = 16 or 0 instead of 17). What gives them away is
         that space is mostly empty: of the voxels that cameras see, Occ3D's labels call 78 % free, single keyframes
-        half of them (systems.md 0.2).
+        half of them (docs/formulas.md 2.2).
 
         Args:
             ids_V: uint8 in any shape: of a whole grid, or of its visible voxels; `ignored` is no voxel.
@@ -105,7 +105,7 @@ _TABLE: tuple[tuple[str, tuple[int, int, int], int], ...] = (
 
 _NAMES, _COLOURS, _FREQUENCIES = (tuple(column) for column in zip(*_TABLE, strict=True))
 
-# Occ3D-nuScenes; frequencies of the camera-visible voxels of the train split (systems.md 0.2).
+# Occ3D-nuScenes; frequencies of the camera-visible voxels of the train split (docs/formulas.md 2.1).
 OCC3D_CLASSES = ClassSet(
     name="occ3d",
     names=_NAMES,
@@ -118,7 +118,7 @@ OCC3D_CLASSES = ClassSet(
     counted="voxels of mask_camera",
     frequencies=_FREQUENCIES,
 )
-# SurroundOcc / GaussianFormer (gaussianformer.md 4). No voxel counts are published: those of Occ3D, the same drives,
+# SurroundOcc / GaussianFormer (docs/formulas.md 2.3). No voxel counts are published: those of Occ3D, the same drives,
 # stand in.
 SURROUNDOCC_CLASSES = ClassSet(
     name="surroundocc",

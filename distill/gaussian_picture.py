@@ -59,7 +59,7 @@ def _drawn(gaussians: Gaussians, classes: ClassSet) -> np.ndarray:
 
 
 def _covariances(gaussians: Gaussians) -> np.ndarray:
-    """R^T S^2 R (gaussianformer.md 1.4), float64 (G, 3, 3)."""
+    """R^T S^2 R (docs/formulas.md 7.1), float64 (G, 3, 3)."""
     rotation_G33 = rotation_matrices(gaussians.rotations_G4.cpu().double()).numpy()
     scaled_G33 = gaussians.scales_G3.cpu().numpy()[:, :, None] * rotation_G33
     return scaled_G33.swapaxes(1, 2) @ scaled_G33

@@ -17,7 +17,7 @@ from kernels.splat import splat
 
 EMPTY = 17
 FLOOR = 2.0**-24  # of every probability before the logarithm
-_LEAST_WEIGHT = 1e-9  # of the mixture; below it the teacher says "any class" (gaussianformer.md 1.7)
+_LEAST_WEIGHT = 1e-9  # of the mixture; below it the teacher says "any class" (docs/formulas.md 7.2)
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Gaussians:
         means_G3: float32, metres.
         scales_G3: float32, metres, > 0, along the local axes.
         rotations_G4: float32 unit quaternions (w, x, y, z) of R; covariance = R^T diag(scales^2) R, transposed from
-            what 3D Gaussian splatting does (gaussianformer.md 1.4).
+            what 3D Gaussian splatting does (docs/formulas.md 7.1).
         opacities_G: float32 in [0, 1]; ones for a model without opacity.
         semantics_GS: float32, what is mixed: 17 probabilities and 0 for channel 17 ("probabilistic"), or scores that
             sum to anything ("additive").
         form: "probabilistic" (GaussianFormer-2) or "additive" (GaussianFormer).
         reach: a Gaussian ends `reach` times its largest scale, rounded up to whole 0.5 m cells, from its own cell.
         det: "upstream" inverts the covariance in float32, which breaks down for very flat Gaussians (NaN, hence "any
-            class", gaussianformer.md 1.7); "stable" takes inverse and determinant from the scales.
+            class", docs/formulas.md 7.4); "stable" takes inverse and determinant from the scales.
     """
 
     means_G3: Tensor
@@ -62,7 +62,7 @@ class Gaussians:
         """What upstream's head says about points in the LIDAR_TOP frame, metres; float32 (V, 18).
 
         Probabilities for the probabilistic form: 1 - prod_g(1 - p_g), shared out as the classes are mixed, and channel
-        17 the rest (gaussianformer.md 1.7). Scores, to be softmaxed, for the additive form (1.8). The tensors of
+        17 the rest (docs/formulas.md 7.2). Scores, to be softmaxed, for the additive form (7.3). The tensors of
         Gaussians and points must be on one device.
         """
         return self._mixed(points_V3)[0]

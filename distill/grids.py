@@ -66,9 +66,9 @@ class VoxelGrid:
         return cls(description["name"], description["frame"], lower, description["voxel_size"], shape)
 
 
-# Occ3D-nuScenes: the ego frame of the keyframe (systems.md 0.1).
+# Occ3D-nuScenes: the ego frame of the keyframe (docs/formulas.md 1.2).
 OCC3D = VoxelGrid("occ3d", "ego", (-40.0, -40.0, -1.0), 0.4, (200, 200, 16))
-# SurroundOcc / GaussianFormer: the LIDAR_TOP frame (systems.md 0.5).
+# SurroundOcc / GaussianFormer: the LIDAR_TOP frame (docs/formulas.md 1.3).
 SURROUNDOCC = VoxelGrid("surroundocc", "lidar", (-50.0, -50.0, -5.0), 0.5, (200, 200, 16))
 
 

@@ -3,7 +3,7 @@
 Letters: B batch, X Y Z voxel axes, C classes, V valid voxels and K columns of the whole batch,
 P present classes, N cameras, D depth bins, H W image cells, M image cells with a LiDAR return.
 
-Only valid voxels are gathered, decoded and normalised: about 14 % of the grid (systems.md 0.2).
+Only valid voxels are gathered, decoded and normalised: about 14 % of the grid (docs/formulas.md 2.2).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Supervision:
     * lidar: observed by the accumulated LiDAR (`mask_lidar`);
     * all: every voxel but those whose label says nothing; unobserved ones are labelled free.
 
-    The choice moves mIoU and RayIoU in opposite directions (systems.md 5.3), so report it.
+    The choice moves mIoU and RayIoU in opposite directions (docs/formulas.md 3.5), so report it.
 
     Attributes:
         ce_weight: weight of the class-balanced cross-entropy, term "ce".
@@ -87,7 +87,7 @@ class Supervision:
 
 @dataclass(frozen=True)
 class Distillation:
-    """KL(teacher || student) on voxels and on BEV columns (systems.md 8.5); the loss is the sum of the terms.
+    """KL(teacher || student) on voxels and BEV columns (docs/formulas.md 4.3, 4.4); the loss is the sum of the terms.
 
     `mask` chooses the voxels; a BEV column counts when any of its voxels does:
 
@@ -171,7 +171,7 @@ def cross_entropy(log_probs_VC: torch.Tensor, labels_V: torch.Tensor, weights_C:
 
 
 def lovasz_softmax(probs_VC: torch.Tensor, labels_V: torch.Tensor) -> torch.Tensor:
-    """Lovász-softmax, mean over the classes present in the labels (Berman et al. 2018; systems.md 3.3).
+    """Lovász-softmax, mean over the classes present in the labels (Berman et al. 2018; docs/formulas.md 4.2).
 
     Args:
         probs_VC: probabilities.
@@ -226,7 +226,7 @@ def depth_cross_entropy(
 
 
 def distillation_kl(student_VC: torch.Tensor, teacher_VC: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 / |V| sum_v sum_k p_t(k) (ln p_t(k) - ln p_s(k)) with p = softmax(. / T) (systems.md 8.5).
+    """T^2 / |V| sum_v sum_k p_t(k) (ln p_t(k) - ln p_s(k)) with p = softmax(. / T) (docs/formulas.md 4.3).
 
     Args:
         student_VC: logits or log-probabilities.

@@ -1,4 +1,4 @@
-"""The three numbers that are all called mIoU, by name (systems.md 0.4). They do not compare.
+"""The three numbers that are all called mIoU, by name (docs/formulas.md 3.1). They do not compare.
 
 | name | labels | averaged classes | voxels | a class without labels scores |
 |---|---|---|---|---|

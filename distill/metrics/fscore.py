@@ -1,4 +1,4 @@
-"""F-score of the geometry: how many voxels lie near a voxel of the other side (FlashOcc's; systems.md 0.4).
+"""F-score of the geometry: how many voxels lie near a voxel of the other side (FlashOcc's; docs/formulas.md 3.3).
 
 FlashOcc searches the nearest of all occupied voxel centres with a k-d tree. Within a fixed distance on a grid there are
 but a few neighbours (18, and the voxel itself, for 0.6 m and voxels of 0.4 m), so looking at those gives the same

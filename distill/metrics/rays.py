@@ -1,7 +1,7 @@
 """RayIoU (Liu et al., "Fully Sparse 3D Occupancy Prediction", ECCV 2024), exactly as its authors compute it.
 
 Virtual LiDAR rays are cast through labels and prediction. A ray is right when both end in the same class and less than
-1, 2 or 4 m apart (systems.md 5.2). Numbers agree with the published ones to the last digit because the types agree:
+1, 2 or 4 m apart (docs/formulas.md 3.4). Numbers agree with the published ones to the last digit as the types agree:
 ray directions are float32, origins float64; ends are added and scaled to voxels in float64, by the voxel size rounded
 to float32, and handed to the traversal as float32; the traversal itself is float64 (`kernels.ray_cast`); its distances
 are rounded to float32, scaled to metres and subtracted in float32.

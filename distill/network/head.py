@@ -12,7 +12,7 @@ from distill.network.layers import conv_norm_act
 
 
 class ChannelToHeight(nn.Module):
-    """BEV features -> voxel logits (FlashOcc, Yu et al. 2023; systems.md 6.1).
+    """BEV features -> voxel logits (FlashOcc, Yu et al. 2023; docs/formulas.md 5.3).
 
     A BEV cell may cover bev_stride x bev_stride voxel columns; each gets its own share of the hidden channels
     (sub-pixel convolution, Shi et al. 2016).

@@ -57,7 +57,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Keyframe:
-    """One annotated nuScenes sample; its ego frame is the ego pose at LiDAR time (Occ3D's frame, systems.md 0.1).
+    """One annotated nuScenes sample; its ego frame is the ego pose at LiDAR time (Occ3D's frame, docs/formulas.md 1.2).
 
     Attributes:
         token: sample token, the identity of the keyframe everywhere.

@@ -32,7 +32,7 @@ LOOKED_AT = 32  # label files of a split that are read for the summary
 _BLOCK = 4096  # bytes from the middle of a file that stand for its content, besides its size
 _THREADS = 16  # they wait for the disk
 _PATIENCE = 2.0  # seconds until the progress bar appears
-# of Occ3D-nuScenes' train split (systems.md 0.2): visible voxels of all, free voxels of the visible ones; and what no
+# of Occ3D-nuScenes' train split (docs/formulas.md 2.2): visible voxels of all, free of the visible ones; and what no
 # split of keyframes has
 _OCC3D_VISIBLE, _OCC3D_FREE = 0.136, 0.775
 _PLAUSIBLE_VISIBLE, _PLAUSIBLE_FREE = (0.02, 0.5), (0.3, 0.99)

@@ -1,4 +1,4 @@
-"""Voxel labels of keyframes: Occ3D-nuScenes (systems.md 0.1, 0.3) and SurroundOcc (gaussianformer.md 4).
+"""Voxel labels of keyframes: Occ3D-nuScenes (docs/formulas.md 1.2, 2.2) and SurroundOcc (docs/formulas.md 2.3).
 
 The labels of a keyframe are a dict of arrays on the grid X, Y, Z: `semantics` uint8; `mask_camera` and `mask_lidar`
 bool, True = observed by the cameras, by the accumulated LiDAR.

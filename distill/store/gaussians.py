@@ -6,7 +6,7 @@ compresses; `MAX_ERRORS` bounds what is lost.
 
 KL(teacher || rendered from the store) stays below `MAX_MEAN_KL`, in the mean over the voxels of a keyframe. That is no
 theorem but measured, on the flattest Gaussians a teacher can make, and `occ-dump` checks it. It cannot hold for those
-that are so flat that det="upstream" divides by rounding errors (gaussianformer.md 1.7).
+that are so flat that det="upstream" divides by rounding errors (docs/formulas.md 7.4).
 
 Letters: G Gaussians, K = 29 numbers of a row, S = 18 semantic channels.
 """

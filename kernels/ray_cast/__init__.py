@@ -1,7 +1,7 @@
 """Ray casting through voxel volumes: where a ray leaves the first occupied voxel that it meets.
 
 The traversal of Amanatides & Woo (1987) in voxel units, with the edge cases of the CUDA kernel behind the published
-RayIoU numbers (systems.md 5.2), so that it returns that kernel's numbers:
+RayIoU numbers (docs/formulas.md 3.4), so that it returns that kernel's numbers:
 
 * origins and ends are float32; from there to the returned distance everything is float64;
 * the first voxel is the origin truncated towards zero, so an origin less than one voxel below the grid begins inside;

@@ -1,4 +1,4 @@
-"""Gaussian splatting onto arbitrary query points, the sum behind GaussianFormer's heads (gaussianformer.md 1.6 to 1.8).
+"""Gaussian splatting onto arbitrary query points, the sum behind GaussianFormer's heads (docs/formulas.md 7.1 to 7.3).
 
 p_g(x) = exp(-(x - mean_g)^T precision_g (x - mean_g) / 2) in a box of cells around the Gaussian's own cell, else 0.
 Pairs of point and Gaussian are never stored.

@@ -1,7 +1,7 @@
 """Submanifold sparse convolution (Graham et al. 2018) over rows of which several may share a voxel.
 
 A voxel gives something out only where something came in. With one row per voxel this is a dense convolution, read at
-the occupied voxels. With more, spconv's rules decide (gaussianformer.md 3.3): k runs over the taps in lexicographic
+the occupied voxels. With more, spconv's rules decide (docs/formulas.md 6.8): k runs over the taps in lexicographic
 order, d_k is the step of tap k, c the centre, and every voxel has one representative row:
 
     centre:  every row i             out_i   += W_c x_i

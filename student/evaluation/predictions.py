@@ -1,4 +1,4 @@
-"""A folder of predictions: `<sample token>.npz` files, as SparseOcc's official scorer reads them (systems.md 5.2).
+"""A folder of predictions: `<sample token>.npz` files, as SparseOcc's scorer reads them (docs/formulas.md 3.6).
 
 Each holds class ids on the grid under the key `pred`. Folders inside the folder are searched too, and FlashOCC's name
 for such a file is understood: `<scene>/<sample token>/pred.npz`.

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean of a network's answers to mirrored views of a keyframe (systems.md 3.4).
+"""Test-time augmentation: the mean of a network's answers to mirrored views of a keyframe (docs/formulas.md 5.4).
 
 Mirrored images show the same world through mirrored intrinsics. In a mirrored world the sensors stay as they are and
 the frame they are placed in is mirrored left to right, and with it the answer, which is mirrored back. Both are what

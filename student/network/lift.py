@@ -14,7 +14,7 @@ from kernels.bev_pool import bev_pool
 class LiftSplat(nn.Module):
     """Lifts every image cell along its ray and sums what falls into a BEV cell.
 
-    The sum is not normalised: a weak depth probability must leave a weak mark (prototype.md 9.2.7).
+    The sum is not normalised: a weak depth probability must leave a weak mark (docs/formulas.md 5.2).
 
     Args:
         in_channels: channels of the image features.

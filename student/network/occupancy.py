@@ -14,7 +14,7 @@ from student.network.lift import LiftSplat
 
 
 class OccupancyNetwork(nn.Module):
-    """Camera images of one keyframe -> voxel logits, after FlashOcc (Yu et al. 2023; systems.md 6.1)."""
+    """Camera images of one keyframe -> voxel logits, after FlashOcc (Yu et al. 2023; docs/formulas.md 5.3)."""
 
     def __init__(self, encoder: ImageEncoder, lift: LiftSplat, bev_encoder: BEVEncoder, head: ChannelToHeight) -> None:
         super().__init__()

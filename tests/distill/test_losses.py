@@ -323,7 +323,7 @@ class TestSupervision:
         torch.testing.assert_close(supervision(ce_weight=1.0)(Occupancy(logits), batch)["ce"], expected)
 
     def test_golden_class_weights(self):
-        """systems.md 10.2 item 13."""
+        """docs/formulas.md 2.4."""
         assert OCC3D_CLASSES.weights("log")[[2, FREE]] == pytest.approx([0.0838, 0.0468], abs=5e-5)
         rooted = OCC3D_CLASSES.weights("sqrt")
         assert rooted[4] / rooted[FREE] == pytest.approx((1892500630 / 16957802) ** 0.5)

@@ -59,7 +59,7 @@ def test_by_hand():
 
 
 def test_flashocc_m1():
-    """FlashOCC M1: its per-class IoU averages to its mIoU; others counts, free does not (systems.md 10.2)."""
+    """FlashOCC M1: its per-class IoU averages to its mIoU; others counts, free does not (docs/formulas.md 3.2)."""
     percent = [6.74, 37.65, 10.26, 39.55, 44.36, 14.88, 13.40, 15.79, 15.38, 27.44, 31.73, 78.82, 37.98, 48.70]
     percent += [52.50, 37.89, 32.24]
     semantics = np.repeat(np.arange(17, dtype=np.uint8), 10_000)
@@ -159,7 +159,7 @@ def test_surroundocc_by_hand():
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=25, deadline=None)
 def test_surroundocc_is_the_mean_of_16_sums_over_the_split(seed):
-    """Against the formulas of gaussianformer.md 4, where every class has labels."""
+    """Against docs/formulas.md 3.1, where every class has labels."""
     rng = np.random.default_rng(seed)
     semantics = [np.concatenate([np.arange(18), rng.integers(0, 18, 400)]).astype(np.uint8) for _ in range(3)]
     prediction = [

@@ -12,7 +12,7 @@ from kernels.submanifold import find_neighbours, submanifold_conv
 
 
 def definition(x, weight, bias, cell, shape, duplicates):
-    """The rules of gaussianformer.md 3.3, one row and one tap at a time; rows beyond the shape alias as in spconv."""
+    """The rules of docs/formulas.md 6.8, one row and one tap at a time; rows beyond the shape alias as in spconv."""
     kernel = weight.shape[1]
     taps = weight.flatten(1, 3).double().unbind(1)
     steps = list(itertools.product(range(-(kernel // 2), kernel // 2 + 1), repeat=3))

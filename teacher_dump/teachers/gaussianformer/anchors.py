@@ -1,4 +1,4 @@
-"""Anchors: a Gaussian as one row of numbers that a network can refine freely (gaussianformer.md 1.4).
+"""Anchors: a Gaussian as one row of numbers that a network can refine freely (docs/formulas.md 6.5).
 
 The columns of a row are: position 3, scale 3, rotation 4, opacity 1 (not in every model), semantics S. Positions,
 scales and opacities are logits of their share of a range; LIDAR_TOP frame, metres.

@@ -1,4 +1,4 @@
-"""Deformable attention of Gaussians to the cameras' feature maps (gaussianformer.md 1.5; Lin et al. 2023, Sparse4D).
+"""Deformable attention of Gaussians to the cameras' feature maps (docs/formulas.md 6.7; Lin et al. 2023, Sparse4D).
 
 Letters: G Gaussians, K anchor columns, C channels, P key points, N cameras, L levels, A groups of channels.
 """
@@ -44,7 +44,7 @@ class DeformableAttention(nn.Module):
         learned_points: key points that depend on the features, besides the 7 fixed ones.
         spread: their range, in standard deviations of the Gaussian.
         joined: whether the input is appended to the output's channels.
-        legacy: whether samples that no camera sees take their share of the weights (gaussianformer.md 1.9).
+        legacy: whether samples that no camera sees take their share of the weights (docs/formulas.md 6.10).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""ResNet-101 with deformable convolutions, in the layout of the Caffe models (gaussianformer.md 1.1).
+"""ResNet-101 with deformable convolutions, in the layout of the Caffe models (docs/formulas.md 6.2).
 
 Letters: N images, C channels, H W rows and columns.
 """

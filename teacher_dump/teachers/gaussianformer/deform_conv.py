@@ -15,7 +15,7 @@ class DeformConv2d(nn.Module):
     """3 x 3, stride 1, no bias; `conv_offset` predicts where each tap samples and how much it counts.
 
     out(p) = sum over taps t of W_t @ (sigmoid(mask_t(p)) * x(p + t + offset_t(p))), bilinear, zero outside
-    (gaussianformer.md 3.1).
+    (docs/formulas.md 6.2).
 
     Args:
         channels: of input and output.

@@ -1,4 +1,4 @@
-"""The encoder of GaussianFormer: Gaussians look at the images and at each other, and move (gaussianformer.md 1.5).
+"""The encoder of GaussianFormer: Gaussians look at the images and at each other, and move (docs/formulas.md 6.6).
 
 Letters: G Gaussians, K anchor columns, C channels, N cameras, H W rows and columns.
 """
@@ -36,7 +36,7 @@ class GaussianOccEncoder(nn.Module):
         opacity: whether anchors have an opacity column.
         step: the longest step of a refinement along each axis, metres.
         projected: whether a linear layer follows the convolutions.
-        legacy: behave as upstream did when it trained the published v1 weights (gaussianformer.md 1.9).
+        legacy: behave as upstream did when it trained the published v1 weights (docs/formulas.md 6.10).
         duplicates: how the convolution treats Gaussians in one voxel; see `kernels.submanifold`.
 
     Raises:

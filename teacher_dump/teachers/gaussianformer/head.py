@@ -1,4 +1,4 @@
-"""From the last anchors to semantic Gaussians (gaussianformer.md 1.6 to 1.8).
+"""From the last anchors to semantic Gaussians (docs/formulas.md 6.1, 7.1 to 7.3).
 
 Letters: G Gaussians, K anchor columns, S = 18 semantic channels (17 = empty).
 """

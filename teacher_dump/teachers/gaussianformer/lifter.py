@@ -1,4 +1,4 @@
-"""Where the Gaussians start (gaussianformer.md 1.3).
+"""Where the Gaussians start (docs/formulas.md 6.4).
 
 Letters: N cameras, H W image rows and columns (of the images or of a map), D depth bins, P lifted points, A anchors of
 lifted points, G Gaussians, K anchor columns, C channels.

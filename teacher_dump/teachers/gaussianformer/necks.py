@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class FPN(nn.Module):
-    """Feature pyramid network (Lin et al. 2017) over strides 8, 16, 32 and one more level (gaussianformer.md 1.2).
+    """Feature pyramid network (Lin et al. 2017) over strides 8, 16, 32 and one more level (docs/formulas.md 6.3).
 
     Args:
         in_channels: of all backbone maps; the first map is not used.
@@ -45,7 +45,7 @@ class _Conv(nn.Module):
 
 
 class SecondFPN(nn.Module):
-    """The neck of SECOND (Yan et al. 2018): every map brought to stride 8, side by side (gaussianformer.md 1.3).
+    """The neck of SECOND (Yan et al. 2018): every map brought to stride 8, side by side (docs/formulas.md 6.3).
 
     Args:
         in_channels: of the maps at strides 4, 8, 16, 32.

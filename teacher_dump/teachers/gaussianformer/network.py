@@ -14,7 +14,7 @@ _COARSEST_STRIDE = 32  # of the backbone
 
 
 class GaussianFormer(nn.Module):
-    """GaussianFormer or GaussianFormer-2, by its parts (gaussianformer.md 1).
+    """GaussianFormer or GaussianFormer-2, by its parts (docs/formulas.md 6.1).
 
     Args:
         img_backbone: images -> maps at strides 4..32.

@@ -1,4 +1,4 @@
-"""The encoder's small networks that look at one Gaussian at a time (gaussianformer.md 1.5).
+"""The encoder's small networks that look at one Gaussian at a time (docs/formulas.md 6.6).
 
 Letters: G Gaussians, K anchor columns, C channels.
 """

@@ -1,4 +1,4 @@
-"""New anchors out of features (gaussianformer.md 1.5). Letters: G Gaussians, K anchor columns, C channels."""
+"""New anchors out of features (docs/formulas.md 6.9). Letters: G Gaussians, K anchor columns, C channels."""
 
 from __future__ import annotations
 

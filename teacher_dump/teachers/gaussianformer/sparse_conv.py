@@ -1,4 +1,4 @@
-"""Convolution among the Gaussians themselves (gaussianformer.md 1.5).
+"""Convolution among the Gaussians themselves (docs/formulas.md 6.8).
 
 Letters: G Gaussians, K anchor columns, C channels, I O input and output channels.
 """
@@ -39,7 +39,7 @@ class SparseConv3D(nn.Module):
         voxel_size: metres.
         deep: three convolutions with bias, LayerNorm and ReLU, instead of a bare one.
         projected: whether a linear layer follows.
-        legacy: whether the voxels begin at the smallest coordinates of all centres (gaussianformer.md 1.9).
+        legacy: whether the voxels begin at the smallest coordinates of all centres (docs/formulas.md 6.10).
         duplicates: what happens to Gaussians in one voxel; see `kernels.submanifold`.
     """
 

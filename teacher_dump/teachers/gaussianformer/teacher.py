@@ -90,7 +90,7 @@ class GaussianFormerTeacher:
 
 
 def normalised(images_BN3HW: Tensor) -> Tensor:
-    """uint8 RGB -> float32 as upstream normalises it (gaussianformer.md 4)."""
+    """uint8 RGB -> float32 as upstream normalises it (docs/formulas.md 8.1)."""
     mean_311, std_311 = (images_BN3HW.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (_MEAN, _STD))
     return (images_BN3HW - mean_311) / std_311
 

@@ -1,4 +1,4 @@
-"""Upstream's checkpoint files (gaussianformer.md 2)."""
+"""Upstream's checkpoint files (docs/formulas.md 8.3)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from distill.metrics.conventions import MONOOCC_16, OCC3D_17, SURROUNDOCC_16, co
 from distill.metrics.counting import count_confusion
 
 FREE = 17
-# FlashOcc's published IoU per class, others to vegetation, and its mIoU with and without others (systems.md 6.2, 10.2).
+# FlashOcc's published IoU per class, others to vegetation, and its mIoU with and without others (docs/formulas.md 3.2).
 M0 = [
     6.21,
     39.56,

@@ -143,7 +143,7 @@ def test_hard_origins_on_the_grid_of_occ3d(origin):
     ("voxels", "right"), [(2, (100, 100, 100)), (3, (0, 100, 100)), (6, (0, 0, 100)), (11, (0,) * 3)]
 )
 def test_a_hit_that_moves_along_its_ray(voxels, right):
-    """0.8 m are within 1 m, 1.2 m within 2 m, 2.4 m within 4 m and 4.4 m within none (systems.md 10.2, 3)."""
+    """0.8 m are within 1 m, 1.2 m within 2 m, 2.4 m within 4 m and 4.4 m within none (docs/formulas.md 3.4)."""
     semantics = np.full(OCC3D.shape, FREE, np.uint8)
     prediction = semantics.copy()
     semantics[130, 100, 7], prediction[130 + voxels, 100, 7] = CAR, CAR

@@ -200,7 +200,7 @@ def lidar2img(sample):
 
 
 def test_lidar2img_is_upstreams(real_data, tmp_path):
-    """inv(img2global) @ lidar2global with each sensor's own ego pose (gaussianformer.md 4), to 1e-3 pixels."""
+    """inv(img2global) @ lidar2global with each sensor's own ego pose (docs/formulas.md 8.2), to 1e-3 pixels."""
     root = real_data / "nuscenes"
     nusc = NuScenes("v1.0-mini", str(root), verbose=False)
 

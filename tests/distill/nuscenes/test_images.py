@@ -47,7 +47,7 @@ def test_intrinsics_follow_the_pixels(index, seed):
 
 
 def test_fit_is_flashocc_geometry():
-    """1600x900 to 704x256: scale 0.44, 140 rows cut off at the top (systems.md 6.1)."""
+    """1600x900 to 704x256: scale 0.44, 140 rows cut off at the top (docs/formulas.md 5.1)."""
     fit = ImageTransform.fit((900, 1600), (256, 704))
     np.testing.assert_allclose(fit.matrix(704), [[0.44, 0, 0], [0, 0.44, -140], [0, 0, 1]])
 
@@ -198,7 +198,7 @@ def test_transparency_is_refused(tiny, mode):
     "size", [(864, 1600), (448, 800), (256, 704), (64, 192), (896, 1632), (576, 1024), (512, 768), (576, 704)]
 )
 def test_covering_is_the_test_pipeline_of_gaussianformer(index, tmp_path, size):
-    """Whole images decoded and resized bicubically, then cropped at whole pixels (gaussianformer.md 4)."""
+    """Whole images decoded and resized bicubically, then cropped at whole pixels (docs/formulas.md 8.1)."""
     height, width = size
     noise = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
     path = tmp_path / "camera.jpg"
@@ -223,7 +223,7 @@ def test_covering_is_the_test_pipeline_of_gaussianformer(index, tmp_path, size):
 
 
 def test_full_size_images_are_cropped_and_nothing_else(real_data, tmp_path):
-    """1600x900 to 1600x864: the decoded pixels without the top 36 rows, the test pipeline of gaussianformer.md 4."""
+    """1600x900 to 1600x864: the decoded pixels without the top 36 rows, the test pipeline of docs/formulas.md 8.1."""
     from distill.nuscenes.index import load_index
 
     size = (864, 1600)

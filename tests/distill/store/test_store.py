@@ -267,7 +267,7 @@ def test_another_dataset_version_is_not_continued(path: Path) -> None:
 
 
 def test_a_surroundocc_store_is_no_occ3d_store(tmp_path: Path) -> None:
-    """The shapes are equal, the worlds are not (systems.md 10.2, number 10)."""
+    """The shapes are equal, the worlds are not (docs/formulas.md 1.4)."""
     identity = dataclasses.replace(IDENTITY, grid=SURROUNDOCC)
     store = StoreWriter.open(tmp_path / "gaussians.zarr", identity, TOKENS, SCENES).store
     with pytest.raises(InputError, match=r"is on grid .*surroundocc.* this run on .*occ3d"):

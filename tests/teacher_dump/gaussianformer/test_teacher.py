@@ -72,7 +72,7 @@ def test_images_are_resized_as_upstream_does(teacher):
 
 
 def test_cameras_come_in_the_order_of_upstream(teacher, monkeypatch):
-    """gaussianformer.md 4: images and projections alike. The grey level and the focal length of a camera name it."""
+    """docs/formulas.md 8.1: images and projections alike. The grey level and the focal length of a camera name it."""
     given, names = batch(LIDAR2EGO), []
     for camera in range(6):
         given["images"][:, camera] = 40 * camera
