@@ -44,7 +44,8 @@ class Inventory:
 
     Attributes:
         keyframes: those that are whole.
-        left_out: files that are absent or empty, by the token of the keyframe that needs them.
+        left_out: files that are absent or empty, by the token of the keyframe that needs them. Labels may be absent,
+            but an empty file of them was meant to hold some.
         labelled: tokens of the whole keyframes that have labels.
         digests: token -> uint32 (9,), one for each of `SOURCES`, 0 for what is absent.
         masks: of label files that were looked at, how many voxels each `mask_camera` holds and how many of them are
@@ -81,11 +82,11 @@ def take_stock(keyframes: Keyframes, labels: LabelSource, free: int, cameras: bo
         InputError: a file cannot be read, or a label file that was looked at is bad.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
-        looks = pool.map(lambda keyframe: _look_at(keyframe, labels), keyframes)
+        looks = pool.map(lambda keyframe: _look_at(keyframe, labels, cameras, lidar), keyframes)
         bar = tqdm(looks, "check files", len(keyframes), unit="keyframe", delay=_PATIENCE, disable=ranks.rank() > 0)
-        digests = dict(zip(keyframes.tokens, bar, strict=True))
-    absent = {keyframe.token: _absent(keyframe, digests[keyframe.token], cameras, lidar) for keyframe in keyframes}
-    left_out = {token: files for token, files in absent.items() if files}
+        found = dict(zip(keyframes.tokens, bar, strict=True))
+    digests = {token: values for token, (values, _) in found.items()}
+    left_out = {token: lacking for token, (_, lacking) in found.items() if lacking}
     whole = keyframes.where([token not in left_out for token in keyframes.tokens])
     labelled = {token for token in whole.tokens if digests[token][SOURCES.index("labels")]}
     masks = _look_into(whole.where([token in labelled for token in whole.tokens]), labels, free)
@@ -114,7 +115,7 @@ def settle_missing(splits: dict[str, Inventory], missing: str, listing: Path, ad
         for name, stock in splits.items()
         if stock.left_out
     )
-    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(path.parent.name for path in files).items())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(map(_kind, files)).items())
     told = f"{counts} lack files: {len(files)} are absent or empty ({kinds}), first {files[0]}, all listed in {listing}"
     if missing == "error":
         raise InputError(f"{told}; get them, or leave these keyframes out with data.missing=skip{advice}")
@@ -185,12 +186,21 @@ def _without_cameras(splits: dict[str, Inventory]) -> Iterator[str]:
             yield f"{count} of {len(stock.keyframes)} keyframes of {name} have no {channel}"
 
 
-def _look_at(keyframe: Keyframe, labels: LabelSource) -> np.ndarray:
-    """The digests of a keyframe."""
-    label_file = labels.path(keyframe)
-    files = [*(camera.path for camera in keyframe.cameras), keyframe.lidar_path]
+def _look_at(keyframe: Keyframe, labels: LabelSource, cameras: bool, lidar: bool) -> tuple[np.ndarray, list[Path]]:
+    """The digests of a keyframe, and its files that are needed, but absent or empty."""
+    images, label_file = [camera.path for camera in keyframe.cameras], labels.path(keyframe)
+    files = [*images, keyframe.lidar_path]
     values = [*map(_file_digest, files), _calibration_digest(keyframe), _file_digest(label_file)]
-    return np.array(values, np.uint32)
+    needed = [*(images if cameras else [None] * len(images)), keyframe.lidar_path if lidar else None]
+    lacking = [path for path, digest in zip(needed, values, strict=False) if path is not None and not digest]
+    if label_file is not None and not values[-1] and label_file.exists():
+        lacking.append(label_file)
+    return np.array(values, np.uint32), lacking
+
+
+def _kind(file: Path) -> str:
+    """What a file is, for counts: images and scans lie in a folder for each sensor."""
+    return "labels" if file.suffix in (".npz", ".npy") else file.parent.name
 
 
 def _file_digest(path: Path | None) -> int:
@@ -219,12 +229,6 @@ def _calibration_digest(keyframe: Keyframe) -> int:
 
 def _digest(content: bytes) -> int:
     return google_crc32c.value(content) or 1  # 0 stands for "absent"
-
-
-def _absent(keyframe: Keyframe, digests: np.ndarray, cameras: bool, lidar: bool) -> list[Path]:
-    needed = [camera.path if cameras else None for camera in keyframe.cameras]
-    needed.append(keyframe.lidar_path if lidar else None)
-    return [path for path, digest in zip(needed, digests.tolist(), strict=False) if path is not None and not digest]
 
 
 def _look_into(keyframes: Sequence[Keyframe], labels: LabelSource, free: int) -> np.ndarray:

@@ -65,6 +65,16 @@ def test_missing_files_are_counted_listed_and_left_out_or_refused(dataroot, tmp_
     assert "left out: 1 of 2 keyframes of train" in capsys.readouterr().out
 
 
+def test_an_empty_label_file_is_a_missing_one_and_no_keyframe_without_labels(dataroot, tmp_path):
+    empty = label(dataroot, "late", "scene-0002")
+    empty.write_bytes(b"")
+    stock = stock_of(dataroot)
+    assert stock.left_out == {"late": [empty]}
+    assert stock.keyframes.tokens == ["alone", "early"]
+    with pytest.raises(InputError, match=r"1 of 3 keyframes of all lack files: 1 are absent or empty \(1 labels\)"):
+        settle_missing({"all": stock}, "error", tmp_path / "missing_files.txt")
+
+
 def test_scans_are_not_missed_where_nobody_needs_them(dataroot):
     shutil.rmtree(dataroot / "samples/LIDAR_TOP")
     assert len(stock_of(dataroot, lidar=True).left_out) == 3
