@@ -154,7 +154,11 @@ def _read(file: Path) -> dict[str, Any]:
         facts = json.loads(content.pop("facts"))
         del content["format"]
         content = {**facts, "ema": content}
-    return _from_format_1(content) if found == FORMAT_1 else content
+    content = _from_format_1(content) if found == FORMAT_1 else content
+    absent = [key for key in ("config", "ema", *_FACTS) if key not in content]
+    if absent:
+        raise InputError(f"{file}: a checkpoint of this project without its {', '.join(absent)}: {_GIVE}")
+    return content
 
 
 def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:

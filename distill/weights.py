@@ -182,7 +182,8 @@ def fit(
 ) -> Fit:
     """The weights in a file that have exactly a network's names once wrappings and one prefix are taken off.
 
-    Shapes are left to `load_strictly`. The counters of batch normalisation, which old files lack, start from zero.
+    Shapes and values are left to `load_strictly`. The counters of batch normalisation, which old files lack, start from
+    zero.
 
     Args:
         file: for messages.
@@ -192,7 +193,7 @@ def fit(
             larger network: names beside a prefix are left out, and so are those under it for which this is true.
 
     Raises:
-        InputError: no weights, or those of another network, or more than one that fit, or values that cannot be right.
+        InputError: no weights, or those of another network, or more than one that fit.
     """
     if str(content.get("format", "")).startswith(FAMILY):
         raise InputError(
@@ -216,16 +217,15 @@ def fit(
         raise InputError(_foreign(found.origin(file), differences, places[found.place], expected))
     origin = found.origin(file)
     state = {name: found.state.get(name, value) for name, value in expected.items()}
-    _check_values(state, expected, origin)
     beside = f", and left out {first_names(found.beside)} beside them" if found.beside else ""
     return Fit(state, origin, f"{origin}: took {len(found.state)} tensors{beside}" if origin != str(file) else "")
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load `state` into `network`; every name and shape must agree.
+    """Load `state` into `network`; every name and shape must agree, and every value be finite.
 
     Raises:
-        InputError: names the first differences, and the first names of both sides.
+        InputError: names the first differences, and the first names of both sides; or the first bad tensor.
     """
     expected = network.state_dict()
     differences = _missing(expected, state) + _unexpected(state, expected)
@@ -236,6 +236,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], origin: str) 
     ]
     if differences:
         raise InputError(_foreign(origin, differences, state, expected))
+    _check_values(state, expected, origin)
     network.load_state_dict(state)
 
 
@@ -319,7 +320,10 @@ def _check_values(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], o
                 f"{origin}: {name} is {value.dtype} instead of {expected[name].dtype}: give the original file"
             )
         if not value.float().isfinite().all():
-            raise InputError(f"{origin}: {name} holds NaN or infinite values: the file is damaged, get it again")
+            raise InputError(
+                f"{origin}: {name} holds NaN or infinite values: the file is damaged, or its training has diverged; "
+                "give another"
+            )
 
 
 def _dotted(place: tuple[str, ...]) -> str:

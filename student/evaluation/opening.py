@@ -104,7 +104,28 @@ def open_subject(
     for stored in subject.sources:
         if isinstance(stored, StoreSource):
             _say_other_frames(stored, stock)
+    if config.export is not None:
+        check_export(Path(config.export), subject.sources, subject.keyframes.tokens)
     return subject
+
+
+def check_export(export: Path, sources: Sequence[Source], tokens: Sequence[str]) -> None:
+    """Raise InputError where the predictions of `sources` for the keyframes `tokens` would mix with others."""
+    read = [source.folder.path for source in sources if isinstance(source, PredictionsSource)]
+    for source in sources:
+        folder = export / source.name
+        into = next((path for path in read if folder.resolve().is_relative_to(path.resolve())), None)
+        if into is not None:
+            raise InputError(
+                f"export={export}: the predictions of {source.name} would be written into {into}, which is scored: "
+                "choose another export="
+            )
+        others = {file.stem for file in folder.glob("*.npz")} - set(tokens)
+        if others:
+            raise InputError(
+                f"{folder} holds {len(others)} predictions from elsewhere, of keyframes that are not asked for now "
+                f"(first {min(others)}): choose another export=, or remove that folder"
+            )
 
 
 def _take_stock(

@@ -81,6 +81,21 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(saved):
         load_checkpoint(str(saved), "ema")
 
 
+def test_a_checkpoint_that_was_stripped_says_what_it_lacks(saved):
+    content = torch.load(saved, weights_only=True)
+    torch.save({key: value for key, value in content.items() if key not in ("config", "stores")}, saved)
+    with pytest.raises(InputError, match=r"without its config, stores: give the best\.pt"):
+        load_checkpoint(str(saved), "ema")
+
+
+def test_weights_that_have_diverged_are_refused(saved):
+    content = torch.load(saved, weights_only=True)
+    content["ema"]["weight"][1, 2] = float("nan")
+    torch.save(content, saved)
+    with pytest.raises(InputError, match=r"last\.pt: weight holds NaN or infinite values: .* has diverged"):
+        load_checkpoint(str(saved), "ema").network()
+
+
 def test_somebody_elses_torch_file_is_refused(tmp_path):
     torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "meta": {}}, tmp_path / "foreign.pt")
     held = r"not a checkpoint of this project but 1 name \(backbone.conv1.weight\) of weights under state_dict"

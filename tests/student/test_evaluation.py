@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,11 +25,12 @@ from distill.nuscenes.index import Keyframe
 from distill.store import GaussianKind, StoreIdentity, StoreWriter, TeacherStore
 from distill.teaching import render
 from student.evaluation.folder import begin, default_folder, name_of
-from student.evaluation.opening import settings_of
+from student.evaluation.opening import check_export, settings_of
 from student.evaluation.pictures import check_wanted, choose
+from student.evaluation.predictions import PredictionsFolder, write_prediction
 from student.evaluation.report import _compared
 from student.evaluation.scorecard import ScenePoses, Scorecard, self_check
-from student.evaluation.sources import Prediction, StoreSource
+from student.evaluation.sources import Prediction, PredictionsSource, StoreSource
 
 # the Gaussians overlap, and both reach higher than the 3 m that Gaussians are known for
 GRID = VoxelGrid("tiny", "ego", (-3.0, -3.0, 0.0), 1.0, (6, 6, 5))
@@ -328,3 +330,23 @@ def test_pictures_of_unknown_keyframes_are_refused():
     check_wanted(["best", "a"], keyframes)
     with pytest.raises(InputError, match="bset"):
         check_wanted(["bset"], keyframes)
+
+
+def test_an_export_never_mixes_with_other_predictions(tmp_path):
+    def export_to(folder, *sources):
+        check_export(tmp_path / folder, sources, ["a", "b"])
+
+    network = SimpleNamespace(name="student")
+    for token in "ab":
+        write_prediction(tmp_path / "out/student", token, np.zeros(GRID.shape, np.uint8))
+    export_to("new", network)
+    export_to("out", network)  # the same call again
+    read = PredictionsSource("student-2", PredictionsFolder(tmp_path / "out/student"), 0)
+    with pytest.raises(InputError, match=r"predictions of student would be written into .*out/student, which is sco"):
+        export_to("out", network, read)
+    with pytest.raises(InputError, match=r"predictions of student-2 would be written into .*out/student, which is"):
+        export_to("out/student", read)
+    export_to("new", network, read)
+    write_prediction(tmp_path / "out/student", "c", np.zeros(GRID.shape, np.uint8))
+    with pytest.raises(InputError, match=r"out/student holds 1 predictions from elsewhere, .* \(first c\): choose ano"):
+        export_to("out", network)
