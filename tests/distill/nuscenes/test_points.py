@@ -77,6 +77,20 @@ def test_damaged_scan_is_named(index, tmp_path, content, message):
     assert message in refusal(index.keyframe("late"), tmp_path / "scan.bin", content)
 
 
+@pytest.mark.parametrize(
+    ("factors", "shift", "message"),
+    [
+        ([1000, 1000, 1000, 1, 1], 0, " m: x, y, z should be metres from LIDAR_TOP, not millimetres"),
+        (1, [691_000, 5_334_000, 0, 0, 0], "has a coordinate of 5.3340"),
+        ([1, 1, 1, 257, 1], 0, "has an intensity of 65535: nuScenes has 0 to 255"),
+    ],
+    ids=["millimetres", "on a map", "16 bits"],
+)
+def test_other_units_are_refused(index, tmp_path, factors, shift, message):
+    other = (scan_of() * factors + shift).astype("<f4")
+    assert message in refusal(index.keyframe("late"), tmp_path / "scan.bin", other.tobytes())
+
+
 def test_a_folder_is_no_scan(index, tmp_path):
     assert "cannot be read (Is a directory)" in refusal(index.keyframe("late"), tmp_path, None)
 
