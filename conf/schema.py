@@ -44,6 +44,12 @@ def _place_or_missing(value: str) -> str:
     return value if value == MISSING else _place(value)
 
 
+def _no_folder(name: str) -> str:
+    if name in (".", ".."):
+        raise ValueError("should be a plain name")
+    return name
+
+
 def _rising(edges: list[float]) -> list[float]:
     if any(not low < high for low, high in itertools.pairwise(edges)):
         raise ValueError("should rise from one number to the next")
@@ -58,7 +64,7 @@ def _distinct(values: list[str]) -> list[str]:
 
 Text = Annotated[str, BeforeValidator(_text), StringConstraints(min_length=1)]
 # becomes part of a file's name
-Name = Annotated[Text, StringConstraints(pattern=r"^[^/\s\x00][^/\x00]*$")]
+Name = Annotated[Text, StringConstraints(pattern=r"^[^/\s\x00][^/\x00]*$"), AfterValidator(_no_folder)]
 Place = Annotated[Text, AfterValidator(_place)]
 Split = Annotated[Text, StringConstraints(pattern=r"^\S+$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -183,6 +189,12 @@ class Distillation(Known):
     mask: Literal["camera", "lidar", "occupied", "all"]
     grid: Built
     classes: Built
+
+    @model_validator(mode="after")
+    def _distils(self) -> Distillation:
+        if not self.voxel_weight and not self.bev_weight:
+            raise ValueError("voxel_weight and bev_weight are both 0: kd=none trains without a teacher")
+        return self
 
 
 class Augmentation(Known):
@@ -452,7 +464,7 @@ def checked(program: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[
         return config, problems
     config = _check_built(_check_node(PROGRAMS[program], config, "", problems), "", problems)
     if not problems and "student" in config:
-        problems += _whole_cells(config["student"])
+        problems += [*_whole_cells(config["student"]), *_something_to_minimise(config)]
     return config, problems
 
 
@@ -463,6 +475,12 @@ def _whole_cells(student: dict[str, Any]) -> Iterator[str]:
     size = student["inputs"]["image_size"]
     if any(side % stride for side in size):
         yield f"student.inputs.image_size={size}: should be multiples of {stride}, the stride of the network"
+
+
+def _something_to_minimise(config: dict[str, Any]) -> Iterator[str]:
+    weights = [value for key, value in config["trainer"]["loss"].items() if key.endswith("_weight")]
+    if config["kd"]["loss"] is None and weights and not any(weights):
+        yield f"trainer.loss: all weights are 0, and kd={config['kd']['name']} adds no loss: there is nothing to learn"
 
 
 def _not_given(node: Any, key: str = "") -> Iterator[str]:
@@ -511,7 +529,13 @@ def _problem(key: str, found: ErrorDetails) -> str:
         said = _TEXTS.get(name.rpartition(".")[2], said if found["type"] == "string_type" else "should be a plain name")
     if found["type"] == "list_type" and isinstance(found["input"], str):
         said = f"should be a list: {name}=[{found['input']}]"
+    if found["type"] == "model_type":
+        said = "should be a group of values with a _target_, not one value"
+    if found["input"] == "":
+        said = "should not be empty"
     shown = "" if isinstance(found["input"], dict) else f"={found['input']}"
+    if isinstance(found["input"], str) and found["type"] in ("int_type", "float_type", "bool_type"):
+        shown = f'="{found["input"]}"'  # "3" is no number
     for python, yaml in (("=None", "=null"), ("=True", "=true"), ("=False", "=false")):
         shown = yaml if shown == python else shown
     return f"{name}{shown}: {said}"
@@ -520,4 +544,5 @@ def _problem(key: str, found: ErrorDetails) -> str:
 _TEXTS = {
     "device": "should be auto, cpu, cuda (the first GPU) or cuda:N (GPU number N, from 0)",
     "weights": "must be given: none, or a local file (.pth or .safetensors) with weights of that timm model",
+    "_target_": "should be a class or function with its module: package.module.Name",
 }

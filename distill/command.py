@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import os
@@ -13,7 +14,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationToMissingValueError,
+    OmegaConfBaseException,
+)
 
 from conf.schema import checked
 from distill.errors import InputError
@@ -43,6 +49,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
 
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of the configuration itself reach us as they are
+            # argparse takes all overrides in one go: `kd=none -m seed=0,1` has two
+            sys.argv[1:] = sorted(sys.argv[1:], key=_is_override)
             _guarded(program)()
 
         return main
@@ -126,24 +134,46 @@ def user_mistake(error: BaseException | None) -> str | None:
         if isinstance(error, InputError):
             return _one_line(error)
         if isinstance(error, OverrideParseException):
-            return _how_to_quote(error.override)
+            return _how_to_write(error.override)
+        if isinstance(error, ConfigKeyError | ConfigAttributeError) and "is not in struct" in str(error):
+            return _no_such_value(error)
         if isinstance(error, InterpolationToMissingValueError):
             value = str(error).partition("value: ")[2].split()[0]
             return f"configuration: {value} must be given: {value}=... ({error.full_key} needs it)"
         if isinstance(error, HydraException | OmegaConfBaseException):
-            configuration = f"configuration: {_one_line(error)} (see --help, or --cfg job for all values)"
+            # Hydra's advice to append what we would refuse, and where it looked, help nobody
+            said = re.split(r"\s*(?:To append to your|Config search path:)", str(error))[0]
+            configuration = f"configuration: {' '.join(said.split())} (see --help, or --cfg job for all values)"
+        elif str(error).startswith("Config group override must be"):  # a plain ValueError of Hydra's
+            return "configuration: a group takes the name of an option (see --help), not null or a number: leave it out"
         elif configuration is not None:
             return None  # a defect that surfaced while Hydra was building an object
         error = error.__cause__
     return configuration
 
 
-def _how_to_quote(override: str) -> str:
+def _how_to_write(override: str) -> str:
+    if "=" not in override:
+        return f"{override}: neither an option nor an override: write KEY=VALUE without spaces around =, or ~KEY"
     key, _, value = override.partition("=")
     return (
         f"{override}: brackets, commas, =, ~ and the like have a meaning here: quote the value twice, "
         f"once for the shell and once for the configuration: '{key}=\"{value}\"'"
     )
+
+
+def _no_such_value(error: ConfigKeyError | ConfigAttributeError) -> str:
+    names = [str(name) for name in error.parent_node or ()]  # type: ignore[attr-defined]
+    near = difflib.get_close_matches(str(error.key), names, 1)
+    path = str(error.full_key).rpartition(".")[0]
+    meant = [f"{path}.{name}" if path else name for name in near]
+    there = f"{path or 'the configuration'} has {', '.join(names)}" if names else f"{path} is one value"
+    hint = f"did you mean {meant[0]}?" if meant else there
+    return f"configuration: there is no {error.full_key}: {hint} (see --help, or --cfg job for all values)"
+
+
+def _is_override(argument: str) -> bool:
+    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
 def _one_line(error: BaseException) -> str:

@@ -63,6 +63,11 @@ def check_something_to_learn(train: Inventory, taught: int, config: DictConfig, 
             f"none of the {len(train.keyframes)} training keyframes has labels ({place_of_labels(train, labels)}), and "
             f"none a teacher (kd={config.kd.name}): there is nothing to learn; put the labels there, or dump a teacher"
         )
+    if config.kd.loss is not None and not taught:
+        raise InputError(
+            f"none of the {len(train.keyframes)} training keyframes has a teacher in {', '.join(config.store.paths)}: "
+            f"kd={config.kd.name} would learn what kd=none does; dump them with occ-dump, or set kd=none"
+        )
     if train.labelled and not taught and not train.masks[:, 0].any() and config.trainer.loss.get("mask") == "camera":
         raise InputError(
             f"mask_camera is empty in all {len(train.masks)} label files looked at: there is nothing to learn; "

@@ -3,6 +3,7 @@
 import shlex
 
 import pytest
+from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, InstantiationException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError
@@ -38,6 +39,24 @@ def test_an_input_error_inside_an_instantiation_is_found():
 @pytest.mark.parametrize("error", [ConfigCompositionException("no group x"), ConfigAttributeError("Key 'x'")])
 def test_a_wrong_override_is_a_configuration_mistake(error):
     assert user_mistake(error).startswith("configuration: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.epoch=3", "there is no trainer.epoch: did you mean trainer.epochs?"),
+        ("trainer.loss.gamma=3", "there is no trainer.loss.gamma: trainer.loss has _target_, ce_weight,"),
+        ("trainer.epochs.x=3", "there is no trainer.epochs.x: trainer.epochs is one value"),
+        ("kd=nothing", "Available options in 'kd': bev none voxel voxel_bev voxel_bev_occupied (see"),
+        ("teacher=fusion", "No match in the defaults list. (see"),
+        ("experiment=null", "a group takes the name of an option"),
+        ("trainer.epochs", "trainer.epochs: neither an option nor an override"),
+    ],
+)
+def test_a_misspelt_override_is_met_with_what_there_is(override, said):
+    with initialize_config_module("conf", version_base="1.3"), pytest.raises(Exception) as raised:
+        compose("train", [override])
+    assert said in (user_mistake(raised.value) or "")
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), chained(InstantiationException("Error"), ValueError("ours"))])

@@ -63,6 +63,11 @@ def test_no_value_goes_unchecked(program, wrong):
         ("train", "trainer.epochs=true", "trainer.epochs=true: should be a valid integer"),
         ("train", "trainer.epochs=2.5", "trainer.epochs=2.5: should be a valid integer"),
         ("train", "trainer.epochs=null", "trainer.epochs=null: should be a valid integer"),
+        ("train", "trainer.epochs='3'", 'trainer.epochs="3": should be a valid integer'),
+        ("train", "trainer.augmentation=none", "trainer.augmentation=none: should be a group of values with a"),
+        ("train", "output=", "output=: should not be empty"),
+        ("train", "name=..", "name=..: should be a plain name"),
+        ("train", "student.network._target_=Network", "should be a class or function with its module"),
         ("train", "trainer.learning_rate=nan", "trainer.learning_rate=nan: should be a finite number"),
         ("train", "trainer.learning_rate=-1e-3", "trainer.learning_rate=-0.001: should be greater than or equal to 0"),
         ("train", "trainer.ema_decay=1", "trainer.ema_decay=1: should be less than 1"),
@@ -105,6 +110,23 @@ def test_no_value_goes_unchecked(program, wrong):
 def test_odd_values_are_named(program, override, said):
     problems = checked(program, configuration(program, override))[1]
     assert any(said in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["kd.loss.voxel_weight=0", "kd.loss.bev_weight=0"], "kd.loss: voxel_weight and bev_weight are both 0"),
+        (["kd=none", *(f"trainer.loss.{name}_weight=0" for name in ("ce", "lovasz", "depth"))], "nothing to learn"),
+    ],
+)
+def test_a_training_without_a_loss_is_refused(overrides, said):
+    (problem,) = checked("train", configuration("train", *overrides))[1]
+    assert said in problem
+
+
+def test_a_teacher_alone_is_a_loss():
+    alone = [f"trainer.loss.{name}_weight=0" for name in ("ce", "lovasz", "depth")]
+    assert checked("train", configuration("train", *alone))[1] == []
 
 
 def test_paths_are_absolute_and_shipped_files_keep_their_name(monkeypatch, tmp_path):

@@ -45,6 +45,15 @@ def test_a_student_is_distilled_without_any_label(copy, workshop):
     assert "val_miou" not in entry
 
 
+def test_a_teacher_of_no_training_keyframe_is_refused(copy, workshop):
+    """store.missing=skip leaves out some of the teacher, not all of it: that would be kd=none under another name."""
+    store = Path(shutil.copytree(workshop.folder / STORE, copy.folder / "stores/train.zarr"))
+    for row in (store / "checksums").glob("c.*"):
+        row.unlink()
+    line = copy.refused("occ-train-student", *QUICK, f"store.paths=[{store}]", "store.missing=skip", "output=run")
+    assert "none of the 1 training keyframes has a teacher in " in line
+
+
 def test_an_undefined_score_is_refused_before_the_first_step(copy):
     for path in gts(copy, "val"):
         with np.load(path) as file:
@@ -92,7 +101,7 @@ def test_a_second_process_on_a_run_is_refused_and_told_of_the_first(workshop):
 def test_a_sweep_has_a_run_for_every_value(workshop):
     rates = ("1e-3", "1e-4")
     sweep = (f"trainer.learning_rate={','.join(rates)}", "name='sweep${variant}'")
-    workshop.ok("occ-train-student", *QUICK, "kd=none", *sweep, "-m")
+    workshop.ok("occ-train-student", *QUICK, "-m", "kd=none", *sweep)
     runs = sorted(path.parent.name for path in (workshop.folder / "runs/demo").glob("sweep*/best.pt"))
     told = [float(run.rpartition("learning_rate_")[2].partition("-trainer")[0]) for run in runs]
     assert told == sorted(map(float, rates))
