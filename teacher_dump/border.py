@@ -8,6 +8,7 @@ Letters: B batch, X Y Z voxel axes, C classes, V voxels, G Gaussians.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import sys
@@ -43,11 +44,11 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
+    return isinstance(value, bool | np.bool_)
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) == 2 and all(map(_is_count, value))
+    return isinstance(value, Sequence | np.ndarray) and len(value) == 2 and all(map(_is_count, value))
 
 
 # what a teacher may ask of a sample: whether its value is possible, and what would be
@@ -106,7 +107,7 @@ def ask(teacher: Teacher, batch: dict[str, Any], classes: ClassSet, device: torc
     """
     tokens = batch["token"]
     try:
-        prediction = teacher.predict(dict(batch))  # in which it may replace what it likes
+        prediction = teacher.predict(copy.deepcopy(batch))  # in which it may change what it likes
     except Exception as error:
         error.add_note(f"raised by {_name(teacher)}.predict, keyframe {', '.join(tokens)}")
         raise
@@ -118,9 +119,10 @@ def ask(teacher: Teacher, batch: dict[str, Any], classes: ClassSet, device: torc
     try:
         shape = (len(tokens), *teacher.grid.shape, len(classes))
         voxel_BXYZC, covered_BXYZ = _voxels(prediction.voxel_log_probs_BXYZC, shape), None
-        voxel_BXYZC = voxel_BXYZC.to(device, torch.float32)
+        # copied, as is all of it: a teacher may answer again and again in the same memory while this is being written
+        voxel_BXYZC = voxel_BXYZC.to(device, torch.float32, copy=True)
         if prediction.covered_BXYZ is not None:
-            covered_BXYZ = _coverage(prediction.covered_BXYZ, shape[:4]).to(device)
+            covered_BXYZ = _coverage(prediction.covered_BXYZ, shape[:4]).to(device, copy=True)
             voxel_BXYZC = voxel_BXYZC.masked_fill(~covered_BXYZ.unsqueeze(-1), -math.log(len(classes)))
         _check_values(voxel_BXYZC)
         gaussians = prediction.gaussians
@@ -197,6 +199,8 @@ def _coverage(values: Any, shape: tuple[int, ...]) -> Tensor:
     if tensor.dtype != torch.bool:
         raise InputError(f"{what} is {_dtype(tensor)}: give bool, for example weight > 0")
     _check_shape(tensor, shape, what)
+    if not tensor.flatten(1).any(1).all():
+        raise InputError(f"{what} is False everywhere: a teacher that has modelled nothing teaches nothing")
     return tensor
 
 
@@ -216,7 +220,7 @@ def _checked(gaussians: Gaussians, device: torch.device) -> Gaussians:
     for name, value in tensors.items():
         tensor = _tensor(value, f"gaussians.{name}")
         _check_shape(tensor, (len(gaussians.means_G3), *_GAUSSIAN_SHAPES[name]), f"gaussians.{name}")
-        tensors[name] = tensor.detach().to(device, torch.float32)
+        tensors[name] = tensor.detach().to(device, torch.float32, copy=True)
     return replace(gaussians, **tensors)
 
 
@@ -229,6 +233,8 @@ def _check_values(voxel_BXYZC: Tensor) -> None:
     values_VC, sum_V = voxel_BXYZC[wrong_BXYZ], sum_BXYZ[wrong_BXYZ]
     if values_VC.isnan().any() or values_VC.isposinf().any():
         told = "NaN or infinity: check the checkpoint and what the teacher is given"
+    elif values_VC.isneginf().all():
+        told = "a probability of 0 for each class: where the teacher says nothing, let covered_BXYZ be False"
     elif (values_VC >= 0).all() and ((values_VC.sum(1) - 1).abs() <= _SUM_TOLERANCE).all():
         told = "probabilities, not their logarithms: take .log()"
     else:

@@ -15,6 +15,7 @@ from distill.metrics import Confusion
 from distill.store.gaussians import MAX_MEAN_KL
 from distill.teaching import render
 
+_MOST_FREE = 0.99  # of the voxels that a teacher covers: more are no driving scene, which has a ground
 _LOWEST = -100.0  # stands for the logarithm of 0 where a probability of 0 is multiplied with it
 
 
@@ -35,6 +36,7 @@ class Gate:
         self.after = after
         self.classes = classes
         self.confusion = Confusion(classes)
+        self.covered, self.free = 0, 0  # voxels of all samples
         self.measure = f"{classes.convention}, classes that occur"
 
     @property
@@ -62,6 +64,8 @@ class Gate:
             covered_XYZ: bool, where it says anything.
             free_XYZ: bool, the voxels that cameras see and the label calls free; none without a label.
         """
+        self.covered += int(np.count_nonzero(covered_XYZ))
+        self.free += int(np.count_nonzero(semantics_XYZ[covered_XYZ] == self.classes.free))
         reason = self.classes.misfit(semantics_XYZ[covered_XYZ])
         if reason is None:
             said_V = semantics_XYZ[covered_XYZ & free_XYZ]
@@ -136,7 +140,12 @@ class Gate:
             )
 
     def verdict(self) -> str:
-        """In words, how the teacher has done so far and whether that was judged."""
+        """In words, how the teacher has done so far, whether that was judged, and what is suspicious about it."""
+        share_free = self.free / max(1, self.covered)
+        warning = f"; suspicious: it calls {share_free:.2%} of the voxels free" if share_free > _MOST_FREE else ""
+        return self._judgement() + warning
+
+    def _judgement(self) -> str:
         if math.isnan(self.miou):
             return f"none of them has a label to judge the teacher by (gate.min_miou={self.min_miou})"
         scored = f"teacher mIoU {self.miou:.2f} ({self.measure}) on the {self.labelled} labelled ones"

@@ -22,6 +22,7 @@ from distill.bev import bev_log_probs
 from distill.command import command
 from distill.errors import InputError
 from distill.files import write_durably
+from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset, collate, to_device
 from distill.nuscenes.index import Keyframes, NuScenesIndex
@@ -175,8 +176,7 @@ def main(config: DictConfig) -> None:
     index = open_dataroot(config.data)
     classes = instantiate(config.classes)
     teacher = open_teacher(config.teacher)
-    if teacher.grid != instantiate(config.grid):
-        raise InputError(f"the teacher predicts on grid {teacher.grid.name}: dump it with grid={teacher.grid.name}")
+    check_grid(teacher, instantiate(config.grid))
     writer = open_writer(config, index, teacher)
     stock = survey(config, index, teacher, writer.store)
     seen = outstanding(config, writer, stock.keyframes.tokens[ranks.rank() :: ranks.world_size()])
@@ -195,6 +195,18 @@ def main(config: DictConfig) -> None:
     if others:
         say(f"{others} keyframes are being dumped by another process and were left to it")
     say(writer.summary())
+
+
+def check_grid(teacher: Teacher, grid: VoxelGrid) -> None:
+    """Raise InputError unless the teacher predicts on `grid`."""
+    if teacher.grid == grid:
+        return
+    if teacher.grid in (OCC3D, SURROUNDOCC):
+        raise InputError(f"the teacher predicts on grid {teacher.grid.name}: dump it with grid={teacher.grid.name}")
+    raise InputError(
+        f"the teacher predicts on {teacher.grid}, this dump is on {grid}: let it predict on distill.grids.OCC3D "
+        "or, with grid=surroundocc, on distill.grids.SURROUNDOCC"
+    )
 
 
 def chosen_tokens(config: DictConfig, index: NuScenesIndex) -> list[str]:

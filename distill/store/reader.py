@@ -130,11 +130,14 @@ class TeacherStore:
             digests: token -> uint32 (8+,), see `distill.nuscenes.inventory`; what either side lacks is not compared.
 
         Returns:
-            Token -> names of `schema.DIGESTS`; keyframes that are absent, and stores of schema 2, say nothing.
+            Token -> names of `schema.DIGESTS`; absent and damaged keyframes, and stores of schema 2, say nothing.
         """
         different: dict[str, list[str]] = {}
         for token in self.present & digests.keys():
-            theirs = self.frame_digests(token)
+            try:
+                theirs = self.frame_digests(token)
+            except DamagedSample:
+                continue  # whoever asks for what the sample says is told
             if theirs is not None:
                 pairs = zip(DIGESTS, digests[token].tolist(), theirs.tolist(), strict=False)
                 sources = [name for name, one, other in pairs if one and other and one != other]
@@ -154,7 +157,7 @@ class TeacherStore:
         """One line: samples present and their size."""
         rows = committed_rows(self.path)
         files = [array.path(self.path, row) for array in self.arrays.values() for row in rows]
-        size = sum(file.stat().st_size for file in files) / max(len(rows), 1)
+        size = sum(file.stat().st_size for file in files if file.exists()) / max(len(rows), 1)
         return f"{self.path}: {len(rows)} of {len(self.tokens)} keyframes, {size / 1e6:.2f} MB per keyframe"
 
     def row(self, token: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ from distill.store.schema import (
     seal,
 )
 
+# what `write_durably` leaves of a chunk when it is killed
+_PARTIAL = re.compile(r"c\.(\d+)(\.0)+\.\d+\.partial")
+
 
 class StoreWriter:
     """Writes samples into the store at `store.path`; see `StoreWriter.open`.
@@ -59,8 +63,8 @@ class StoreWriter:
         """
         path = Path(path)
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            with _disk_errors(f"cannot create the store {path}"):
-                _create_whole(path, identity, tokens, scenes)
+            with _disk_errors(f"cannot create the store {path}", "free some space, or give another store.path"):
+                _create_whole(path.resolve(), identity, tokens, scenes)  # where a link points to, not in its place
         store = TeacherStore(path)
         _check_same(store, identity, tokens)
         writer = cls(store)
@@ -224,8 +228,9 @@ class StoreWriter:
         """Remove what processes that were killed have left of rows that nobody is writing."""
         for array in (COMMITS, *self.store.arrays):
             for name in os.listdir(self.store.path / array):
-                if name.endswith(".partial"):
-                    token = self.store.tokens[int(name.split(".")[1])]
+                partial = _PARTIAL.fullmatch(name)
+                if partial is not None:
+                    token = self.store.tokens[int(partial[1])]
                     if self.claim(token):
                         (self.store.path / array / name).unlink(missing_ok=True)
                         self.release(token)
@@ -282,12 +287,10 @@ def _teacher_errors(token: str) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_errors(what: str) -> Iterator[None]:
+def _disk_errors(what: str, advice: str = "what was committed is intact, run again to go on") -> Iterator[None]:
     """Say what the file system refused in one line."""
     try:
         yield
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise InputError(
-            f"{what}: {error.strerror}{where}; what was committed is intact, run again to go on"
-        ) from error
+        raise InputError(f"{what}: {error.strerror}{where}; {advice}") from error

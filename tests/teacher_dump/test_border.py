@@ -91,7 +91,7 @@ def with_nan():
         (LOGITS, r"240 of 240 voxels .* are they logits\? Then take \.log_softmax\(-1\)"),
         (LOGITS - 20, "are they logits"),
         (LOGITS * 100, r"sum to .* inf and not to 1: are they logits"),
-        (torch.full_like(LOGITS, -torch.inf), "sum to 0 .. 0 and not to 1"),
+        (torch.full_like(LOGITS, -torch.inf), "240 of 240 voxels hold a probability of 0 .* let covered_BXYZ be False"),
         (LOGITS.softmax(-1), r"hold probabilities, not their logarithms: take \.log\(\)"),
         (LOGITS.sigmoid().log(), "not to 1"),
         (with_nan(), "1 of 240 voxels hold NaN or infinity"),
@@ -133,6 +133,7 @@ def test_what_is_not_covered_is_not_looked_at():
             r"covered_BXYZ has the shape .* BZYX\? Then take \.permute\(0, 3, 2, 1\)",
         ),
         (torch.ones(6, 5, 4, dtype=torch.bool), "the axis B is missing"),
+        (torch.arange(2).view(2, 1, 1, 1).expand(2, 6, 5, 4) > 0, "False everywhere: .* teaches nothing"),
     ],
 )
 def test_other_coverage_is_refused(covered, expected):
@@ -208,6 +209,35 @@ def test_a_teacher_may_replace_what_it_is_given():
     assert batch["images"].dtype == torch.uint8
 
 
+def test_a_teacher_may_change_what_it_is_given():
+    """In place: labels and picture are of the keyframe, not of what the teacher made of it."""
+
+    def greedy(batch):
+        batch["images"].zero_()
+        batch["points"][0].zero_()
+        batch["token"].clear()
+        return TeacherPrediction(LOG_PROBS)
+
+    batch = {"token": list(TOKENS), "images": torch.ones(2), "points": [torch.ones(3, 4)]}
+    ask(Mine(greedy), batch, OCC3D_CLASSES, CPU)
+    assert batch["token"] == TOKENS
+    assert batch["images"].all()
+    assert batch["points"][0].all()
+
+
+def test_a_teacher_may_answer_in_the_same_memory_again():
+    """Writers still compress one answer while the next is computed."""
+    voxels, covered = LOG_PROBS.clone(), torch.ones(2, 6, 5, 4, dtype=torch.bool)
+    spoken = gaussians(means_G3=torch.ones(3, 3))
+    plain, masked = say(voxels), say(voxels, covered, [spoken] * 2)
+    for memory in (voxels, covered, spoken.means_G3):
+        memory.zero_()
+    assert torch.equal(plain.voxel_log_probs_BXYZC, LOG_PROBS)
+    assert torch.equal(masked.voxel_log_probs_BXYZC, LOG_PROBS)
+    assert masked.covered_BXYZ.all()
+    assert masked.gaussians[0].means_G3.all()
+
+
 def test_a_teacher_must_come_back_from_its_move():
     class Forgetful(Mine):
         def to(self, device):
@@ -218,6 +248,7 @@ def test_a_teacher_must_come_back_from_its_move():
 
 
 SOURCE = """
+import numpy as np
 from distill.grids import OCC3D
 
 class Base:
@@ -246,6 +277,9 @@ class Flat(Base):
 
 class Failing(Base):
     def __init__(self): self.told = 1 / 0
+
+class Numpy(Base):
+    inputs = {"image_size": np.array([64, 160]), "lidar": np.bool_(True), "depth_stride": np.int64(16)}
 
 class Changed(Base):
     def __init__(self, inputs):
@@ -343,4 +377,5 @@ def test_errors_in_the_users_code_are_left_to_the_user(folder, target, expected)
 def test_all_that_may_be_asked_of_a_sample(folder):
     asked = {"image_size": [8, 16], "lidar": True, "depth_stride": 8, "bicubic": True}
     assert open_it("beside_me.Changed", inputs=asked).inputs == asked
+    assert open_it("beside_me.Numpy").inputs["lidar"]
     assert set(asked) <= inspect.signature(FrameDataset).parameters.keys()

@@ -72,6 +72,15 @@ def test_the_verdict_says_whether_there_was_one():
     assert "on the 3 labelled ones, judged on the first 2" in gate.verdict()
 
 
+def test_a_teacher_that_finds_nothing_is_said_even_without_labels():
+    gate, empty = Gate(10.0, 2, OCC3D_CLASSES), np.full((20, 20, 10), 17, dtype=np.uint8)
+    gate.check_classes("abc", street(17), COVERED, NOWHERE)
+    assert "suspicious" not in gate.verdict()
+    for _ in range(99):  # 918 of the voxels of a street are not free
+        gate.check_classes("abc", empty, COVERED, NOWHERE)
+    assert gate.verdict().endswith("; suspicious: it calls 99.77% of the voxels free")
+
+
 def test_labels_that_say_nothing_cannot_judge():
     gate = Gate(0.0, 1, OCC3D_CLASSES)
     with pytest.raises(InputError, match="check their mask_camera"):

@@ -15,12 +15,12 @@ from distill.bev import bev_log_probs
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.gaussians import Gaussians
-from distill.grids import VoxelGrid
+from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.store import GaussianKind, StoreIdentity, StoreWriter
 from distill.teaching import render
 from teacher_dump.border import ask
 from teacher_dump.gate import Gate
-from teacher_dump.main import Dump, chosen_tokens, gaussians_of
+from teacher_dump.main import Dump, check_grid, chosen_tokens, gaussians_of
 from teacher_dump.teachers import TeacherPrediction
 
 GRID = VoxelGrid("tiny", "ego", (-2.0, -2.0, 1.0), 0.5, (8, 8, 6))  # up to 4 m, a metre above what Gaussians cover
@@ -207,3 +207,18 @@ def test_splits_that_overlap_are_refused():
             InputError, match=r"dump\.splits=\[train, val, hard\] overlap: 2 keyframes are in two of them"
         ):
             chosen("train", "val", "hard", first=first)
+
+
+def test_a_teacher_on_another_grid_is_told_what_to_do():
+    check_grid(Teacher(), GRID)
+    on_occ3d = type("Elsewhere", (), {"grid": OCC3D})()
+    check_grid(on_occ3d, OCC3D)
+    with pytest.raises(InputError, match="predicts on grid occ3d: dump it with grid=occ3d"):
+        check_grid(on_occ3d, SURROUNDOCC)
+    with pytest.raises(
+        InputError, match=r"predicts on VoxelGrid\(name='tiny'.*: let it predict on distill\.grids\.OCC3D"
+    ):
+        check_grid(Teacher(), OCC3D)
+    # a name is no grid
+    with pytest.raises(InputError, match=r"shape=\(8, 8, 6\)\), this dump is on .*shape=\(200, 200, 16\)"):
+        check_grid(type("Namesake", (), {"grid": dataclasses.replace(GRID, name="occ3d")})(), OCC3D)

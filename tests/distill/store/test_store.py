@@ -37,7 +37,7 @@ from distill.grids import OCC3D, SURROUNDOCC
 from distill.nuscenes.layout import CAMERAS
 from distill.store import DamagedSample, StoreIdentity, StoreWriter, TeacherStore
 from distill.store.codec import LOG_PROBS, MAX_KL, code_table, decode_codes, encode_voxels
-from distill.store.schema import seal
+from distill.store.schema import DIGESTS, seal
 
 READERS: dict[str, Callable[[TeacherStore, str], object]] = {
     "voxel_logits": TeacherStore.codes,
@@ -209,6 +209,47 @@ def test_damaged_samples_can_be_discarded_and_written_again(path: Path) -> None:
     assert writer.missing(TOKENS) == TOKENS[2:]
     write(writer, TOKENS[2])
     assert contents(path) == before
+
+
+@pytest.mark.parametrize("array", ["frame_digests", "checksums"])
+def test_frames_are_compared_where_they_are_known(path: Path, array: str) -> None:
+    """Damage of one sample is told to who reads it, not to who asks whether the others fit."""
+    at_hand = {token: digests(token) for token in TOKENS}
+    assert TeacherStore(path).other_frames(at_hand) == {}
+    at_hand[TOKENS[0]][2] ^= 1
+    os.truncate(chunk(path, array, 1), 0)
+    assert TeacherStore(path).other_frames(at_hand) == {TOKENS[0]: [DIGESTS[2]]}
+    assert open_writer(path).discard_damaged(TOKENS) == 1
+
+
+def test_a_lost_chunk_weighs_nothing(path: Path) -> None:
+    chunk(path, "bev_probs", 1).unlink()
+    assert "3 of 5 keyframes" in TeacherStore(path).summary()
+
+
+def test_foreign_files_are_left_alone(path: Path) -> None:
+    foreign = [
+        path / "checksums" / ".DS_Store",
+        path / "bev_probs" / "film.partial",
+        path / "bev_probs" / "c.x.partial",
+    ]
+    for file in foreign:
+        file.touch()
+    left = chunk(path, "bev_probs", 1).with_name("c.1.0.0.0.4711.partial")  # of a writer that was killed
+    left.touch()
+    assert open_writer(path).missing(TOKENS) == TOKENS[3:]
+    assert all(file.exists() for file in foreign)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_store_may_begin_behind_a_link(tmp_path: Path, is_there: bool) -> None:
+    if is_there:
+        (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "teacher.zarr").symlink_to("elsewhere")
+    write(open_writer(tmp_path / "teacher.zarr"), TOKENS[0])
+    assert (tmp_path / "teacher.zarr").is_symlink()
+    TeacherStore(tmp_path / "elsewhere").verify(TOKENS[0])
 
 
 def test_damaged_tokens_are_found(path: Path) -> None:
