@@ -32,6 +32,7 @@ FORMAT = f"{FAMILY} 2"
 FORMAT_1 = f"{FAMILY} 1"
 PACKAGE_PREFIX = "pkg://"
 _GIVE = "give the best.pt or last.pt of a run, or a .safetensors export"
+_BEGIN_ANEW = "remove it to begin the run anew, or copy the run's best.pt over it to go on from there"
 _FACTS = ("epoch", "step", "code", "stores", "scores", "data", "files")
 
 
@@ -87,7 +88,7 @@ def load_checkpoint(path: str, weights: str) -> Checkpoint:
         InputError: no such file, not a checkpoint, or without the weights asked for.
     """
     file = resolve(path)
-    content = _read(file)
+    content = _read(file, _GIVE)
     state = content.get("network" if weights == "raw" else "ema")
     if state is None:
         raise InputError(f"{file}: an export holds EMA weights alone: use weights=ema or the run's .pt file")
@@ -101,9 +102,9 @@ def load_training_state(file: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is no checkpoint of ours, or an export.
     """
-    content = _read(file)
+    content = _read(file, _BEGIN_ANEW)
     if "network" not in content:
-        raise InputError(f"{file}: an export, which no training can go on from: give the run's last.pt")
+        raise InputError(f"{file}: an export, which no training can go on from: {_BEGIN_ANEW}")
     return content
 
 
@@ -132,24 +133,24 @@ def export(checkpoint: Checkpoint, file: Path) -> None:
         raise InputError(f"{file}: cannot write it ({error.strerror}): choose a folder that exists") from error
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, give: str) -> dict[str, Any]:
     """What a checkpoint of ours holds, whatever its format; an export holds the weights "ema" alone.
 
     Raises:
-        InputError: it is none; the line says what it is and where such files belong.
+        InputError: it is none; the line says what it is, what to do (`give`) and where such files belong.
     """
-    content = read(file, _GIVE)
+    content = read(file, give)
     found = str(content.get("format", ""))
     if not found.startswith(FAMILY):
         raise InputError(
-            f"{file}: not a checkpoint of this project but {held(content)}: {_GIVE}; pretrained image weights belong "
+            f"{file}: not a checkpoint of this project but {held(content)}: {give}; pretrained image weights belong "
             "to student.network.encoder.weights=, those of GaussianFormer to its teacher.checkpoint="
         )
     if found not in (FORMAT, FORMAT_1):
         raise InputError(f"{file}: {found!r} is later than {FORMAT!r}, the last that is known here: update occ-distill")
     damaged = zipfile.ZipFile(file).testzip() if zipfile.is_zipfile(file) else None  # PyTorch looks at no checksum
     if damaged is not None:
-        raise InputError(f"{file}: damaged at {damaged}, its checksum is another: get the file again, or train again")
+        raise InputError(f"{file}: damaged at {damaged}, its checksum is another: {give}")
     if "facts" in content:
         facts = json.loads(content.pop("facts"))
         del content["format"]
@@ -157,7 +158,7 @@ def _read(file: Path) -> dict[str, Any]:
     content = _from_format_1(content) if found == FORMAT_1 else content
     absent = [key for key in ("config", "ema", *_FACTS) if key not in content]
     if absent:
-        raise InputError(f"{file}: a checkpoint of this project without its {', '.join(absent)}: {_GIVE}")
+        raise InputError(f"{file}: a checkpoint of this project without its {', '.join(absent)}: {give}")
     return content
 
 

@@ -57,6 +57,15 @@ def test_export_holds_the_ema_weights(saved, tmp_path):
         load_checkpoint(str(tmp_path / "out.safetensors"), "raw")
 
 
+def test_a_damaged_training_state_says_how_the_run_goes_on(saved):
+    """Nobody gave that file: there is none to give in its place."""
+    saved.write_bytes(saved.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"incomplete .*: remove it to begin the run anew, or copy the run's best.pt"):
+        load_training_state(saved)
+    with pytest.raises(InputError, match=r"incomplete .*: give the best.pt or last.pt of a run"):
+        load_checkpoint(str(saved), "ema")
+
+
 @pytest.mark.parametrize("name", ["noise.pt", "noise.safetensors"])
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x02not a checkpoint at all")
