@@ -16,6 +16,7 @@ from distill.store import StoreIdentity
 from distill.store.gaussians import COLUMNS, MAX_MEAN_KL, GaussianKind, decode_gaussians, encode_gaussians
 from distill.store.schema import data_arrays
 
+GOLDENS = Path(__file__).parents[2] / "goldens"
 FORMS = ("probabilistic", "additive")
 # a corner of the range, to be quick: 12 x 12 x 8 m
 LOWER, SIZE = (-50.0, -50.0, -5.0), (12.0, 12.0, 8.0)
@@ -139,16 +140,16 @@ def test_the_measure_notices_a_tenth_of_the_precision() -> None:
     assert mean_kl(teacher, moved, centres()) > MAX_MEAN_KL
 
 
-@pytest.mark.parametrize("golden", ["ref_tiny_prob", "ref_tiny_prob_6400", "ref_tiny_v1"])
-def test_the_voxels_of_upstream_are_kept(golden: str, shared: Path) -> None:
+@pytest.mark.parametrize("golden", ["tiny_prob", "tiny_prob_6400", "tiny_v1"])
+def test_the_voxels_of_upstream_are_kept(golden: str) -> None:
     """Gaussians that upstream's own network made, with random weights."""
-    values = np.load(shared / "fixtures" / "gaussianformer" / f"{golden}.npz")
+    values = np.load(GOLDENS / f"gaussianformer_{golden}.npz")
     means, scales, opacities, semantics = (
         torch.from_numpy(values[f"agg.in.{name}"][0]) for name in ("means", "scales", "opas", "semantics")
     )
     rotations = torch.from_numpy(values["gaussian.rotations"][0])
     rotations = torch.cat([rotations, torch.tensor([[1.0, 0, 0, 0]]).repeat(len(means) - len(rotations), 1)])
-    form, reach = ("additive", 3.0) if golden == "ref_tiny_v1" else ("probabilistic", 4.0)
+    form, reach = ("additive", 3.0) if golden == "tiny_v1" else ("probabilistic", 4.0)
     teacher = Gaussians(means, scales, rotations, opacities, semantics, form, reach, "upstream")
     points = torch.from_numpy(SURROUNDOCC.centres()[::5, ::5].reshape(-1, 3)).float()
     kl = mean_kl(teacher, stored(teacher), points)

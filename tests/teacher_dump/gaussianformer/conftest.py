@@ -1,79 +1,81 @@
-"""Goldens of upstream's own code: deterministic weights, a camera rig, images, and stage-by-stage outputs."""
+"""Goldens of upstream's own code: deterministic weights, a camera rig, images, and stage-by-stage outputs.
 
-import importlib.util
+They stand in tests/goldens, whose make.py says what they hold. Tests that need more than that use the fixtures which
+they are a part of, and skip where there is no shared/ beside the checkout.
+"""
+
+import functools
 import json
+import lzma
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from goldens import deterministic
 from torch import Tensor, nn
 
-SEED = 0  # of every golden
-SIZE = (96, 160)  # image rows and columns of every golden
+from teacher_dump.teachers.gaussianformer.backbone import ResNetDCN
+from teacher_dump.teachers.gaussianformer.necks import FPN
+
+GOLDENS = Path(__file__).parents[2] / "goldens"
 
 
 class Golden:
-    """One upstream run: arrays as tensors, numbers and texts as Python values."""
+    """One upstream run: arrays as tensors."""
 
-    def __init__(self, path):
-        self.arrays = np.load(path)
+    def __init__(self, *paths: Path):
+        self.arrays = {name: array for path in paths for name, array in np.load(path).items()}
 
     def __getitem__(self, key):
-        array = self.arrays[key]
-        return torch.from_numpy(array) if array.ndim else array.item()
+        return torch.from_numpy(self.arrays[key])
 
     def __contains__(self, key):
-        return key in self.arrays.files
+        return key in self.arrays
 
 
 @pytest.fixture(scope="session")
-def fixture_root(shared):
-    """The folder with the goldens; tests skip without it."""
-    root = shared / "fixtures/gaussianformer"
-    if not root.is_dir():
-        pytest.skip(f"no goldens at {root}")
-    return root
+def thinned():
+    """`thinned(found, golden)`: every n-th row and column of `found`, as many as the golden holds."""
+
+    def part(found: Tensor, golden: Tensor) -> Tensor:
+        steps = (math.ceil(n / kept) for n, kept in zip(found.shape, golden.shape, strict=True))
+        return found[tuple(slice(None, None, step) for step in steps)]
+
+    return part
 
 
 @pytest.fixture(scope="session")
-def golden(fixture_root):
+def golden():
     """`golden("tiny_prob")["enc.1.deformable"]`; cases tiny_prob, tiny_prob_6400, tiny_v1 and tiny_v1_old."""
-    loaded = {}
-
-    def load(case):
-        if case not in loaded:
-            loaded[case] = Golden(fixture_root / f"ref_{case}.npz")
-        return loaded[case]
-
-    return load
+    common = GOLDENS / "gaussianformer_images.npz"
+    return functools.cache(lambda case: Golden(common, GOLDENS / f"gaussianformer_{case}.npz"))
 
 
 @pytest.fixture(scope="session")
-def key_list(fixture_root):
+def whole_golden(shared):
+    """The fixture that `golden` is a part of."""
+    return functools.cache(lambda case: Golden(shared / f"fixtures/gaussianformer/ref_{case}.npz"))
+
+
+@pytest.fixture(scope="session")
+def key_list():
     """`key_list("prob/nuscenes_gs25600.py")`: shape of every parameter and buffer of an upstream config."""
-    lists = json.loads((fixture_root / "state_dict_keys.json").read_text())
-    return lambda config: {key: tuple(shape) for key, (shape, _) in lists[config].items()}
+    lists = json.loads(lzma.decompress((GOLDENS / "gaussianformer_keys.json.xz").read_bytes()))
+    return lambda config: {key: tuple(shape) for key, shape in lists[config].items()}
 
 
 @pytest.fixture(scope="session")
-def detfill(fixture_root):
-    """The module that made the goldens' weights, rig and images."""
-    spec = importlib.util.spec_from_file_location("detfill", fixture_root / "detfill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def fill(detfill):
-    """`fill(module, "encoder.", seed)`: loads the goldens' weights strictly and returns the module, in eval mode.
+def fill():
+    """`fill(module, "encoder.")`: loads the goldens' weights strictly and returns the module, in eval mode.
 
     `prefix` is the place of the module in the whole network; what upstream fills with a constant keeps its value.
     """
 
-    def load(module: nn.Module, prefix: str = "", seed: int = SEED) -> nn.Module:
+    def load(module: nn.Module, prefix: str = "") -> nn.Module:
         own = {prefix + key: value for key, value in module.state_dict().items()}
-        filled = detfill.fill_state_dict(own, seed)
+        filled = deterministic.weights(own)
         module.load_state_dict({key.removeprefix(prefix): value for key, value in filled.items()}, strict=True)
         return module.eval().requires_grad_(False)
 
@@ -81,15 +83,27 @@ def fill(detfill):
 
 
 @pytest.fixture(scope="session")
-def images(detfill) -> Tensor:
+def images() -> Tensor:
     """Normalised float32 images (6, 3, 96, 160) of the goldens."""
-    return torch.from_numpy(detfill.images(*SIZE, SEED))
+    return deterministic.images()
 
 
 @pytest.fixture(scope="session")
-def lidar2img(detfill) -> Tensor:
+def lidar2img() -> Tensor:
     """Projection matrices (6, 4, 4) of the goldens, float32."""
-    return torch.from_numpy(detfill.rig(*SIZE, SEED)[0])
+    return deterministic.lidar2img()
+
+
+@pytest.fixture(scope="session")
+def backbone_maps(fill, images) -> list[Tensor]:
+    """What our backbone makes of the images; compared with upstream's in test_image_networks.py."""
+    return fill(ResNetDCN(), "img_backbone.")(images)
+
+
+@pytest.fixture(scope="session")
+def maps(fill, backbone_maps) -> list[Tensor]:
+    """What our FPN makes of them; compared with upstream's there, too."""
+    return fill(FPN([x_NCHW.shape[1] for x_NCHW in backbone_maps], 128), "img_neck.")(backbone_maps)
 
 
 class GivenDraws:

@@ -58,23 +58,32 @@ def test_the_first_version_starts_from_its_anchors(fill, golden, images, lidar2i
     assert feature_GC is module.instance_feature
 
 
-def test_depth_logits_match_upstream(fill, golden, images):
-    module = fill(lifter(400, 200, encoder=image_encoder()), "lifter.")
+@pytest.fixture(scope="module")
+def features(fill, images):
+    """What the lifter's own network makes of the images."""
+    return fill(image_encoder(), "lifter.initialize_backbone.")(images)
+
+
+@pytest.fixture(scope="module")
+def depth_logits(fill, features):
+    return fill(lifter(400, 200), "lifter.").depth_logits(features)
+
+
+def test_depth_logits_match_upstream(features, depth_logits, golden, thinned):
     upstream = golden("tiny_prob")
-    feature_NCHW = module.initialize_backbone(images)
-    torch.testing.assert_close(feature_NCHW[:2, ::16], upstream["lifter.secondfpn"], rtol=1e-5, atol=2e-5)
-    module.initialize_backbone.forward = lambda _: feature_NCHW
-    torch.testing.assert_close(module.depth_logits(images), upstream["lifter.logits"][0], rtol=1e-5, atol=5e-5)
+    torch.testing.assert_close(features[:2, ::16], upstream["lifter.secondfpn"], rtol=1e-5, atol=2e-5)
+    expected = upstream["lifter.logits"][0]
+    torch.testing.assert_close(thinned(depth_logits, expected), expected, rtol=1e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_points_and_anchors_match_upstream(case, fill, golden, given_draws, lidar2img):
+def test_points_and_anchors_match_upstream(case, fill, golden, given_draws, lidar2img, depth_logits):
     _, lifted, learned = CASES[case]
     upstream = golden(case)
     module = fill(lifter(lifted, learned), "lifter.")
-    module.depth_logits = lambda _: upstream["lifter.logits"][0]
+    module.depth_logits = lambda _: depth_logits
 
-    points_P3 = module.lift(upstream["lifter.logits"][0], lidar2img, SIZE, given_draws(case))
+    points_P3 = module.lift(depth_logits, lidar2img, SIZE, given_draws(case))
     torch.testing.assert_close(points_P3, upstream["lifter.fps_in"], rtol=0, atol=1e-5)
     assert torch.equal(farthest_points(points_P3, lifted, 1), upstream["lifter.fps_idx"].long())
 
