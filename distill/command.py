@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import hashlib
 import os
@@ -26,6 +27,7 @@ from distill.errors import InputError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # what no program can mend, wherever it happens to write
 _SHOWN = 3  # problems of a configuration in one line
 _LONGEST_NAME = 120  # characters; file systems take 255 bytes
 
@@ -135,6 +137,9 @@ def user_mistake(error: BaseException | None) -> str | None:
             return _one_line(error)
         if isinstance(error, OverrideParseException):
             return _how_to_write(error.override)
+        if isinstance(error, OSError) and error.errno in _DISK:
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{error.strerror}: see to the disk (df), then run the same command again to go on"
         if isinstance(error, ConfigKeyError | ConfigAttributeError) and "is not in struct" in str(error):
             return _no_such_value(error)
         if isinstance(error, InterpolationToMissingValueError):

@@ -32,6 +32,15 @@ def test_an_input_error_from_a_loader_worker_is_its_own_message_again():
     assert user_mistake(raised.value) == "labels.npz: no semantics"
 
 
+def test_a_full_disk_is_no_defect_of_ours_wherever_it_is_met():
+    with pytest.raises(OSError, match="No space") as raised, open("/dev/full", "w") as full:
+        full.write("x")
+    assert user_mistake(raised.value) == (
+        "No space left on device: see to the disk (df), then run the same command again to go on"
+    )
+    assert user_mistake(FileNotFoundError(2, "No such file")) is None
+
+
 def test_an_input_error_inside_an_instantiation_is_found():
     assert user_mistake(chained(InstantiationException("Error in call"), InputError("bad grid"))) == "bad grid"
 
