@@ -27,6 +27,8 @@ def open_dataroot(data: DictConfig) -> NuScenesIndex:
     root = Path(data.root).expanduser()
     if data.world is not None:
         ensure_world(root, instantiate(data.world), workers=os.cpu_count() or 1)
+    if not root.is_dir():
+        raise InputError(f"no nuScenes dataroot at {root}: no such folder; say where it is with data.root=")
     return load_index(root, data.version, Path(data.cache_dir).expanduser(), data.lidar_columns)
 
 
