@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import ceil
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFile
+from PIL import ExifTags, Image, ImageEnhance, ImageFile
 
 from distill.augment import ImageTransform
 from distill.errors import InputError
@@ -32,8 +32,8 @@ def read_images(
         windows: int (6, 4) left, top, right, bottom of the content; around it the images are black.
 
     Raises:
-        InputError: an image is missing, cannot be decoded, is not of the size the calibration is for, or not of 8 bits
-            a channel without transparency.
+        InputError: an image is missing, cannot be decoded, is not of the size the calibration is for, not of 8 bits a
+            channel without transparency, or turned by its EXIF orientation.
     """
     height, width = image_size
     images = np.zeros((len(keyframe.cameras), 3, height, width), dtype=np.uint8)
@@ -75,6 +75,12 @@ def open_image(camera: Camera, token: str, scale: float) -> Image.Image:
             kind = _kind(image)
             if kind not in _MODES:
                 raise InputError(f"{named} is of kind {kind}, not 8 bits a channel: convert it to 8-bit RGB")
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1
+            if turned != 1:  # OpenCV turns it, Pillow does not, and the calibration fits one of the two
+                raise InputError(
+                    f"{named} is to be turned (EXIF orientation {turned}), and nothing says whether the calibration is "
+                    "for that: save it as it was calibrated, without the tag"
+                )
             image.draft("RGB", size)
             image.load()
             if image.has_transparency_data and len(set(image.convert("RGBA").getchannel("A").getextrema())) > 1:

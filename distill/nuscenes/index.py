@@ -212,13 +212,15 @@ class NuScenesIndex:
         Raises:
             InputError: there is no such split, or none of its scenes is here.
         """
-        split = SHORT_NAMES.get((self.version, split), split)
+        if split not in self.splits:  # a splits.json may have some of these names itself
+            split = SHORT_NAMES.get((self.version, split), split)
         if split == "all":
             return self._select(np.arange(len(self)))
         if split not in self.splits:
             raise InputError(
-                f"split {split!r} has no scenes in {self.root / self.version}: "
-                f"use one of {', '.join([*self.splits, 'all'])}"
+                f"split {split!r} has no scenes in {self.root / self.version}: use one of "
+                f"{', '.join([*self.splits, 'all'])}, or list names of scenes, such as {self.scenes[0]}, under it in "
+                "splits.json"
             )
         # Few distinct values: decide per value, not per keyframe.
         with_split = [names for names in np.unique(self._records["splits"]) if split in names.decode().split()]

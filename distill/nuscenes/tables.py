@@ -6,8 +6,10 @@ table names neither record nor field; so the six tables that are needed are read
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ _VERSION_SPLITS = {
     "v1.0-mini": ("mini_train", "mini_val"),
 }
 _HIGHEST = {"width": 2**31 - 1, "height": 2**31 - 1, "timestamp": 2**63 - 1}  # what a record of the index holds
+_FARTHEST = 50.0  # metres from the ego frame; no sensor of a car is so far from it
+_NARROWEST = 0.04  # focal length per side of an image that it fits: 170 degrees, beyond any pinhole
 _NORM_ERROR = 1e-3  # of a quaternion that was rounded; others are no rotations
 # Stands in for a camera that a keyframe lacks: 100 m above the ego frame, looking up. No LiDAR point is in front of it
 # and no ray from it meets a grid.
@@ -173,7 +177,7 @@ def read_tables(tables: Tables) -> np.ndarray:
 
     Raises:
         InputError: a keyframe without LIDAR_TOP or without any camera, a broken table or splits.json, calibration or
-            poses that are none.
+            poses that are none, keyframes of one scene and time.
     """
     splits = _splits_of_scenes(tables.folder)
     sensors = _sensors(tables)
@@ -184,6 +188,7 @@ def read_tables(tables: Tables) -> np.ndarray:
     if not keyframes:
         raise InputError(f"{tables.file('sample')}: no keyframe is in it: download the nuScenes metadata again")
     paths = [data.text("filename") for of_keyframe in sensors.values() for data in of_keyframe.values()]
+    _check_times(tables, keyframes)
     scene_names, _, tokens = zip(*keyframes, strict=True)
     split_lists = [" ".join(names) for names in splits.values()]
     records = np.zeros(len(keyframes), _record_dtype(*map(_width, (tokens, scene_names, split_lists, paths))))
@@ -218,8 +223,22 @@ def _by_token(path: Path) -> dict[str, Record]:
         raise InputError(f"{path}: not a list of records [{{...}}, ...]: download the nuScenes metadata again")
     table = {record.text("token"): record for record in (Record(path, row) for row in rows)}
     if len(table) < len(rows):
-        raise InputError(f"{path}: {len(rows) - len(table)} of {len(rows)} records share their token with another one")
+        token = Counter(row["token"] for row in rows).most_common(1)[0][0]
+        raise InputError(
+            f"{path}: {len(rows) - len(table)} of {len(rows)} records share their token with another one "
+            f"(first {token}): leave one of them in"
+        )
     return table
+
+
+def _check_times(tables: Tables, keyframes: list[tuple[str, int, str]]) -> None:
+    """Raise InputError where the order of keyframes (scene, time, token) is not known."""
+    for (scene, time, token), (other_scene, other_time, other) in itertools.pairwise(keyframes):
+        if (scene, time) == (other_scene, other_time):
+            raise InputError(
+                f"{tables.file('sample')}: keyframes {token} and {other} of {scene} have the same timestamp, {time}: "
+                "give each its own (microseconds), or leave one of them out"
+            )
 
 
 def _sensors(tables: Tables) -> dict[str, dict[str, Record]]:
@@ -242,6 +261,8 @@ def _fill_sensors(record: np.void, tables: Tables, token: str, sensors: dict[str
     record["lidar_path"] = lidar.text("filename").encode()
     record["lidar2ego"] = tables.linked(lidar, "calibrated_sensor").pose()
     record["ego2global"] = tables.linked(lidar, "ego_pose").pose()
+    _check_near(lidar, record["lidar2ego"])
+    global2ego = np.linalg.inv(record["ego2global"])
     for camera, data in zip(record["cameras"], map(sensors.get, CAMERAS), strict=True):
         if data is not None:
             calibration = tables.linked(data, "calibrated_sensor")
@@ -249,7 +270,26 @@ def _fill_sensors(record: np.void, tables: Tables, token: str, sensors: dict[str
             camera["width"], camera["height"] = data.whole("width", 1), data.whole("height", 1)
             camera["intrinsics"], camera["cam2ego"] = calibration.intrinsics(), calibration.pose()
             camera["ego2global"] = tables.linked(data, "ego_pose").pose()
+            _check_near(data, global2ego @ camera["ego2global"] @ camera["cam2ego"])
+            _check_image(calibration, camera["intrinsics"], (int(camera["width"]), int(camera["height"])))
     _fill_absent(record)
+
+
+def _check_near(data: Record, sensor2ego: np.ndarray) -> None:
+    distance = float(np.linalg.norm(sensor2ego[:3, 3]))
+    if distance > _FARTHEST:
+        raise InputError(
+            f"{data.table}: {data.use} is {distance:.0f} m from the vehicle by its calibrated_sensor and ego_pose: "
+            "correct them (metres; the ego_pose of the same moment)"
+        )
+
+
+def _check_image(calibration: Record, intrinsics: np.ndarray, size: tuple[int, int]) -> None:
+    centre, focal = intrinsics[:2, 2], np.diag(intrinsics)[:2]
+    if not ((centre >= 0) & (centre <= size)).all() or (focal < _NARROWEST * np.array(size)).any():
+        raise calibration.fault(
+            "camera_intrinsic", f"{intrinsics.tolist()}, not of an image of {size[0]}x{size[1]} pixels"
+        )
 
 
 def _fill_absent(record: np.void) -> None:
@@ -332,4 +372,6 @@ def _read_splits(path: Path) -> dict[str, list[str]]:
     )
     if not well_formed:
         raise InputError(f'{path}: must map one-word split names to lists of scene names: {{"train": ["scene-0001"]}}')
+    if "all" in splits:
+        raise InputError(f'{path}: "all" stands for every keyframe and is no split of one\'s own: choose another name')
     return splits

@@ -3,7 +3,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from distill.augment import Augmentation, ImageTransform, Transform
 from distill.errors import InputError
@@ -192,6 +192,21 @@ def test_transparency_is_refused(tiny, mode):
     halves = with_alpha(np.where(np.arange(250) < 125, 0, 255))
     with pytest.raises(InputError, match=r"late\.jpg: image of keyframe late is transparent in places"):
         read_front_left(tiny, lambda path: halves.convert(mode).save(path, "png"))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_images_that_viewers_turn_are_refused(tiny, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+
+    def write(path):
+        GREY.save(path, "jpeg", exif=exif)
+
+    if orientation == 1:
+        read_front_left(tiny, write)
+        return
+    with pytest.raises(InputError, match=rf"late\.jpg: .* to be turned \(EXIF orientation {orientation}\)"):
+        read_front_left(tiny, write)
 
 
 @pytest.mark.parametrize(

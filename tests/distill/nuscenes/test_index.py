@@ -30,6 +30,18 @@ def test_splits(index):
         index.keyframes("mini_val")
 
 
+def test_own_splits_go_by_their_own_names(dataroot, tmp_path):
+    """Whatever the version calls its own; and it is said what a split lists."""
+    (dataroot / VERSION).rename(dataroot / "v1.0-mini")
+    index = load_index(dataroot, "v1.0-mini", tmp_path)
+    assert index.keyframes("train").tokens == ["early", "late"]
+    (dataroot / "v1.0-mini/splits.json").write_text('{"val": ["late"]}')
+    with pytest.raises(
+        InputError, match=r"'mini_val' has no scenes .* list names of scenes, such as scene-0001, under"
+    ):
+        load_index(dataroot, "v1.0-mini", tmp_path).keyframes("val")
+
+
 def test_keyframe_by_token(index):
     assert index.keyframe("late").timestamp == 1_500_000
     with pytest.raises(InputError, match="no keyframe 'lat'"):

@@ -105,7 +105,11 @@ def in_place(path: Path) -> None:
 
 def shift(row: int):
     """Move what a table's record says along x."""
-    return lambda rows: rows[row]["translation"].__setitem__(0, 7.0)
+
+    def move(rows: list[dict]) -> None:
+        rows[row]["translation"][0] += 7.0
+
+    return move
 
 
 @pytest.mark.parametrize(

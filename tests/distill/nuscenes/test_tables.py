@@ -161,6 +161,8 @@ NO_TABLE = {
     "a flag in words": (change("sample_data", is_key_frame="false"), "is 'false', not true or false"),
     "a time in words": (change("sample", timestamp="noon"), "timestamp of record 'late' is 'noon', not a whole number"),
     "a time in seconds": (change("sample", timestamp=1.5), "timestamp of record 'late' is 1.5, not a whole number"),
+    "two at a time": (change("sample", timestamp=1_000_000), "keyframes early and late of scene-0002 have the same"),
+    "splits of all": (overwrite("splits", b'{"all": []}'), 'splits.json: "all" stands for every'),
     "odd splits": (overwrite("splits", b'{"train": "scene-0001"}'), "splits.json: must map"),
     "null splits": (overwrite("splits", b"null"), "splits.json: must map"),
     "null scenes": (overwrite("splits", b'{"train": null}'), "splits.json: must map"),
@@ -251,6 +253,29 @@ def test_what_is_no_pose_is_named(dataroot, edit, refusal, pose, message):
     change("ego_pose", 8, **pose)(dataroot, edit)
     found = message.format("'alone-CAM_FRONT_LEFT', CAM_FRONT_LEFT of keyframe alone, is ")
     assert f"ego_pose.json: {found}" in refusal()
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_sensors_are_on_the_vehicle(dataroot, edit, refusal, row):
+    """Millimetres; and an ego pose of another place."""
+    channel = ["LIDAR_TOP", "CAM_FRONT_LEFT"][row]
+    change("calibrated_sensor", row, translation=[1000, 0, 1500])(dataroot, edit)
+    assert f"sample_data.json: {channel} of keyframe alone is 180" in refusal()
+
+
+def test_poses_of_a_keyframe_are_of_one_moment(dataroot, edit, refusal):
+    change("ego_pose", 8, translation=[0, 0, 0])(dataroot, edit)
+    assert "CAM_FRONT_LEFT of keyframe alone is 1" in refusal()
+
+
+@pytest.mark.parametrize(
+    "intrinsics",
+    [[[240, 0, 251], [0, 240, 141], [0, 0, 1]], [[0.48, 0, 0.5], [0, 0.85, 0.5], [0, 0, 1]]],
+    ids=["of an image twice the size", "per side of the image"],
+)
+def test_intrinsics_of_another_image_are_refused(dataroot, edit, refusal, intrinsics):
+    change("calibrated_sensor", 1, camera_intrinsic=intrinsics)(dataroot, edit)
+    assert f"{FRONT_LEFT}{np.float64(intrinsics).tolist()}, not of an image of 250x141 pixels" in refusal()
 
 
 def test_a_rounded_rotation_is_one(dataroot, edit, read):
