@@ -191,6 +191,8 @@ class Trainer:
                 self.board.add_scalar(name.replace("_", "/", 1), value, self.step)
             lines = "".join(json.dumps(line) + "\n" for line in self.history)
             (self.output / "metrics.jsonl").write_text(lines)
+            if untaught:
+                print(f"epoch {epoch + 1}: {int(untaught)} frames had no readable teacher (store.missing=skip)")
             if scores:
                 print(
                     f"epoch {epoch + 1}: val mIoU {scores['val_miou']:.2f}, IoU {scores['val_geometric_iou']:.2f} (EMA)"

@@ -99,7 +99,8 @@ def test_a_damaged_sample_is_an_error_or_skipped_and_can_be_redone(workshop):
 
     epoch = (*SMALL_STUDENT, "trainer.epochs=1", "store.paths=[stores/damaged.zarr]")
     assert store.tokens[row] in workshop.refused("occ-train-student", *epoch, "output=runs/strict")
-    workshop.ok("occ-train-student", *epoch, "output=runs/skip", "store.missing=skip")
+    printed = workshop.ok("occ-train-student", *epoch, "output=runs/skip", "store.missing=skip")
+    assert "epoch 1: 1 frames had no readable teacher" in printed
     (entry,) = map(json.loads, (workshop.folder / "runs/skip/metrics.jsonl").read_text().splitlines())
     assert entry["frames_without_teacher"] == 1
 
