@@ -5,13 +5,13 @@ Letters: X Y Z voxel axes, C classes (label, then prediction), G groups of voxel
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from distill.classes import ClassSet
 from distill.errors import InputError
+from kernels.compiled import compiled
 
 Array = Tensor | np.ndarray
 
@@ -90,7 +90,7 @@ def _count_cpu(prediction: Tensor, semantics: Tensor, mask: Tensor, group: Tenso
     return torch.from_numpy(counts_GCC)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _count(prediction_V, semantics_V, mask_V, group_V, counts_GCC):  # type: ignore[no-untyped-def]
     groups, classes, _ = counts_GCC.shape
     for v in range(len(prediction_V)):

@@ -19,8 +19,9 @@ Letters: X Y Z voxel axes, C classes.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from kernels.compiled import compiled
 
 # (step in nats, count): how the levels descend from 0; steps as wide as the bound permits, round where values abound.
 _SEGMENTS = (
@@ -93,7 +94,7 @@ def encode_voxels(log_probs_XYZC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return levels_ZXYC.transpose(1, 2, 0, 3), semantics_XYZ
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _encode(log_probs_XYZC, code_of_cell, borders, levels, probs, bits_ZXYC, semantics_XYZ):  # type: ignore[no-untyped-def]
     """Fill the bits of the float16 levels and the argmax; return the number of voxels that are no distribution."""
     X, Y, Z, C = log_probs_XYZC.shape
@@ -155,7 +156,7 @@ def decode_codes(levels_XYZC: np.ndarray, table: np.ndarray) -> np.ndarray:
     return codes_XYZC
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _decode(bits_ZXYC, table, codes_XYZC):  # type: ignore[no-untyped-def]
     Z, X, Y, C = bits_ZXYC.shape
     for x in range(X):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.compiled import compiled
 from kernels.farthest_points.buckets import SIZE, fill_buckets
 
 
@@ -19,7 +19,7 @@ def sample(parts: list[Tensor], counts: list[int]) -> list[Tensor]:
     return chosen
 
 
-@numba.njit(cache=True)
+@compiled()
 def _sample(count, points_P3, points_BS3, index_BS, distance_BS, lower_B3, upper_B3):
     # of each bucket: the farthest point, by its number, and its distance
     farthest_B = np.zeros(len(points_BS3), np.int32)
@@ -37,7 +37,7 @@ def _sample(count, points_P3, points_BS3, index_BS, distance_BS, lower_B3, upper
     return chosen_K
 
 
-@numba.njit(cache=True)
+@compiled()
 def _box_distance(point_3, lower_3, upper_3):
     """Squared distance to a box; rounding never makes it larger than that to a point inside."""
     dx = max(lower_3[0] - point_3[0], point_3[0] - upper_3[0], np.float32(0))
@@ -46,7 +46,7 @@ def _box_distance(point_3, lower_3, upper_3):
     return dx * dx + dy * dy + dz * dz
 
 
-@numba.njit(cache=True)
+@compiled()
 def _update(point_3, points_S3, index_S, distance_S):
     """Shorten the distances of one bucket; returns its farthest point and that point's distance."""
     farthest, reach = 0, np.float32(-1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import torch
 from torch import Tensor
+
+from kernels.compiled import compiled
 
 MOST_VOXELS = 1001  # that a ray visits, in the grid and outside
 
@@ -55,7 +56,7 @@ def walk(
     return end_SR, distance_SR
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _walk(bits_XYZ, voxel_R3, step_R3, border_R3, spacing_R3, end_SR, distance_SR, begin, end):  # type: ignore[no-untyped-def]
     """All volumes in one walk: bit s of `bits_XYZ` tells whether volume s is occupied."""
     volumes = len(end_SR)
@@ -94,13 +95,13 @@ def _walk(bits_XYZ, voxel_R3, step_R3, border_R3, spacing_R3, end_SR, distance_S
         _write(pending, last, distance, end_SR[:, r], distance_SR[:, r])
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@compiled(nogil=True, inline="always")
 def _beyond(voxel, step, count):  # type: ignore[no-untyped-def]
     """Whether a ray is out of the grid along an axis for good."""
     return voxel < 0 if step < 0 else voxel >= count
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@compiled(nogil=True, inline="always")
 def _write(volumes, voxel, distance, end_S, distance_S):  # type: ignore[no-untyped-def]
     """The end of a ray in the volumes whose bits are set."""
     for s in range(len(end_S)):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.compiled import compiled
 from kernels.splat.tiles import POINTS, Splats, Tiles
 
 _LANES = 32  # floats per turn of a compiled loop
@@ -47,7 +47,7 @@ def splat(points_V3: Tensor, cells_V3: Tensor, splats: Splats, tiles: Tiles) -> 
     return torch.from_numpy(sums_VS), torch.from_numpy(empty_V)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _splat(start, stop, points_V3, cells_V3, splats, tiles, sums_VS, empty_V):
     x_3L, cell_3L = np.zeros((3, POINTS), np.float32), np.zeros((3, POINTS), np.int32)
     p_L, weighted_L = np.empty(POINTS, np.float32), np.empty(POINTS, np.float32)
@@ -75,7 +75,7 @@ def _splat(start, stop, points_V3, cells_V3, splats, tiles, sums_VS, empty_V):
                 sums_VS[v, s] = sums_SL[s, i] * _UNSHIFT
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _evaluate(splats, g, x_3L, cell_3L, count, p_L, weighted_L):
     """Write p and weight * p of Gaussian g for the first `count` points, both 2^_SHIFT times too large."""
     mean_x, mean_y, mean_z = splats.means_G3[g]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-import numba
+from kernels.compiled import compiled
 
-kernel = numba.njit(cache=True, fastmath=True)
+kernel = compiled(fastmath=True)
 
 
 _X, _Y, _Z = 73856093, 19349663, 83492791  # Teschner et al. 2003, optimized spatial hashing
