@@ -16,10 +16,15 @@ SHORT_NAMES = {("v1.0-mini", "train"): "mini_train", ("v1.0-mini", "val"): "mini
 
 def check_version(root: Path, version: str) -> None:
     """Raise InputError unless `root` is a folder with this version's tables, naming the versions there are."""
-    if not root.is_dir():
+    try:
+        is_folder = root.is_dir()
+        has_version = is_folder and (root / version / "sample.json").is_file()
+        versions = sorted(table.parent.name for table in root.glob("*/sample.json")) if not has_version else []
+    except OSError as error:
+        raise InputError(f"{root / version}: cannot be read ({error.strerror}): see to its permissions") from error
+    if not is_folder:
         raise InputError(f"no nuScenes dataroot at {root}: no such folder")
-    if not (root / version / "sample.json").is_file():
-        versions = sorted(table.parent.name for table in root.glob("*/sample.json"))
+    if not has_version:
         raise InputError(
             f"no nuScenes version {version!r} in {root} (a folder with sample.json): "
             f"it has {', '.join(versions) or 'no version at all'}"

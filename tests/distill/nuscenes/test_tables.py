@@ -178,6 +178,12 @@ def test_what_is_no_table_is_named(dataroot, edit, refusal, fault):
     assert message in refusal()
 
 
+def test_a_version_that_cannot_be_looked_at_is_named(dataroot, tmp_path):
+    """Root may look into any folder, but no system takes such a name."""
+    with pytest.raises(InputError, match=r"/v{300}: cannot be read \(File name too long\)"):
+        load_index(dataroot, "v" * 300, tmp_path)
+
+
 def test_splits_may_begin_with_a_byte_order_mark(dataroot, tmp_path):
     (dataroot / VERSION / "splits.json").write_bytes(codecs.BOM_UTF8 + b'{"val": ["scene-0001"]}')
     assert load_index(dataroot, VERSION, tmp_path).keyframes("val").tokens == ["alone"]
