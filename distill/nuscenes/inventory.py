@@ -100,7 +100,7 @@ def settle_missing(splits: dict[str, Inventory], missing: str, listing: Path, ad
         splits: name -> what is there.
         missing: "error" or "skip".
         listing: where these files are listed, one a line.
-        advice: what else would help who lacks files.
+        advice: what else would help who lacks scans.
 
     Raises:
         InputError: some were, and `missing` is "error".
@@ -118,7 +118,8 @@ def settle_missing(splits: dict[str, Inventory], missing: str, listing: Path, ad
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(map(_kind, files)).items())
     told = f"{counts} lack files: {len(files)} are absent or empty ({kinds}), first {files[0]}, all listed in {listing}"
     if missing == "error":
-        raise InputError(f"{told}; get them, or leave these keyframes out with data.missing=skip{advice}")
+        scans = any(file.suffix == ".bin" for file in files)
+        raise InputError(f"{told}; get them, or leave these keyframes out with data.missing=skip{advice * scans}")
     if ranks.rank() == 0:
         print(f"left out: {told}", flush=True)
 
