@@ -22,7 +22,7 @@ from distill.errors import InputError
 from distill.nuscenes.layout import CAMERAS, LIDAR_COLUMNS, SHORT_NAMES, check_version
 
 # Part of the cache key: raise it whenever the meaning or layout of the records changes.
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from distill.store import StoreIdentity, TeacherStore
 from student.evaluation.folder import name_of
 from student.evaluation.predictions import PredictionsFolder
 from student.evaluation.sources import CheckpointSource, PredictionsSource, Source, StoreSource
+from student.stream import find_store
 
 Opened = Checkpoint | list[TeacherStore] | PredictionsFolder
 
@@ -146,9 +147,22 @@ def _take_stock(
         lidar=any(network.config["student"]["inputs"]["lidar"] for network in networks),
     )
     settle_missing({settings.split: stock}, settings.data.missing, output / "missing_files.txt")
+    if settings.data.missing == "skip":
+        stock = _in_all_stores(stock, opened)
     if not stock.keyframes:
         raise InputError(f"split {settings.split} has no keyframe that is whole: there is nothing to score")
     return stock
+
+
+def _in_all_stores(stock: Inventory, opened: dict[str, Opened]) -> Inventory:
+    """Without the keyframes that one of the teacher stores lacks, so that all sources are scored on the same ones."""
+    for name, stores in opened.items():
+        if isinstance(stores, list):
+            held = [find_store(stores, token) is not None for token in stock.keyframes.tokens]
+            if not all(held) and ranks.rank() == 0:
+                print(f"left out: {held.count(False)} of {len(held)} keyframes that {name} lacks", flush=True)
+            stock = replace(stock, keyframes=stock.keyframes.where(held))
+    return replace(stock, labelled=stock.labelled & set(stock.keyframes.tokens))
 
 
 def _say_other_frames(source: StoreSource, stock: Inventory) -> None:
@@ -260,7 +274,7 @@ def _source(
     if missing:
         raise InputError(
             f"{stored.path} lacks {len(missing)} of {len(subject.keyframes)} keyframes ({', '.join(missing[:3])}): "
-            "dump them with occ-dump"
+            "dump them with occ-dump, or leave them out with data.missing=skip"
         )
     return stored
 

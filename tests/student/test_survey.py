@@ -140,3 +140,14 @@ def test_a_score_beside_a_teacher_that_saw_other_images_says_so(copy, trained, w
     quick = ("pictures=[]", "cost.runs=1", "cost.warmup=0", "output=eval")
     printed = copy.ok("occ-eval", f"checkpoint={trained}", f"data.root={copy.folder / 'data/demo'}", *quick)
     assert "1 of 4 keyframes were dumped from other files" in printed
+
+
+def test_a_store_that_lacks_keyframes_is_scored_on_those_it_has_when_asked(workshop):
+    """As a dump with data.missing=skip leaves it."""
+    part = ("store.path=stores/part.zarr", "dump.splits=[val]", "dump.max_samples=1", "gate.min_miou=0")
+    workshop.ok("occ-dump", *part)
+    source = ("sources=[stores/part.zarr]", "data.root=data/demo", "data.version=v1.0-demo", "pictures=[]")
+    assert "data.missing=skip" in workshop.refused("occ-eval", *source)
+    printed = workshop.ok("occ-eval", *source, "data.missing=skip", "output=part")
+    assert "left out: 3 of 4 keyframes that part lacks" in printed
+    assert json.loads((workshop.folder / "part/metrics.json").read_text())["scored"]["keyframes"] == 1
