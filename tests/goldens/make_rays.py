@@ -5,10 +5,12 @@
 CHECKOUT is one of MCG-NJU/SparseOcc that has rayiou_metrics/ (commit f33f5ca), whose CPU operator is built and can be
 imported as dvr_cpu_ops. Nothing of the golden comes from nuScenes:
 
-semantics, prediction   uint8 (2, 200, 200, 16): boxes of every class on a plane, then moved or of another class
-lidar2ego, ego2global   float64 (30, 4, 4): a drive that turns, 2.5 m between keyframes, then a leap of 60 m
-keyframes               which of them the two volumes belong to
+semantics, prediction   uint8 (3, 200, 200, 16): boxes of every class on a plane, then moved or of another class;
+                        the air of the third is cluttered, so that it matters which border a ray crosses first
+lidar2ego, ego2global   float64 (30, 4, 4): a drive that turns, 2.6 m between keyframes, then a leap of 60 m
+keyframes               which of them the first two volumes belong to
 origins_{0,1}           float64 (T, 3): where upstream's EgoPoseDataset begins their rays
+origins_2               where those of the third begin: where rays meet two borders at once, at the side, and below
 directions              float32 (2006, 3): every 7th of upstream's rays
 labels, predictions     (18,) how many rays end in each class; those whose label is free are left out
 hits                    (3, 18) how many are right within 1, 2 and 4 m
@@ -27,10 +29,12 @@ from distill.classes import OCC3D_CLASSES
 
 FREE, ROAD = 17, 11
 KEYFRAMES = (3, 16)
+STEP = 2.63  # metres: one LiDAR position is between 39 and 39.5 m ahead of the first
+HARD = ((0.0, 0.0, 1.0), (0.2, 0.2, 1.2), (38.999, -38.999, 1.84), (1.0, 1.0, -1.3))
 
 
-def street(random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and prediction of one keyframe."""
+def street(random: np.random.RandomState, clutter: float) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and prediction of one keyframe; `clutter` is the share of single voxels in the air."""
     semantics, prediction = np.full((2, 200, 200, 16), FREE, np.uint8)
     semantics[:, :, :2] = ROAD
     prediction[:, :, : random.randint(1, 3)] = ROAD
@@ -43,6 +47,7 @@ def street(random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
             volume[x : x + size[0], y : y + size[1], 2 : 2 + size[2]] = written
     for volume in (semantics, prediction):  # the vehicle itself, and where it drove
         volume[60:140, 94:106, 2:] = FREE
+        volume[random.rand(*volume.shape) < clutter] = 15
     return semantics, prediction
 
 
@@ -52,7 +57,7 @@ def drive() -> list[dict]:
     position, infos = np.array([600.0, 1600.0, 0.0]), []
     for number in range(30):
         turned = Quaternion(axis=(0.01, 0.02, 1), degrees=30 + 1.5 * number)
-        position = position + turned.rotate([60.0 if number == 20 else 2.5, 0, 0])
+        position = position + turned.rotate([60.0 if number == 20 else STEP, 0, 0])
         infos.append(
             {
                 "token": str(number),
@@ -72,8 +77,8 @@ def main(checkout: Path) -> None:
     upstream = importlib.import_module("rayiou_metrics.ray_metrics")
     infos, names = drive(), list(OCC3D_CLASSES.names)
     frames, random = poses.EgoPoseDataset(infos), np.random.RandomState(0)
-    streets = [street(random) for _ in KEYFRAMES]
-    origins = [frames[keyframe][1] for keyframe in KEYFRAMES]
+    origins = [*(frames[keyframe][1] for keyframe in KEYFRAMES), torch.tensor(HARD, dtype=torch.float64)]
+    streets = [street(random, clutter) for clutter in (0.0, 0.0, 0.02)]
     rays = torch.from_numpy(upstream.generate_lidar_rays())
     ends = [
         upstream.process_pred_gt(prediction, semantics, at[None], rays, names)

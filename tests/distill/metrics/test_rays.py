@@ -268,7 +268,8 @@ def test_origins_and_scores_are_the_authors(golden):
     for number, keyframe in enumerate(golden["keyframes"]):
         origins = ray_origins(golden["lidar2ego"], golden["ego2global"], keyframe, OCC3D)
         assert origins == pytest.approx(golden[f"origins_{number}"], abs=1e-12)
-        metric.update(golden["prediction"][number], golden["semantics"][number], origins)
+    for number, (prediction, semantics) in enumerate(zip(golden["prediction"], golden["semantics"], strict=True)):
+        metric.update(prediction, semantics, golden[f"origins_{number}"])
     assert metric.rays_CC.sum(1).tolist() == golden["labels"].tolist()
     assert metric.rays_CC.sum(0).tolist() == golden["predictions"].tolist()
     assert metric.hits_DC.tolist() == golden["hits"].tolist()
