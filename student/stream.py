@@ -135,3 +135,12 @@ def check_same_frames(stores: list[TeacherStore], stock: Inventory) -> None:
                 f"{store.path}: {len(different)} of {len(taught)} keyframes were dumped from other files than those of "
                 f"data.root (first {token}: {', '.join(sources)}): give the data that the teacher saw, or dump it again"
             )
+
+
+def not_compared(stores: list[TeacherStore]) -> list[str]:
+    """A line for each store that does not say what it was dumped from."""
+    return [
+        f"{store.path} is of schema 2, which does not say which files it was dumped from: they are not compared"
+        for store in stores
+        if not store.knows_frames
+    ]

@@ -14,7 +14,7 @@ from distill.nuscenes.inventory import SOURCES, Inventory, place_of_labels, sett
 from distill.nuscenes.labels import LabelSource
 from distill.nuscenes.layout import LIDAR
 from distill.store import TeacherStore
-from student.stream import check_same_frames, find_store, open_stores
+from student.stream import check_same_frames, find_store, not_compared, open_stores
 
 
 def survey(config: DictConfig, output: Path) -> tuple[dict[str, Inventory], list[TeacherStore]]:
@@ -36,6 +36,7 @@ def survey(config: DictConfig, output: Path) -> tuple[dict[str, Inventory], list
         told = summary(splits, labels, {"with a teacher": {"train": f"{taught} ({_speakers(stores)})"}})
         if not val.labelled:
             told += f"\nno validation keyframe has labels ({place_of_labels(val, labels)}): nothing will be scored"
+        told = "\n".join([told, *not_compared(stores)])
         print(told, flush=True)
         (output / "summary.txt").write_text(f"{told}\n")
     check_something_to_learn(train, taught, config, labels)

@@ -114,12 +114,17 @@ class TeacherStore:
         assert self.identity.gaussians is not None
         return decode_gaussians(self._read(token, "gaussians"), self.identity.gaussians)
 
+    @property
+    def knows_frames(self) -> bool:
+        """Whether the store says what it was dumped from; schema 2 does not."""
+        return "frame_digests" in self.arrays
+
     def frame_digests(self, token: str) -> np.ndarray | None:
         """Digests of what the teacher was given, uint32 (8,) in the order of `schema.DIGESTS`; 0: it was absent.
 
         None for a store of schema 2, which does not know what it was made from.
         """
-        if "frame_digests" not in self.arrays:
+        if not self.knows_frames:
             return None
         return self._read(token, "frame_digests")
 

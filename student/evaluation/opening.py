@@ -26,7 +26,7 @@ from distill.store import StoreIdentity, TeacherStore
 from student.evaluation.folder import name_of
 from student.evaluation.predictions import PredictionsFolder
 from student.evaluation.sources import CheckpointSource, PredictionsSource, Source, StoreSource
-from student.stream import find_store
+from student.stream import find_store, not_compared
 
 Opened = Checkpoint | list[TeacherStore] | PredictionsFolder
 
@@ -169,7 +169,11 @@ def _say_other_frames(source: StoreSource, stock: Inventory) -> None:
     different: dict[str, list[str]] = {}
     for store in reversed(source.stores):
         different |= store.other_frames(stock.digests)
-    if different and ranks.rank() == 0:
+    if ranks.rank() > 0:
+        return
+    for line in not_compared(source.stores):
+        print(line, flush=True)
+    if different:
         token, sources = next(iter(different.items()))
         print(
             f"{source.path}: {len(different)} of {len(stock.keyframes)} keyframes were dumped from other files than "

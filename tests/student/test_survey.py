@@ -12,6 +12,7 @@ import numpy as np
 from workshop import SMALL_STUDENT, STORE, Workshop
 
 from distill.store import TeacherStore
+from distill.store.schema import seal
 
 QUICK = (*SMALL_STUDENT, "trainer.epochs=1", "trainer.max_samples=1")
 
@@ -151,3 +152,18 @@ def test_a_store_that_lacks_keyframes_is_scored_on_those_it_has_when_asked(works
     printed = workshop.ok("occ-eval", *source, "data.missing=skip", "output=part")
     assert "left out: 3 of 4 keyframes that part lacks" in printed
     assert json.loads((workshop.folder / "part/metrics.json").read_text())["scored"]["keyframes"] == 1
+
+
+def test_a_store_that_does_not_say_what_it_was_dumped_from_is_said(workshop):
+    """Schema 2, which is made here of what it had: no digests, and commit records without their column."""
+    store = Path(shutil.copytree(workshop.folder / STORE, workshop.folder / "stores/schema2.zarr"))
+    shutil.rmtree(store / "frame_digests")
+    for record in (store / "checksums").glob("c.*"):
+        record.write_bytes(seal(record.read_bytes()[:-8]))
+    described = json.loads((store / "zarr.json").read_text())
+    described["attributes"]["schema"] = 2
+    (store / "zarr.json").write_text(json.dumps(described))
+    source = ("store.paths=[stores/schema2.zarr]", "output=runs/schema2")
+    workshop.ok("occ-train-student", *QUICK, *source)
+    told = (workshop.folder / "runs/schema2/summary.txt").read_text()
+    assert "schema2.zarr is of schema 2, which does not say which files it was dumped from" in told
