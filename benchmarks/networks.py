@@ -57,8 +57,8 @@ def training_step(network: nn.Module, batch: dict[str, Any]) -> Callable[[], Non
     def step() -> None:
         prediction = network(batch)
         loss = prediction.voxel_logits_BXYZC.square().mean()
-        if prediction.depth_logits_BNDHW is not None:
-            loss = loss + prediction.depth_logits_BNDHW.square().mean()
+        if prediction.depth is not None:
+            loss = loss + prediction.depth.logits_BNDHW.square().mean()
         loss.backward()
 
     return step

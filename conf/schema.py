@@ -100,7 +100,7 @@ class Known(Node):
 
 
 class World(Known):
-    """`distill.nuscenes.world.WorldConfig`."""
+    """`distill.demo.WorldConfig`."""
 
     seed: Seed
     train_scenes: Count
@@ -117,7 +117,7 @@ class Grid(Known):
 
 
 class Encoder(Known):
-    """`distill.network.encoder.ImageEncoder`."""
+    """`distill.networks.blocks.encoder.ImageEncoder`."""
 
     name: Text
     weights: Annotated[str, AfterValidator(_weights)]
@@ -127,7 +127,7 @@ class Encoder(Known):
 
 
 class Lift(Known):
-    """`student.network.lift.LiftSplat`."""
+    """`distill.networks.lift.LiftSplat`."""
 
     in_channels: Count
     channels: Count
@@ -145,7 +145,7 @@ class Lift(Known):
 
 
 class BEVEncoder(Known):
-    """`distill.network.bev_encoder.BEVEncoder`."""
+    """`distill.networks.blocks.bev_encoder.BEVEncoder`."""
 
     in_channels: Count
     widths: Annotated[list[Count], Field(min_length=2)]
@@ -160,7 +160,7 @@ class BEVEncoder(Known):
 
 
 class Head(Known):
-    """`distill.network.head.ChannelToHeight`."""
+    """`distill.networks.blocks.head.ChannelToHeight`."""
 
     in_channels: Count
     hidden_channels: Count
@@ -233,12 +233,12 @@ class GaussianFormerTeacher(Known):
 
 
 BUILT: dict[str, type[Known]] = {
-    "distill.nuscenes.world.WorldConfig": World,
+    "distill.demo.WorldConfig": World,
     "distill.grids.named_grid": Grid,
-    "distill.network.encoder.ImageEncoder": Encoder,
-    "student.network.lift.LiftSplat": Lift,
-    "distill.network.bev_encoder.BEVEncoder": BEVEncoder,
-    "distill.network.head.ChannelToHeight": Head,
+    "distill.networks.blocks.encoder.ImageEncoder": Encoder,
+    "distill.networks.lift.LiftSplat": Lift,
+    "distill.networks.blocks.bev_encoder.BEVEncoder": BEVEncoder,
+    "distill.networks.blocks.head.ChannelToHeight": Head,
     "distill.losses.Supervision": Supervision,
     "distill.losses.Distillation": Distillation,
     "distill.augment.Augmentation": Augmentation,

@@ -24,12 +24,14 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from distill.earlier_formats import from_format_1, from_format_2
 from distill.errors import InputError
 from distill.files import durable, write_durably
 from distill.weights import FAMILY, held, load_strictly, read
 
-FORMAT = f"{FAMILY} 2"
-FORMAT_1 = f"{FAMILY} 1"
+FORMAT = f"{FAMILY} 3"
+# what turns an earlier format into the next one
+_EARLIER = {f"{FAMILY} 1": from_format_1, f"{FAMILY} 2": from_format_2}
 PACKAGE_PREFIX = "pkg://"
 _GIVE = "give the best.pt or last.pt of a run, or a .safetensors export"
 _BEGIN_ANEW = "remove it to begin the run anew, or copy the run's best.pt over it to go on from there"
@@ -146,7 +148,7 @@ def _read(file: Path, give: str) -> dict[str, Any]:
             f"{file}: not a checkpoint of this project but {held(content)}: {give}; pretrained image weights belong "
             "to student.network.encoder.weights=, those of GaussianFormer to its teacher.checkpoint="
         )
-    if found not in (FORMAT, FORMAT_1):
+    if found not in (*_EARLIER, FORMAT):
         raise InputError(f"{file}: {found!r} is later than {FORMAT!r}, the last that is known here: update occ-distill")
     damaged = zipfile.ZipFile(file).testzip() if zipfile.is_zipfile(file) else None  # PyTorch looks at no checksum
     if damaged is not None:
@@ -155,18 +157,12 @@ def _read(file: Path, give: str) -> dict[str, Any]:
         facts = json.loads(content.pop("facts"))
         del content["format"]
         content = {**facts, "ema": content}
-    content = _from_format_1(content) if found == FORMAT_1 else content
+    for earlier, upgrade in _EARLIER.items():
+        content = upgrade(content) if found <= earlier else content
     absent = [key for key in ("config", "ema", *_FACTS) if key not in content]
     if absent:
         raise InputError(f"{file}: a checkpoint of this project without its {', '.join(absent)}: {give}")
     return content
-
-
-def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 knew one way to split and to read data, and did not note what was in them."""
-    meant = {"train_split": "train", "val_split": "val", "missing": "error", "lidar_columns": 5}
-    config = content["config"]
-    return {"data": {}, "files": {}, **content, "config": {**config, "data": {**meant, **config["data"]}}}
 
 
 def resolve(path: str) -> Path:

@@ -18,7 +18,7 @@ from distill.bev import bev_log_probs
 from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.grids import VoxelGrid
-from distill.prediction import Occupancy
+from distill.networks.prediction import Occupancy
 from distill.teaching import Teaching, teaching, voxels_of
 
 
@@ -76,11 +76,11 @@ class Supervision:
             terms["ce"] = self.ce_weight * cross_entropy(log_probs_VC, labels_V, weights_C)
         if self.lovasz_weight:
             terms["lovasz"] = self.lovasz_weight * lovasz_softmax(log_probs_VC.exp(), labels_V)
-        depth_BNDHW = prediction.depth_logits_BNDHW
-        if self.depth_weight and depth_BNDHW is not None:
-            _check_depth(depth_BNDHW, batch)
+        depth = prediction.depth
+        if self.depth_weight and depth is not None:
+            _check_depth(depth.logits_BNDHW, batch)
             terms["depth"] = self.depth_weight * depth_cross_entropy(
-                depth_BNDHW, batch["depth"], *prediction.depth_range
+                depth.logits_BNDHW, batch["depth"], depth.lower, depth.upper
             )
         return terms
 

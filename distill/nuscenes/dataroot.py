@@ -8,11 +8,11 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from distill.demo import ensure_world
 from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.nuscenes.index import NuScenesIndex, load_index
 from distill.nuscenes.labels import LabelSource, Occ3DLabels, SurroundOccLabels
-from distill.nuscenes.world import ensure_world
 
 
 def open_dataroot(data: DictConfig) -> NuScenesIndex:

@@ -19,7 +19,7 @@ from distill.losses import (
     distillation_kl,
     lovasz_softmax,
 )
-from distill.prediction import Occupancy
+from distill.networks.prediction import Occupancy
 from distill.teaching import render
 
 B, X, Y, Z, C = 2, 4, 3, 2, 18

@@ -12,8 +12,8 @@ from torch import nn
 from distill.augment import ImageTransform, Transform
 from distill.errors import InputError
 from distill.grids import VoxelGrid
+from distill.networks.prediction import Occupancy
 from distill.nuscenes.frames import collate
-from distill.prediction import Occupancy
 from student.evaluation.tta import View, average_views
 
 HEIGHT, WIDTH, POINTS = 64, 160, 100

@@ -9,14 +9,14 @@ from distill.camera_overlay import keyframe_overlays
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC
+from distill.networks.fusion import paint
+from distill.networks.lift import LiftSplat, frustum
 from distill.nuscenes.frames import FrameDataset, collate
 from distill.nuscenes.index import load_index
 from distill.nuscenes.labels import SurroundOccLabels
 from distill.nuscenes.layout import CAMERAS
 from distill.nuscenes.overlay import draw_overlay
 from distill.nuscenes.points import project
-from student.network.lift import LiftSplat, frustum
-from teacher_dump.teachers.fusion import paint
 from teacher_dump.teachers.gaussianformer.attention import View
 from teacher_dump.teachers.gaussianformer.attention import project as project_keypoints
 from teacher_dump.teachers.gaussianformer.teacher import lidar2image

@@ -1,0 +1,35 @@
+"""The occupancy network: its four parts in a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from distill.networks.blocks.bev_encoder import BEVEncoder
+from distill.networks.blocks.encoder import ImageEncoder
+from distill.networks.blocks.head import ChannelToHeight
+from distill.networks.lift import LiftSplat
+from distill.networks.prediction import DepthBins, FeatureMap, Occupancy
+
+
+class CameraNetwork(nn.Module):
+    """Camera images of one keyframe -> voxel logits, after FlashOcc (Yu et al. 2023; docs/formulas.md 5.3)."""
+
+    def __init__(self, encoder: ImageEncoder, lift: LiftSplat, bev_encoder: BEVEncoder, head: ChannelToHeight) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.lift = lift
+        self.bev_encoder = bev_encoder
+        self.head = head
+
+    def forward(self, batch: dict[str, Any]) -> Occupancy:
+        """Predict from `images` uint8 (B, N, 3, H, W), `intrinsics` (B, N, 3, 3) and `cam2ego` (B, N, 4, 4)."""
+        image_BNCHW, stride = self.encoder(batch["images"]), self.encoder.stride
+        bev_BCXY, depth_BNDHW = self.lift(image_BNCHW, stride, batch["intrinsics"], batch["cam2ego"])
+        bev_BCXY = self.bev_encoder(bev_BCXY)
+        features = {
+            "image": FeatureMap(image_BNCHW, "image", stride),
+            "bev": FeatureMap(bev_BCXY, "grid", self.head.bev_stride),
+        }
+        return Occupancy(self.head(bev_BCXY), features, DepthBins(depth_BNDHW, *self.lift.depth_range, stride))

@@ -1,0 +1,123 @@
+"""Lift: image features to BEV through a predicted depth distribution (Lift-Splat, Philion & Fidler 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import InputError
+from distill.grids import VoxelGrid
+from distill.networks.blocks.layers import conv_norm_act
+from kernels.bev_pool import bev_pool
+
+
+class LiftSplat(nn.Module):
+    """Lifts every image cell along its ray and sums what falls into a BEV cell.
+
+    The sum is not normalised: a weak depth probability must leave a weak mark (docs/formulas.md 5.2).
+
+    Args:
+        in_channels: channels of the image features.
+        channels: channels of the BEV features, all slices together.
+        height_slices: slabs of equal height that are pooled apart; 1 is FlashOcc's one slab, more keep height apart.
+        depth_range: (lower, upper) of the depth bins, metres along the optical axis.
+        depth_bins: number of equal bins; nothing to do with the height of the grid.
+        bev_stride: voxel columns along the edge of one BEV cell.
+        grid: the voxels; points outside it, in z too, are dropped.
+
+    Raises:
+        InputError: the grid cannot be divided into such BEV cells.
+    """
+
+    depth_centres: Tensor
+    area: Tensor
+    lower_3: Tensor
+    cell_3: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        depth_range: tuple[float, float],
+        depth_bins: int,
+        bev_stride: int,
+        height_slices: int,
+        grid: VoxelGrid,
+    ) -> None:
+        super().__init__()
+        if any(count % bev_stride for count in grid.shape[:2]):
+            raise InputError(f"lift.bev_stride={bev_stride} does not divide {grid.shape[:2]} voxel columns: use 1 or 2")
+        self.depth_range = (float(depth_range[0]), float(depth_range[1]))
+        self.height_slices = height_slices
+        self.split = (depth_bins, channels // height_slices)
+        self.bev_shape = (grid.shape[0] // bev_stride, grid.shape[1] // bev_stride)
+        self.voxel_size, self.ground = grid.voxel_size, grid.ground
+        self.conv = conv_norm_act(in_channels, in_channels, 3)
+        self.depth_and_context = nn.Conv2d(in_channels + depth_bins, sum(self.split), 1)
+        lower, upper = self.depth_range
+        centres_D = lower + (torch.arange(depth_bins) + 0.5) * (upper - lower) / depth_bins
+        self.register_buffer("depth_centres", centres_D, persistent=False)
+        # rays thin out with the square of the distance: without this, far cells drown in the norm of the near ones
+        area_D = centres_D**2 / (centres_D**2).mean()
+        self.register_buffer("area", area_D.view(-1, 1, 1), persistent=False)
+        self.register_buffer("lower_3", torch.tensor(grid.lower, dtype=torch.float32), persistent=False)
+        cell_3 = torch.tensor([bev_stride, bev_stride, grid.shape[2] / height_slices]) * grid.voxel_size
+        self.register_buffer("cell_3", cell_3.float(), persistent=False)
+
+    def forward(self, feat_BNCHW: Tensor, stride: int, intrinsics: Tensor, cam2ego: Tensor) -> tuple[Tensor, Tensor]:
+        """BEV features and depth logits.
+
+        Args:
+            feat_BNCHW: image features.
+            stride: image pixels per feature cell.
+            intrinsics: (B, N, 3, 3) of the network's input images.
+            cam2ego: (B, N, 4, 4).
+
+        Returns:
+            float32 (B, C, X / bev_stride, Y / bev_stride), and depth logits (B, N, D, H, W).
+        """
+        height, width = feat_BNCHW.shape[-2:]
+        with torch.autocast(feat_BNCHW.device.type, enabled=False):
+            points = frustum(height, width, stride, self.depth_centres, intrinsics.float(), cam2ego.float())
+            ground_BNDHW = self.near_ground(points)
+        conv_BCHW = self.conv(feat_BNCHW.flatten(0, 1))
+        raw_BCHW = self.depth_and_context(torch.cat([conv_BCHW, ground_BNDHW.flatten(0, 1).to(conv_BCHW.dtype)], 1))
+        depth_BNDHW, context_BNCHW = raw_BCHW.unflatten(0, feat_BNCHW.shape[:2]).split(self.split, dim=2)
+        with torch.autocast(feat_BNCHW.device.type, enabled=False):
+            x, y = self.bev_shape
+            probs_BNDHW = depth_BNDHW.float().softmax(2)
+            cells = self.height_slices * x * y
+            bev_BCK = bev_pool(probs_BNDHW * self.area, context_BNCHW, self.cells(points), cells)
+        return bev_BCK.unflatten(2, (self.height_slices, x, y)).flatten(1, 2), depth_BNDHW
+
+    def near_ground(self, points: Tensor) -> Tensor:
+        """How near each frustum point is to the plane of the road, 1 on it and 0 a voxel or more away, (B, N, D, H, W).
+
+        Calibration tells where a ray would meet a flat road; the depth head starts from there, as BEVDepth's (Li et
+        al. 2023) does from its camera parameters. Points between two bins count by half.
+        """
+        z_BNDHW = points[..., 2]
+        step_BNDHW = (z_BNDHW[:, :, 1:] - z_BNDHW[:, :, :-1]).abs().mean(2, keepdim=True)
+        return (1 - (z_BNDHW - self.ground).abs() / step_BNDHW.clamp_min(self.voxel_size)).clamp_min(0)
+
+    def cells(self, points: Tensor) -> Tensor:
+        """The cell (slice * X + x) * Y + y of ego points (..., 3), int64; -1 outside the grid."""
+        x, y, z = ((points - self.lower_3) / self.cell_3).floor().unbind(-1)
+        size_x, size_y = self.bev_shape
+        inside = (x >= 0) & (x < size_x) & (y >= 0) & (y < size_y) & (z >= 0) & (z < self.height_slices)
+        return torch.where(inside, (z * size_x + x) * size_y + y, -1).long()
+
+
+def frustum(height: int, width: int, stride: int, centres_D: Tensor, intrinsics: Tensor, cam2ego: Tensor) -> Tensor:
+    """Ego coordinates of every (depth bin, image cell): p = cam2ego . (K^-1 [u d, v d, d]), metres (B, N, D, H, W, 3).
+
+    (u, v) is the centre of a cell, (index + 0.5) * stride.
+    """
+    u = (torch.arange(width, device=centres_D.device) + 0.5) * stride
+    v = (torch.arange(height, device=centres_D.device) + 0.5) * stride
+    pixels_HW3 = torch.stack([*torch.meshgrid(u, v, indexing="xy"), torch.ones(height, width, device=u.device)], -1)
+    # inv_ex does not wait for the GPU
+    ray2ego = cam2ego[..., :3, :3] @ torch.linalg.inv_ex(intrinsics).inverse
+    rays_BNHW3 = torch.einsum("bnij,hwj->bnhwi", ray2ego, pixels_HW3)
+    origin = cam2ego[:, :, None, None, None, :3, 3]
+    return origin + rays_BNHW3.unsqueeze(2) * centres_D.view(-1, 1, 1, 1)
