@@ -4,8 +4,8 @@ A `Transform` has two halves. Image half: every camera image is scaled, shifted,
 intrinsics follow, and nothing in the 3D world changes. World half: the ego frame is mirrored along x and/or y; all that
 lives in it follows, and no pixel changes. Both mirror the Occ3D range symmetrically, so voxels map onto voxels.
 
-Distilling is only valid when teacher and student see the same world, so a signal `Transform.apply` has not been told
-how to move is refused.
+Distilling is only valid when teacher and student see the same world: a field of a frame that does not say how it
+moves cannot be defined (`distill.frame`).
 """
 
 from __future__ import annotations
@@ -13,21 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
-from typing import Any
 
 import numpy as np
 
 from distill.errors import InputError
-
-# Mirroring the world leaves these as they are: facts about the frame or the teacher, all that a camera sees, and what
-# lies in the frame of a sensor.
-_UNMOVED = frozenset(
-    {"token", "scene", "labelled", "taught", "teacher_table", "teacher_gaussians", "images", "intrinsics", "depth"}
-)
-# What lies in the ego frame: LiDAR points, and poses of sensors.
-IN_EGO = frozenset({"points", "cam2ego", "lidar2ego"})
-# Arrays indexed [x, y, ...] in the ego frame.
-_GRIDS = frozenset({"semantics", "mask_camera", "mask_lidar", "teacher_voxel", "teacher_covered", "teacher_bev"})
+from distill.frame import Mirror
 
 
 @dataclass(frozen=True)
@@ -106,13 +96,11 @@ class Transform:
 
     Attributes:
         images: one per camera, applied where the images are decoded (`distill.nuscenes.images`).
-        flip_x: mirror the ego frame front to back (x -> -x).
-        flip_y: mirror the ego frame left to right (y -> -y).
+        mirror: of the world, applied once the frame is complete (`Frame.mirrored`).
     """
 
     images: tuple[ImageTransform, ...]
-    flip_x: bool
-    flip_y: bool
+    mirror: Mirror = Mirror()
 
     @classmethod
     def fit(
@@ -120,45 +108,7 @@ class Transform:
     ) -> Transform:
         """No randomness: `ImageTransform.fit`, or `.cover` if bicubic, for every camera, the world as it is."""
         place = ImageTransform.cover if bicubic else ImageTransform.fit
-        return cls(tuple(place(size, image_size) for size in source_sizes), flip_x=False, flip_y=False)
-
-    def apply(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Move a loaded sample (numpy arrays, images already decoded through `images`) into the mirrored world.
-
-        Returns:
-            A new dict; grids are views of the old ones.
-
-        Raises:
-            TypeError: the sample carries a signal with no rule here; it would silently stay behind.
-        """
-        return {key: self._move(key, value) for key, value in sample.items()}
-
-    @property
-    def signs(self) -> tuple[int, int, int, int]:
-        """What the mirrored world does to homogeneous coordinates, or to x, y, z and intensity."""
-        return (-1 if self.flip_x else 1, -1 if self.flip_y else 1, 1, 1)
-
-    def _move(self, key: str, value: Any) -> Any:
-        if key in _UNMOVED:
-            return value
-        if key in _GRIDS:
-            return value[:: self.signs[0], :: self.signs[1]]
-        if key in IN_EGO:
-            return mirrored(key, value, np.array(self.signs, dtype=np.float32))
-        raise TypeError(f"augmentation does not know how to move {key!r}: give it a rule in distill/augment.py")
-
-
-def mirrored(key: str, value: Any, signs_4: Any) -> Any:
-    """A signal of `IN_EGO` in the mirrored ego frame, NumPy arrays or tensors alike.
-
-    Args:
-        key: which one.
-        value: points (..., 4) x, y, z, intensity, or poses (..., 4, 4) of sensors.
-        signs_4: `Transform.signs` as an array of the same kind and dtype.
-    """
-    if key == "points":
-        return value * signs_4
-    return signs_4[:, None] * value  # the sensors stay as recorded, the frame they are placed in is mirrored
+        return cls(tuple(place(size, image_size) for size in source_sizes))
 
 
 @dataclass(frozen=True)
@@ -203,7 +153,7 @@ class Augmentation:
         """
         flip_x, flip_y = rng.random(2) < self.bev_flip
         images = tuple(self._draw_image(rng, size, image_size) for size in source_sizes)
-        return Transform(images, flip_x=bool(flip_x), flip_y=bool(flip_y))
+        return Transform(images, Mirror(x=bool(flip_x), y=bool(flip_y)))
 
     def _draw_image(
         self, rng: np.random.Generator, source_size: tuple[int, int], image_size: tuple[int, int]
