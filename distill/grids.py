@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from distill import rigid
 from distill.errors import InputError
 
 # Where nuScenes mounts LIDAR_TOP on the ego vehicle, metres; the frame itself looks forward along y.
@@ -54,6 +55,14 @@ class VoxelGrid:
             low + (np.arange(count) + 0.5) * self.voxel_size for low, count in zip(self.lower, self.shape, strict=True)
         ]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+
+    def from_ego(self, lidar2ego: np.ndarray) -> np.ndarray:
+        """A keyframe's ego frame to the frame of the grid, float64 (4, 4).
+
+        Args:
+            lidar2ego: LIDAR_TOP to the ego frame of that keyframe, float64 (4, 4).
+        """
+        return np.eye(4) if self.frame == "ego" else rigid.inverse(lidar2ego)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description, the inverse of `from_dict`."""
