@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import importlib
 import math
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import torch
 from hydra import compose, initialize_config_module
@@ -27,6 +25,7 @@ from torch import Generator, Tensor
 
 from distill.grids import LIDAR_MOUNT, OCC3D, SURROUNDOCC
 from kernels.deformable_aggregation import deformable_aggregation
+from kernels.dispatch import only
 from kernels.farthest_points import farthest_points
 from kernels.splat import splat
 from kernels.submanifold import find_neighbours, submanifold_conv
@@ -126,20 +125,20 @@ def rig() -> Tensor:
 
 
 class Case(NamedTuple):
-    """One row: the package of the kernel ("" for the teacher), and what makes the inputs and returns the call."""
+    """One row: what makes the inputs and returns the call, and whether it is compared with the references."""
 
-    package: str
     prepare: Callable[[torch.device, Generator], Callable[[], object]]
+    compared: bool = True
 
 
 CASES = {
-    "splat": Case("splat", lambda device, generator: splatting(device, generator, 640_000)),
-    "splat, 90 000 voxels": Case("splat", lambda device, generator: splatting(device, generator, 90_000)),
-    "deformable_aggregation": Case("deformable_aggregation", aggregation),
-    "submanifold, neighbours": Case("submanifold", neighbours),
-    "submanifold, one convolution": Case("submanifold", convolution),
-    "farthest_points": Case("farthest_points", sampling),
-    "whole teacher": Case("", teacher),
+    "splat": Case(lambda device, generator: splatting(device, generator, 640_000)),
+    "splat, 90 000 voxels": Case(lambda device, generator: splatting(device, generator, 90_000)),
+    "deformable_aggregation": Case(aggregation),
+    "submanifold, neighbours": Case(neighbours),
+    "submanifold, one convolution": Case(convolution),
+    "farthest_points": Case(sampling),
+    "whole teacher": Case(teacher, compared=False),
 }
 
 
@@ -193,13 +192,12 @@ def main() -> None:
     column = f"{'wall ms':>11}{'CPU ms':>11}{'MB':>9}"
     print(f"{'':30}{column}" + ("" if options.no_reference else f"   reference{column[12:]}"))
     for name in options.names:
-        package, prepare = CASES[name]
+        prepare, compared = CASES[name]
         call = prepare(options.device, torch.Generator().manual_seed(options.seed))
         call()  # compiles
         line = f"{name:30}{measure(call, options.device, options.repeats)}"
-        if package and not options.no_reference:
-            reference = importlib.import_module(f"kernels.{package}.reference")
-            with mock.patch(f"kernels.{package}._implementation", lambda device, module=reference: module):
+        if compared and not options.no_reference:
+            with only("reference"):
                 line += f"   {measure(call, options.device, options.repeats)}"
         print(line, flush=True)
 

@@ -1,1 +1,1 @@
-"""Tensor in, tensor out: each op is a torch reference and a Triton kernel, picked by device."""
+"""Tensor in, tensor out: each op is a plain reference and faster twins, picked by device in `kernels.dispatch`."""

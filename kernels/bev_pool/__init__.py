@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.bev_pool import reference
+from kernels.dispatch import twin
 
 
 def bev_pool(depth_BNDHW: Tensor, context_BNCHW: Tensor, cell_BNDHW: Tensor, cells: int) -> Tensor:
@@ -51,18 +51,10 @@ class _BevPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, depth_PD: Tensor, context_PC: Tensor, cell_PD: Tensor, cells: int) -> Tensor:
         ctx.save_for_backward(depth_PD, context_PC, cell_PD)
-        return _implementation(depth_PD.device)[0](depth_PD, context_PC, cell_PD, cells)
+        return twin(__name__, depth_PD.device).splat(depth_PD, context_PC, cell_PD, cells)
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         depth_PD, context_PC, cell_PD = ctx.saved_tensors
-        gather = _implementation(depth_PD.device)[1]
+        gather = twin(__name__, depth_PD.device).gather
         return *gather(grad[0].contiguous(), depth_PD, context_PC, cell_PD), None, None
-
-
-def _implementation(device: torch.device) -> tuple[Any, Any]:
-    if device.type == "cuda":
-        from kernels.bev_pool import triton  # needs a GPU driver
-
-        return triton.splat, triton.gather
-    return reference.splat, reference.gather

@@ -10,12 +10,9 @@ level, M projections within an image.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from kernels.deformable_aggregation import reference
+from kernels.dispatch import twin
 
 
 def deformable_aggregation(maps: list[Tensor], uv_GPN2: Tensor, weights_GPNLA: Tensor) -> Tensor:
@@ -31,12 +28,4 @@ def deformable_aggregation(maps: list[Tensor], uv_GPN2: Tensor, weights_GPNLA: T
     Returns:
         float32 (G, C).
     """
-    return _implementation(uv_GPN2.device).aggregate(maps, uv_GPN2, weights_GPNLA)
-
-
-def _implementation(device: torch.device) -> Any:
-    if device.type == "cuda":
-        from kernels.deformable_aggregation import triton  # needs a GPU driver
-
-        return triton
-    return reference
+    return twin(__name__, uv_GPN2.device).aggregate(maps, uv_GPN2, weights_GPNLA)

@@ -9,12 +9,10 @@ Letters: P points, K points chosen, R subsets, B buckets, S points of a bucket.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from kernels.farthest_points import cpu
+from kernels.dispatch import twin
 
 
 def farthest_points(points_P3: Tensor, count: int, subsets: int) -> Tensor:
@@ -36,13 +34,5 @@ def farthest_points(points_P3: Tensor, count: int, subsets: int) -> Tensor:
         raise ValueError(f"cannot choose {count} of {len(points_P3)} points in {subsets} subsets")
     parts = [points_P3[r::subsets].float().contiguous() for r in range(subsets)]
     counts = [len(range(r, count, subsets)) for r in range(subsets)]
-    chosen = _implementation(points_P3.device).sample(parts, counts)
+    chosen = twin(__name__, points_P3.device).sample(parts, counts)
     return torch.cat([r + subsets * chosen_K for r, chosen_K in enumerate(chosen)])
-
-
-def _implementation(device: torch.device) -> Any:
-    if device.type == "cuda":
-        from kernels.farthest_points import triton  # needs a GPU driver
-
-        return triton
-    return cpu

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.ray_cast import reference
+from kernels.dispatch import twin
 
 
 def ray_cast(occupied_SXYZ: Tensor, origins_R3: Tensor, ends_R3: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,9 +31,4 @@ def ray_cast(occupied_SXYZ: Tensor, origins_R3: Tensor, ends_R3: Tensor) -> tupl
         int32 (S, R), the voxel in which each ray ends, as (i * Y + j) * Z + k; and float32 (S, R), the distance from
         the origin to where the ray leaves that voxel, in voxels.
     """
-    borders = reference.first_borders(origins_R3, ends_R3)
-    if occupied_SXYZ.device.type == "cuda":
-        from kernels.ray_cast import triton  # needs a GPU driver
-
-        return triton.walk(occupied_SXYZ, *borders)
-    return reference.walk(occupied_SXYZ, *borders)
+    return twin(__name__, occupied_SXYZ.device).walk(occupied_SXYZ, origins_R3, ends_R3)

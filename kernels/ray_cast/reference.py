@@ -1,110 +1,52 @@
-"""CPU implementation of ray casting, compiled by numba. Letters as in `kernels.ray_cast`."""
+"""Ray casting in plain Python, one ray after the other: slow and easy to check. Letters as in `kernels.ray_cast`."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.compiled import compiled
-
-MOST_VOXELS = 1001  # that a ray visits, in the grid and outside
+from kernels.ray_cast.borders import MOST_VOXELS
 
 
-def first_borders(origins_R3: Tensor, ends_R3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a traversal begins with, on any device.
-
-    Returns:
-        Per ray and axis: the first voxel, int32; the direction in which voxels are crossed, int32, 1 or -1; the
-        distance to the first border, float64; the distance between two borders, float64. Distances are infinite along
-        an axis on which the ray does not move.
-    """
-    origins_R3, ends_R3 = origins_R3.double(), ends_R3.double()
-    x, y, z = (ends_R3 - origins_R3).unbind(-1)
-    direction_R3 = (ends_R3 - origins_R3) / (x * x + y * y + z * z).sqrt().unsqueeze(-1)
-    voxel_R3 = origins_R3.int()
-    forward_R3 = direction_R3 >= 0
-    step_R3 = torch.where(forward_R3, 1, -1).int()
-    moves_R3 = direction_R3 != 0
-    border_R3 = ((voxel_R3 + forward_R3.int()).double() - origins_R3) / direction_R3
-    spacing_R3 = step_R3.double() / direction_R3
-    return voxel_R3, step_R3, border_R3.where(moves_R3, torch.inf), spacing_R3.where(moves_R3, torch.inf)
-
-
-def walk(
-    occupied_SXYZ: Tensor, voxel_R3: Tensor, step_R3: Tensor, border_R3: Tensor, spacing_R3: Tensor
-) -> tuple[Tensor, Tensor]:
+def walk(occupied_SXYZ: Tensor, origins_R3: Tensor, ends_R3: Tensor) -> tuple[Tensor, Tensor]:
     """Voxel and distance where each ray ends, int32 and float32 (S, R)."""
-    volumes, rays = len(occupied_SXYZ), len(voxel_R3)
-    shift_S111 = torch.arange(volumes, dtype=torch.uint8).view(-1, 1, 1, 1)
-    bits_XYZ = (occupied_SXYZ.byte() << shift_S111).sum(0, dtype=torch.uint8)
-    end_SR = torch.empty(volumes, rays, dtype=torch.int32)
-    distance_SR = torch.empty(volumes, rays, dtype=torch.float32)
-    bits, voxel, step, border, spacing, end, distance = (
-        tensor.contiguous().numpy()
-        for tensor in (bits_XYZ, voxel_R3, step_R3, border_R3, spacing_R3, end_SR, distance_SR)
+    rays = list(zip(origins_R3.tolist(), ends_R3.tolist(), strict=True))
+    found = [[follow(occupied_XYZ, *ray) for ray in rays] for occupied_XYZ in occupied_SXYZ.cpu().numpy()]
+    voxels, distances = ([[end[part] for end in row] for row in found] for part in (0, 1))
+    device = occupied_SXYZ.device
+    return (
+        torch.tensor(voxels, dtype=torch.int32, device=device),
+        torch.tensor(distances, dtype=torch.float32, device=device),
     )
 
-    def walk_some(first: int, beyond: int) -> None:
-        _walk(bits, voxel, step, border, spacing, end, distance, first, beyond)
 
-    threads = torch.get_num_threads()
-    bounds = [rays * thread // threads for thread in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:  # numba's own threads do not survive a fork
-        list(pool.map(walk_some, bounds[:-1], bounds[1:]))
-    return end_SR, distance_SR
-
-
-@compiled(nogil=True)
-def _walk(bits_XYZ, voxel_R3, step_R3, border_R3, spacing_R3, end_SR, distance_SR, begin, end):  # type: ignore[no-untyped-def]
-    """All volumes in one walk: bit s of `bits_XYZ` tells whether volume s is occupied."""
-    volumes = len(end_SR)
-    x_count, y_count, z_count = bits_XYZ.shape
-    for r in range(begin, end):
-        x, y, z = voxel_R3[r, 0], voxel_R3[r, 1], voxel_R3[r, 2]
-        x_border, y_border, z_border = border_R3[r, 0], border_R3[r, 1], border_R3[r, 2]
-        pending = (1 << volumes) - 1  # volumes in which this ray has hit nothing yet
-        last, distance = 0, -1.0
-        for _ in range(MOST_VOXELS):
-            inside = 0 <= x < x_count and 0 <= y < y_count and 0 <= z < z_count
-            if inside:
-                last = (x * y_count + y) * z_count + z
-                hit = bits_XYZ[x, y, z] & pending
-                distance = min(x_border, y_border, z_border)
-                if hit:
-                    _write(hit, last, distance, end_SR[:, r], distance_SR[:, r])
-                    pending &= ~hit
-                    if not pending:
-                        break
-            elif (
-                _beyond(x, step_R3[r, 0], x_count)
-                or _beyond(y, step_R3[r, 1], y_count)
-                or _beyond(z, step_R3[r, 2], z_count)
-            ):
-                break
-            if x_border < y_border and x_border < z_border:
-                x += step_R3[r, 0]
-                x_border += spacing_R3[r, 0]
-            elif y_border <= x_border and y_border < z_border:
-                y += step_R3[r, 1]
-                y_border += spacing_R3[r, 1]
-            else:
-                z += step_R3[r, 2]
-                z_border += spacing_R3[r, 2]
-        _write(pending, last, distance, end_SR[:, r], distance_SR[:, r])
-
-
-@compiled(nogil=True, inline="always")
-def _beyond(voxel, step, count):  # type: ignore[no-untyped-def]
-    """Whether a ray is out of the grid along an axis for good."""
-    return voxel < 0 if step < 0 else voxel >= count
-
-
-@compiled(nogil=True, inline="always")
-def _write(volumes, voxel, distance, end_S, distance_S):  # type: ignore[no-untyped-def]
-    """The end of a ray in the volumes whose bits are set."""
-    for s in range(len(end_S)):
-        if volumes >> s & 1:
-            end_S[s] = voxel
-            distance_S[s] = distance
+def follow(occupied_XYZ: np.ndarray, origin: Sequence[float], end: Sequence[float]) -> tuple[int, np.float32]:
+    """Flat voxel and distance where one ray ends: list every voxel of the grid with its exit, then choose one."""
+    towards = [e - o for o, e in zip(origin, end, strict=True)]
+    length = math.sqrt(towards[0] * towards[0] + towards[1] * towards[1] + towards[2] * towards[2])
+    voxel = [int(o) for o in origin]
+    border, spacing, step = [math.inf] * 3, [math.inf] * 3, [1] * 3
+    for axis in range(3):
+        direction = towards[axis] / length
+        step[axis] = 1 if direction >= 0 else -1
+        if direction != 0:
+            border[axis] = (voxel[axis] + (1 if step[axis] > 0 else 0) - origin[axis]) / direction
+            spacing[axis] = step[axis] / direction
+    path: list[tuple[tuple[int, ...], float]] = []
+    for _ in range(MOST_VOXELS):
+        inside = all(0 <= v < count for v, count in zip(voxel, occupied_XYZ.shape, strict=True))
+        if path and not inside:
+            break
+        nearest = min(border)
+        if inside:
+            path.append((tuple(voxel), nearest))
+        axis = max(a for a in range(3) if border[a] == nearest)  # z before y before x
+        voxel[axis] += step[axis]
+        border[axis] += spacing[axis]
+    hits = [(v, d) for v, d in path if occupied_XYZ[v]]
+    (x, y, z), distance = (hits or path[-1:] or [((0, 0, 0), -1.0)])[0]
+    return (x * occupied_XYZ.shape[1] + y) * occupied_XYZ.shape[2] + z, np.float32(distance)

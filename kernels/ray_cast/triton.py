@@ -7,24 +7,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.ray_cast.reference import MOST_VOXELS
+from kernels.ray_cast.borders import MOST_VOXELS, first_borders
 
 _RAYS = 128  # rays of one program; they stop together
 
 
-def walk(
-    occupied_SXYZ: Tensor, voxel_R3: Tensor, step_R3: Tensor, border_R3: Tensor, spacing_R3: Tensor
-) -> tuple[Tensor, Tensor]:
+def walk(occupied_SXYZ: Tensor, origins_R3: Tensor, ends_R3: Tensor) -> tuple[Tensor, Tensor]:
     """Voxel and distance where each ray ends, int32 and float32 (S, R)."""
-    (volumes, *shape), rays = occupied_SXYZ.shape, len(voxel_R3)
+    (volumes, *shape), rays = occupied_SXYZ.shape, len(origins_R3)
     end_SR = torch.empty(volumes, rays, dtype=torch.int32, device=occupied_SXYZ.device)
     distance_SR = torch.empty(volumes, rays, dtype=torch.float32, device=occupied_SXYZ.device)
     _walk[(triton.cdiv(rays, _RAYS), volumes)](
         occupied_SXYZ.contiguous().view(torch.uint8),
-        voxel_R3.contiguous(),
-        step_R3.contiguous(),
-        border_R3.contiguous(),
-        spacing_R3.contiguous(),
+        *(tensor.contiguous() for tensor in first_borders(origins_R3, ends_R3)),
         end_SR,
         distance_SR,
         rays,

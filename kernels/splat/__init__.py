@@ -9,12 +9,10 @@ Letters: V query points, G Gaussians, S channels, T tiles, P pairs of block and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from kernels.splat import cpu
+from kernels.dispatch import twin
 from kernels.splat.tiles import Splats, cells_of, cut
 
 
@@ -58,13 +56,5 @@ def splat(
         features_GS.detach().float().contiguous(),
     )
     cells_V3 = cells_of(points_V3, lower, cell)
-    implementation = _implementation(points_V3.device)
-    return implementation.splat(points_V3, cells_V3, splats, cut(cells_V3, splats.cells_G3, splats.radius_G))
-
-
-def _implementation(device: torch.device) -> Any:
-    if device.type == "cuda":
-        from kernels.splat import triton  # needs a GPU driver
-
-        return triton
-    return cpu
+    tiles = cut(cells_V3, splats.cells_G3, splats.radius_G)
+    return twin(__name__, points_V3.device).splat(points_V3, cells_V3, splats, tiles)

@@ -21,13 +21,10 @@ the centre, I input channels, O output channels, N rows of a table.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.submanifold import reference
+from kernels.dispatch import twin
 from kernels.submanifold.neighbours import Neighbours, find_neighbours
 
 __all__ = ["Neighbours", "find_neighbours", "submanifold_conv"]
@@ -47,7 +44,7 @@ def submanifold_conv(x_VI: Tensor, weight_OKKKI: Tensor, bias_O: Tensor | None, 
     """
     weight_KIO = weight_OKKKI.flatten(1, 3).permute(1, 2, 0).contiguous()
     centre = len(weight_KIO) // 2
-    gather_gemm = _implementation(x_VI.device).gather_gemm
+    gather_gemm = twin(__name__, x_VI.device).gather_gemm
     out_VO = x_VI @ weight_KIO[centre]
     if bias_O is not None:
         out_VO += bias_O
@@ -57,11 +54,3 @@ def submanifold_conv(x_VI: Tensor, weight_OKKKI: Tensor, bias_O: Tensor | None, 
     before_RO = gather_gemm(x_UI, neighbours.source_JR, weight_KIO[:centre].flip(0))
     out_VO[neighbours.representative_R] += before_RO
     return out_VO
-
-
-def _implementation(device: torch.device) -> Any:
-    if device.type == "cuda":
-        from kernels.submanifold import triton  # needs a GPU driver
-
-        return triton
-    return reference

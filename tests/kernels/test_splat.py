@@ -1,7 +1,5 @@
 """Splatting against its definition, pair by pair in float64, and the three implementations against each other."""
 
-from unittest import mock
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +8,7 @@ from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.dispatch import only
 from kernels.splat import cpu, reference, splat, tiles
 from kernels.splat.tiles import POINTS, Splats, cells_of, cut
 
@@ -95,7 +94,7 @@ def assert_same_occupancy(implementation, gaussians, points):
 
 
 def occupancy_by(implementation, gaussians, points):
-    with mock.patch("kernels.splat._implementation", lambda device: implementation):
+    with only(implementation.__name__.removeprefix("kernels.splat.")):
         return gaussians.occupancy(points)
 
 

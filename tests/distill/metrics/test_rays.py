@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_walk import walk
 from pyquaternion import Quaternion
 
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.metrics.rays import RayIoU, ray_directions, ray_origins
+from kernels.ray_cast.reference import follow
 
 FREE, CAR, TRUCK = 17, 4, 10
 SMALL = VoxelGrid("small", "ego", (-2.0, -1.6, -0.8), 0.4, (10, 8, 4))
@@ -42,7 +42,7 @@ def plain_counts(prediction, semantics, origins, directions, grid):
         start = ((origin - lower) / voxel_size).astype(np.float32).astype(float)
         for direction in directions:
             end = ((direction.astype(float) + origin - lower) / voxel_size).astype(np.float32).astype(float)
-            ends = [walk(volume != FREE, start, end) for volume in (semantics, prediction)]
+            ends = [follow(volume != FREE, start, end) for volume in (semantics, prediction)]
             label, predicted = semantics.flat[ends[0][0]], prediction.flat[ends[1][0]]
             if label == FREE:
                 continue
