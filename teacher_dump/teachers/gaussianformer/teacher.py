@@ -20,7 +20,7 @@ from distill.teaching import render
 from teacher_dump.teachers import TeacherPrediction
 from teacher_dump.teachers.gaussianformer.draws import SeededDraws
 from teacher_dump.teachers.gaussianformer.network import GaussianFormer, check_image_size
-from teacher_dump.teachers.gaussianformer.weights import load_official
+from teacher_dump.teachers.gaussianformer.weights import OFFICIAL
 
 # the order of the cameras decides which point farthest point sampling starts from
 _ORDER = [
@@ -54,7 +54,7 @@ class GaussianFormerTeacher:
         self, checkpoint: str, network: GaussianFormer, image_size: list[int], grid: VoxelGrid, seed: int
     ) -> None:
         check_image_size(*image_size)
-        load_official(network, checkpoint)
+        OFFICIAL.load(network, resolve(checkpoint))
         self.network = network.eval()
         self.grid = grid
         self.seed = seed

@@ -8,8 +8,8 @@ from hydra.utils import instantiate
 
 from distill.errors import InputError
 from distill.grids import SURROUNDOCC
+from distill.networks.adapter import constants
 from teacher_dump.teachers.gaussianformer.attention import View
-from teacher_dump.teachers.gaussianformer.weights import constants
 
 CONFIGS = {
     "gaussianformer2_25600": "prob/nuscenes_gs25600.py",

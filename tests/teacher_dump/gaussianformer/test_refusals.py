@@ -5,7 +5,7 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
-from teacher_dump.teachers.gaussianformer.weights import constants
+from distill.networks.adapter import constants
 
 V1 = ("teacher=gaussianformer_25600_solid", "teacher.network.lifter.gaussians=100", "teacher.image_size=[64,160]")
 V2 = (

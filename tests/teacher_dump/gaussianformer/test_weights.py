@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from distill.errors import InputError
+from distill.networks.adapter import constants
 from teacher_dump.teachers.gaussianformer.deform_conv import DeformConv2d
-from teacher_dump.teachers.gaussianformer.weights import constants, load_official
+from teacher_dump.teachers.gaussianformer.weights import OFFICIAL
 
 
 class Network(nn.Module):
@@ -40,7 +41,7 @@ def file(tmp_path):
 
 def loaded(file):
     network = Network()
-    load_official(network, str(file))
+    OFFICIAL.load(network, file)
     return network.state_dict()
 
 
@@ -48,7 +49,7 @@ def refused(file):
     network = Network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(InputError) as caught:
-        load_official(network, str(file))
+        OFFICIAL.load(network, file)
     message = str(caught.value)
     assert message.startswith(f"{file}: ") and "\n" not in message
     assert_same(network.state_dict(), before)
