@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,18 @@ from distill.errors import InputError
 from distill.grids import VoxelGrid
 from distill.networks.blocks.layers import conv_norm_act
 from kernels.bev_pool import bev_pool
+
+
+class LiftCells(NamedTuple):
+    """Where every (depth bin, image cell) lies: all that the calibration decides.
+
+    Attributes:
+        cell_BNDHW: int64, the cell (slice * X + x) * Y + y that it falls into; -1 outside the grid.
+        near_ground_BNDHW: float32, how near it is to the plane of the road, 1 on it and 0 a voxel or more away.
+    """
+
+    cell_BNDHW: Tensor
+    near_ground_BNDHW: Tensor
 
 
 class LiftSplat(nn.Module):
@@ -77,21 +91,36 @@ class LiftSplat(nn.Module):
             float32 (B, C, X / bev_stride, Y / bev_stride), and depth logits (B, N, D, H, W).
         """
         height, width = feat_BNCHW.shape[-2:]
-        with torch.autocast(feat_BNCHW.device.type, enabled=False):
-            points = frustum(height, width, stride, self.depth_centres, intrinsics.float(), cam2ego.float())
-            ground_BNDHW = self.near_ground(points)
+        return self.pool(feat_BNCHW, self.cells(intrinsics, cam2ego, (height, width), stride))
+
+    def cells(self, intrinsics: Tensor, cam2ego: Tensor, size: tuple[int, int], stride: int) -> LiftCells:
+        """What the calibration alone decides; cameras that stay where they are need it once.
+
+        Args:
+            intrinsics: (B, N, 3, 3) of the network's input images.
+            cam2ego: (B, N, 4, 4).
+            size: H and W of the image features.
+            stride: image pixels per feature cell.
+        """
+        with torch.autocast(intrinsics.device.type, enabled=False):
+            points = frustum(*size, stride, self.depth_centres, intrinsics.float(), cam2ego.float())
+            return LiftCells(self._cell_of(points), self.near_ground(points))
+
+    def pool(self, feat_BNCHW: Tensor, cells: LiftCells) -> tuple[Tensor, Tensor]:
+        """BEV features and depth logits of image features that lie in these cells, as `forward` returns them."""
         conv_BCHW = self.conv(feat_BNCHW.flatten(0, 1))
-        raw_BCHW = self.depth_and_context(torch.cat([conv_BCHW, ground_BNDHW.flatten(0, 1).to(conv_BCHW.dtype)], 1))
+        ground_BDHW = cells.near_ground_BNDHW.flatten(0, 1).to(conv_BCHW.dtype)
+        raw_BCHW = self.depth_and_context(torch.cat([conv_BCHW, ground_BDHW], 1))
         depth_BNDHW, context_BNCHW = raw_BCHW.unflatten(0, feat_BNCHW.shape[:2]).split(self.split, dim=2)
         with torch.autocast(feat_BNCHW.device.type, enabled=False):
             x, y = self.bev_shape
             probs_BNDHW = depth_BNDHW.float().softmax(2)
-            cells = self.height_slices * x * y
-            bev_BCK = bev_pool(probs_BNDHW * self.area, context_BNCHW, self.cells(points), cells)
+            count = self.height_slices * x * y
+            bev_BCK = bev_pool(probs_BNDHW * self.area, context_BNCHW, cells.cell_BNDHW, count)
         return bev_BCK.unflatten(2, (self.height_slices, x, y)).flatten(1, 2), depth_BNDHW
 
     def near_ground(self, points: Tensor) -> Tensor:
-        """How near each frustum point is to the plane of the road, 1 on it and 0 a voxel or more away, (B, N, D, H, W).
+        """How near frustum points (B, N, D, H, W, 3) are to the plane of the road, see `LiftCells`.
 
         Calibration tells where a ray would meet a flat road; the depth head starts from there, as BEVDepth's (Li et
         al. 2023) does from its camera parameters. Points between two bins count by half.
@@ -100,7 +129,7 @@ class LiftSplat(nn.Module):
         step_BNDHW = (z_BNDHW[:, :, 1:] - z_BNDHW[:, :, :-1]).abs().mean(2, keepdim=True)
         return (1 - (z_BNDHW - self.ground).abs() / step_BNDHW.clamp_min(self.voxel_size)).clamp_min(0)
 
-    def cells(self, points: Tensor) -> Tensor:
+    def _cell_of(self, points: Tensor) -> Tensor:
         """The cell (slice * X + x) * Y + y of ego points (..., 3), int64; -1 outside the grid."""
         x, y, z = ((points - self.lower_3) / self.cell_3).floor().unbind(-1)
         size_x, size_y = self.bev_shape

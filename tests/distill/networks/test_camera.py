@@ -169,6 +169,17 @@ def test_every_sample_is_lifted_with_its_own_calibration():
         torch.testing.assert_close(together[b : b + 1], splat(lift(), feat[b : b + 1], cameras[b])[0])
 
 
+def test_cells_of_one_calibration_serve_all_images_of_these_cameras():
+    module = lift(height_slices=2, by_area=True)
+    intrinsics, cam2ego = (torch.tensor(part)[None, None].float() for part in camera(0.2))
+    cells = module.cells(intrinsics, cam2ego, (HEIGHT, WIDTH), STRIDE)
+    assert cells.cell_BNDHW.shape == cells.near_ground_BNDHW.shape == (1, 1, BINS, HEIGHT, WIDTH)
+    for _ in range(2):
+        feat = torch.randn(1, 1, BINS + 2, HEIGHT, WIDTH)
+        expected = module(feat, STRIDE, intrinsics, cam2ego)
+        assert all(map(torch.equal, module.pool(feat, cells), expected))
+
+
 def test_bev_cells_must_divide_the_grid():
     with pytest.raises(InputError, match="bev_stride=3 does not divide"):
         lift(bev_stride=3)
