@@ -19,9 +19,11 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 MISSING = "???"  # what OmegaConf leaves where a value must be given
 
@@ -144,10 +146,26 @@ class Lift(Known):
         return self
 
 
-class BEVEncoder(Known):
+class Completed(Known):
+    """An object that may be `_partial_`: then the network it belongs to says its `in_channels`."""
+
+    partial: bool = Field(default=False, alias="_partial_")
+    in_channels: Count | None = Field(default=None, validate_default=True)
+
+    @field_validator("in_channels")
+    @classmethod
+    def _said_once(cls, value: int | None, others: ValidationInfo) -> int | None:
+        partial = others.data.get("partial")
+        if value is None and not partial:
+            raise PydanticCustomError("missing", "must be given")
+        if value is not None and partial:
+            raise ValueError("should not be given, the network says it")
+        return value
+
+
+class BEVEncoder(Completed):
     """`distill.networks.blocks.bev_encoder.BEVEncoder`."""
 
-    in_channels: Count
     widths: Annotated[list[Count], Field(min_length=2)]
     blocks: list[Count]
     out_channels: Count
@@ -159,10 +177,9 @@ class BEVEncoder(Known):
         return self
 
 
-class Head(Known):
+class Head(Completed):
     """`distill.networks.blocks.head.ChannelToHeight`."""
 
-    in_channels: Count
     hidden_channels: Count
     bev_stride: Count
     grid: Built

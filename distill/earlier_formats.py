@@ -25,11 +25,20 @@ def from_format_1(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_format_2(content: dict[str, Any]) -> dict[str, Any]:
-    """Format 3."""
-    return {**content, "config": _moved(content["config"])}
+    """Format 3: classes have moved, and a fusion network says the widths of its own parts."""
+    return {**content, "config": _said_today(content["config"])}
 
 
-def _moved(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _MOVED.get(child, child) if key == "_target_" else _moved(child) for key, child in node.items()}
-    return [_moved(child) for child in node] if isinstance(node, list) else node
+def _said_today(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_said_today(child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    today = {key: _MOVED.get(child, child) if key == "_target_" else _said_today(child) for key, child in node.items()}
+    if today.get("_target_") == "distill.networks.fusion.FusionNetwork":
+        today |= {part: _without_width(today[part]) for part in ("bev_encoder", "head")}
+    return today
+
+
+def _without_width(part: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key != "in_channels"} | {"_partial_": True}

@@ -23,6 +23,11 @@ class CameraNetwork(nn.Module):
         self.bev_encoder = bev_encoder
         self.head = head
 
+    @property
+    def depth_stride(self) -> int:
+        """That of the encoder: every cell of the images is lifted."""
+        return self.encoder.stride
+
     def forward(self, batch: dict[str, Any]) -> Occupancy:
         """Predict from `images` uint8 (B, N, 3, H, W), `intrinsics` (B, N, 3, 3) and `cam2ego` (B, N, 4, 4)."""
         image_BNCHW, stride = self.encoder(batch["images"]), self.encoder.stride

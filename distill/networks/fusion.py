@@ -8,6 +8,7 @@ Letters: B batch, N cameras, C channels, H W image cells, P points of the whole 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,16 +25,29 @@ NEAR = 0.1  # a point closer to the image plane than this, metres, counts as beh
 
 
 class FusionNetwork(nn.Module):
-    """Camera images and LiDAR points of one keyframe -> voxel logits."""
+    """Camera images and LiDAR points of one keyframe -> voxel logits.
+
+    Args:
+        encoder: makes the image features that are painted onto the points.
+        point_encoder: painted points -> BEV features.
+        bev_encoder: makes the BEV encoder for so many `in_channels`.
+        head: makes the head for so many `in_channels`.
+    """
+
+    depth_stride = None
 
     def __init__(
-        self, encoder: ImageEncoder, point_encoder: PointEncoder, bev_encoder: BEVEncoder, head: ChannelToHeight
+        self,
+        encoder: ImageEncoder,
+        point_encoder: PointEncoder,
+        bev_encoder: Callable[..., BEVEncoder],
+        head: Callable[..., ChannelToHeight],
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.point_encoder = point_encoder
-        self.bev_encoder = bev_encoder
-        self.head = head
+        self.bev_encoder = bev_encoder(in_channels=point_encoder.out_channels)
+        self.head = head(in_channels=self.bev_encoder.out_channels)
 
     def forward(self, batch: dict[str, Any]) -> Occupancy:
         """Predict from `images`, `intrinsics`, `cam2ego` and `points`, B tensors (P_b, 4) in the ego frame."""
@@ -94,6 +108,9 @@ class PointEncoder(nn.Module):
         channels: features per flat voxel.
         slices: flat voxels per column.
         grid: the voxels; points outside are dropped.
+
+    Attributes:
+        out_channels: channels of the BEV features.
     """
 
     lower_3: Tensor
@@ -102,6 +119,7 @@ class PointEncoder(nn.Module):
     def __init__(self, image_channels: int, hidden_channels: int, channels: int, slices: int, grid: VoxelGrid) -> None:
         super().__init__()
         self.shape, self.slices, self.channels = grid.shape, slices, channels
+        self.out_channels = slices * channels + grid.shape[2]
         # offset in the voxel (3), place in the grid (3), intensity (1), image features and whether there are any
         self.mlp = nn.Sequential(
             nn.Linear(7 + image_channels + 1, hidden_channels, bias=False),
@@ -115,7 +133,7 @@ class PointEncoder(nn.Module):
         self.voxel_size = grid.voxel_size
 
     def forward(self, points_P4: Tensor, painted_PC: Tensor, sample_P: Tensor, batch: int) -> Tensor:
-        """(B, slices * channels + Z, X, Y), float32; `sample_P` says to which of `batch` samples a point belongs."""
+        """(B, out_channels, X, Y), float32; `sample_P` says to which of `batch` samples a point belongs."""
         place_P3 = (points_P4[:, :3] - self.lower_3) / self.voxel_size
         inside = ((place_P3 >= 0) & (place_P3 < self.shape_3)).all(1).nonzero().squeeze(1)
         place_P3, voxel_P3 = place_P3[inside], place_P3[inside].floor()

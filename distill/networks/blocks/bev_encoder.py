@@ -20,6 +20,7 @@ class BEVEncoder(nn.Module):
 
     def __init__(self, in_channels: int, widths: list[int], blocks: list[int], out_channels: int) -> None:
         super().__init__()
+        self.out_channels = out_channels
         self.stem = conv_norm_act(in_channels, widths[0], 3)
         self.stages = nn.ModuleList(
             nn.Sequential(

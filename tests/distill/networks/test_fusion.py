@@ -4,8 +4,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
+from conf.schema import checked
+from distill.earlier_formats import from_format_2
 from distill.grids import OCC3D, VoxelGrid
 from distill.networks.fusion import PointEncoder, paint
 
@@ -81,9 +84,9 @@ COARSE = {
 }
 
 
-def fusion(grid=None):
+def fusion(*overrides, grid=None):
     with initialize_config_module("conf", version_base="1.3"):
-        config = compose("common", ["+grid=occ3d", "+student=fusion"])
+        config = compose("common", ["+grid=occ3d", "+student=fusion", *overrides])
     if grid is not None:
         config.grid = grid
     return instantiate(config.student.network)
@@ -113,7 +116,7 @@ def test_budget():
 
 
 def test_gradients_reach_every_parameter_that_is_not_frozen():
-    network = fusion(COARSE)
+    network = fusion(grid=COARSE)
     prediction = network(keyframes(1))
     assert prediction.voxel_logits_BXYZC.shape == (1, 40, 40, 16, 18)
     assert prediction.depth is None
@@ -123,10 +126,47 @@ def test_gradients_reach_every_parameter_that_is_not_frozen():
 
 
 def test_a_sample_does_not_depend_on_its_batch():
-    network = fusion(COARSE)
+    network = fusion(grid=COARSE)
     network.eval()
     batch = keyframes(2)
     with torch.inference_mode():
         both = network(batch).voxel_logits_BXYZC
         second = network({key: value[1:] for key, value in batch.items()}).voxel_logits_BXYZC
     torch.testing.assert_close(both[1:], second, rtol=1e-4, atol=1e-4)
+
+
+def test_the_network_says_the_widths_of_its_parts():
+    network = fusion(
+        "student.network.point_encoder.slices=2", "student.network.bev_encoder.out_channels=5", grid=COARSE
+    )
+    assert network(keyframes(1)).voxel_logits_BXYZC.shape == (1, 40, 40, 16, 18)
+    assert network.depth_stride is None
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("student.network.bev_encoder.blocks=[1]", "bev_encoder: 4 widths need 3 numbers of blocks"),
+        ("student.network.head.hidden_channels=0", "head.hidden_channels=0: should be greater than or equal to 1"),
+        ("+student.network.bev_encoder.in_channels=80", "in_channels=80: should not be given, the network says it"),
+        ("student.network.head._partial_=false", "head.in_channels: it must be given"),
+    ],
+)
+def test_values_of_a_part_that_the_network_completes_are_checked(override, said):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", ["student=fusion", override]), resolve=True)
+    (problem,) = checked("train", config)[1]
+    assert problem.endswith(said)
+
+
+def test_a_network_of_an_earlier_format_says_its_widths_no_longer():
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("common", ["+grid=occ3d", "+student=fusion"])
+    today = OmegaConf.to_container(config, resolve=True)
+    earlier = OmegaConf.to_container(config, resolve=True)
+    network = earlier["student"]["network"]
+    network["_target_"] = "teacher_dump.teachers.fusion.FusionNetwork"
+    for part, width in (("bev_encoder", 80), ("head", 48)):
+        del network[part]["_partial_"]
+        network[part]["in_channels"] = width
+    assert from_format_2({"config": earlier}) == {"config": today}
