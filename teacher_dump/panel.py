@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from distill.classes import ClassSet
-from distill.gaussian_picture import draw_gaussians
 from distill.grids import VoxelGrid
-from distill.picture import Painter
+from distill.pictures.gaussians import draw_gaussians
+from distill.pictures.panel import draw_panel
+from distill.pictures.voxels import Painter
 from teacher_dump.teachers import TeacherPrediction
 
 
@@ -42,4 +43,4 @@ def panel(batch: dict[str, Any], prediction: TeacherPrediction, grid: VoxelGrid,
             ego2cam_44 = np.linalg.inv(batch["cam2ego"][0, camera].cpu().double().numpy())
             lidar2img_34 = batch["intrinsics"][0, camera].cpu().double().numpy() @ (ego2cam_44 @ lidar2ego_44)[:3]
             cameras[camera] = draw_gaussians(image, gaussians[0], lidar2img_34, classes)
-    return Painter(grid, classes).panel(cameras, columns, mask_XYZ, gaussians)
+    return draw_panel(Painter(grid, classes), cameras, columns, mask_XYZ, gaussians)

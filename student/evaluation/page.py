@@ -22,7 +22,8 @@ from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.grids import VoxelGrid
 from distill.nuscenes.layout import CAMERAS
-from distill.picture import EGO_CAR, FIELD_OF_VIEW, Painter
+from distill.pictures.view import FIELD_OF_VIEW, View
+from distill.pictures.voxels import EGO_CAR
 from student.evaluation import page_tables
 
 HERE = Path(__file__).parent
@@ -73,7 +74,7 @@ def write_page(
         InputError: the file cannot be written.
     """
     sources = results["sources"]
-    painter = Painter(grid, classes)
+    view = View(grid)
     page = (
         _environment()
         .get_template("page.html")
@@ -91,8 +92,8 @@ def write_page(
                 zip(classes.names, ("rgb({}, {}, {})".format(*colour) for colour in classes.colours), strict=True)
             ),
             free=classes.names[classes.free],
-            keyframes=[_keyframe(picture, painter) for picture in pictures],
-            scene=_scene(painter, classes),
+            keyframes=[_keyframe(picture, view) for picture in pictures],
+            scene=_scene(view, classes),
             css=(HERE / "page.css").read_text(encoding="utf-8"),
             js="\n".join((HERE / name).read_text(encoding="utf-8") for name in ("page.voxels.js", "page.js")),
         )
@@ -121,7 +122,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _keyframe(picture: KeyframePictures, painter: Painter) -> dict[str, Any]:
+def _keyframe(picture: KeyframePictures, view: View) -> dict[str, Any]:
     """A keyframe as the template takes it: pictures as data URIs, voxels as `encode_volume` makes them."""
     names = [channel.removeprefix("CAM_").replace("_", " ").lower() for channel in CAMERAS]
     columns = [list(picture.cameras), *picture.overlays.values()]
@@ -136,14 +137,14 @@ def _keyframe(picture: KeyframePictures, painter: Painter) -> dict[str, Any]:
             for place, name in enumerate(names)
         ],
         "bev": {key: _data_uri(pixels, "png") for key, pixels in picture.bev.items()},
-        "volumes": [encode_volume(painter.forward_left(volume)) for volume in picture.volumes.values()],
-        "mask": encode_volume(painter.forward_left(picture.mask_XYZ)),
+        "volumes": [encode_volume(view.turned(volume)) for volume in picture.volumes.values()],
+        "mask": encode_volume(view.turned(picture.mask_XYZ)),
     }
 
 
-def _scene(painter: Painter, classes: ClassSet) -> dict[str, Any]:
+def _scene(view: View, classes: ClassSet) -> dict[str, Any]:
     """What the 3D views draw around the voxels, metres in the turned grid: x forward, y left, z up."""
-    grid = painter.grid
+    grid = view.grid
     lower, upper = np.array(grid.lower), np.array(grid.upper)
     cells = np.round((upper - lower)[:2] / FLOOR_CELL).astype(int)
     return {
@@ -155,11 +156,11 @@ def _scene(painter: Painter, classes: ClassSet) -> dict[str, Any]:
         "free": classes.free,
         "floor": cells.tolist(),
         "car": [
-            {"lower": (near + painter.ego).tolist(), "size": np.subtract(far, near).tolist(), "colour": colour}
+            {"lower": (near + view.ego).tolist(), "size": np.subtract(far, near).tolist(), "colour": colour}
             for near, far, colour in EGO_CAR
         ],
-        "eye": painter.eye.tolist(),
-        "target": painter.target.tolist(),
+        "eye": view.eye.tolist(),
+        "target": view.target.tolist(),
         "field_of_view": FIELD_OF_VIEW,
     }
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distill.camera_overlay import keyframe_overlays
 from distill.errors import InputError
 from distill.nuscenes.images import open_image
 from distill.nuscenes.index import Camera, Keyframe, Keyframes
-from distill.picture import Painter
+from distill.pictures.cameras import keyframe_overlays
+from distill.pictures.panel import draw_panel
+from distill.pictures.voxels import Painter
 from student.evaluation.opening import Subject
 from student.evaluation.page import KeyframePictures
 from student.evaluation.sources import Prediction, Source
@@ -75,7 +76,9 @@ def draw_pictures(
     pictures = []
     for keyframe, volume, mask_XYZ in zip(keyframes, volumes, masks, strict=True):
         cameras = [_thumbnail(camera, keyframe.token) for camera in keyframe.cameras]
-        _save(painter.panel(cameras, volume, mask_XYZ), output / "panels" / f"{keyframe.scene}_{keyframe.token}.png")
+        _save(
+            draw_panel(painter, cameras, volume, mask_XYZ), output / "panels" / f"{keyframe.scene}_{keyframe.token}.png"
+        )
         shown = {
             name: keyframe_overlays(keyframe, cameras, semantics_XYZ, mask_XYZ, subject.grid, subject.classes)
             for name, semantics_XYZ in volume.items()

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from distill.augment import Augmentation
-from distill.camera_overlay import keyframe_overlays
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC
@@ -17,6 +16,7 @@ from distill.nuscenes.labels import SurroundOccLabels
 from distill.nuscenes.layout import CAMERAS
 from distill.nuscenes.overlay import draw_overlay
 from distill.nuscenes.points import project
+from distill.pictures.cameras import keyframe_overlays
 from teacher_dump.teachers.gaussianformer.attention import View
 from teacher_dump.teachers.gaussianformer.attention import project as project_keypoints
 from teacher_dump.teachers.gaussianformer.teacher import lidar2image

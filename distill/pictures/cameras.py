@@ -64,7 +64,7 @@ def keyframe_overlays(
     Returns:
         RGB uint8, of the sizes of `pictures`.
     """
-    ego2grid_44 = np.eye(4) if grid.frame == "ego" else np.linalg.inv(keyframe.lidar2ego)
+    ego2grid_44 = grid.from_ego(keyframe.lidar2ego)
     overlays = []
     for camera, cam2ego_44, pixels in zip(keyframe.cameras, keyframe.cam2ego(), pictures, strict=True):
         rows, columns = pixels.shape[:2]

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from distill import picture
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
-from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
-from distill.nuscenes.layout import CAMERAS
+from distill.grids import OCC3D, SURROUNDOCC
+from distill.pictures.view import INK, UNSEEN
+from distill.pictures.voxels import Painter
 
 FREE, CAR, PEDESTRIAN, BUS = 17, 4, 7, 3
 SIZE = (300, 200)
-PAINTER = picture.Painter(OCC3D, OCC3D_CLASSES)
+PAINTER = Painter(OCC3D, OCC3D_CLASSES)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ class TestBirdsEye:
         mask[10, 10, :5] = True
         image = PAINTER.bev_image(empty, mask, 1)
         assert is_hue(image[189, 189], CAR)
-        assert tuple(image[179, 179]) == picture.UNSEEN
+        assert tuple(image[179, 179]) == UNSEEN
 
 
 class TestPerspective:
@@ -65,7 +65,7 @@ class TestPerspective:
     )
     def test_forward_is_up_and_left_is_left(self, empty, where, row, column):
         empty[where[0] - 3 : where[0] + 3, where[1] - 3 : where[1] + 3, :4] = CAR
-        rows, columns = np.nonzero(is_hue(PAINTER.voxel_image(empty, None, SIZE), CAR))
+        rows, columns = np.nonzero(is_hue(PAINTER.perspective_image(empty, None, SIZE), CAR))
         assert len(rows) > 20
         assert {"upper": rows.max() < 100, "lower": rows.min() > 100, None: True}[row]
         assert {"left": columns.max() < 150, "right": columns.min() > 150, None: True}[column]
@@ -74,8 +74,8 @@ class TestPerspective:
         empty[150:160, 100:110, :4] = CAR
         mask = np.ones(OCC3D.shape, dtype=bool)
         mask[150:160] = False
-        assert is_hue(PAINTER.voxel_image(empty, None, SIZE), CAR).any()
-        assert not is_hue(PAINTER.voxel_image(empty, mask, SIZE), CAR).any()
+        assert is_hue(PAINTER.perspective_image(empty, None, SIZE), CAR).any()
+        assert not is_hue(PAINTER.perspective_image(empty, mask, SIZE), CAR).any()
 
     def test_every_pixel_shows_the_nearest_voxel_on_its_ray(self, empty):
         """The painter's order against intersecting each ray with every box of a random cloud."""
@@ -84,11 +84,11 @@ class TestPerspective:
         classes_K = random.choice(np.array([CAR, PEDESTRIAN], dtype=np.uint8), len(index_K3))
         empty[tuple(index_K3.T)] = classes_K
         size = (1500, 1000)
-        image = PAINTER.voxel_image(empty, None, size)
+        image = PAINTER.perspective_image(empty, None, size)
         lower_K3 = np.array(OCC3D.lower) + index_K3 * OCC3D.voxel_size
         checked = 0
         for point in random.uniform(lower_K3.min(0), lower_K3.max(0) + 0.4, (3000, 3)):
-            column, row = np.floor(PAINTER._project(point, size)).astype(int)
+            column, row = np.floor(PAINTER.view.project(point, size)).astype(int)
             nearest = _nearest_box(point, lower_K3)
             shows_car, shows_pedestrian = (is_hue(image[row, column], class_id) for class_id in (CAR, PEDESTRIAN))
             # pixels on an edge blend two faces and show neither colour
@@ -100,7 +100,7 @@ class TestPerspective:
 
 def _nearest_box(point: np.ndarray, lower_K3: np.ndarray) -> int | None:
     """The voxel that the ray from the eye through `point` enters first; None if it passes within 10 cm of an edge."""
-    eye = PAINTER.eye
+    eye = PAINTER.view.eye
     direction = point - eye
     hits = []
     for shrink in (0.1, -0.1):
@@ -115,7 +115,7 @@ def _nearest_box(point: np.ndarray, lower_K3: np.ndarray) -> int | None:
 class TestSurroundOcc:
     """The LIDAR_TOP frame looks along y: array axis 1 is forward, axis 0 points right."""
 
-    painter = picture.Painter(SURROUNDOCC, SURROUNDOCC_CLASSES)
+    painter = Painter(SURROUNDOCC, SURROUNDOCC_CLASSES)
 
     def test_birds_eye(self, empty):
         empty[0, 199, 5] = CAR
@@ -130,7 +130,7 @@ class TestSurroundOcc:
         mask[10, 150] = True
         image = self.painter.bev_image(empty, mask, 1)
         assert is_hue(image[49, 10], CAR)
-        assert tuple(image[49, 11]) == picture.UNSEEN
+        assert tuple(image[49, 11]) == UNSEEN
 
     @pytest.mark.parametrize(
         ("where", "row", "column"),
@@ -143,7 +143,7 @@ class TestSurroundOcc:
     )
     def test_perspective(self, empty, where, row, column):
         empty[where[0] - 3 : where[0] + 3, where[1] - 3 : where[1] + 3, 6:10] = CAR
-        rows, columns = np.nonzero(is_hue(self.painter.voxel_image(empty, None, SIZE), CAR))
+        rows, columns = np.nonzero(is_hue(self.painter.perspective_image(empty, None, SIZE), CAR))
         assert len(rows) > 20
         assert {"upper": rows.max() < 100, "lower": rows.min() > 100, None: True}[row]
         assert {"left": columns.max() < 150, "right": columns.min() > 150, None: True}[column]
@@ -151,48 +151,8 @@ class TestSurroundOcc:
     def test_the_ego_car_stands_behind_its_lidar(self):
         behind = []
         for painter in (PAINTER, self.painter):
-            image = painter.bev_image(np.full(painter.grid.shape, FREE, np.uint8), None, 5)
-            rows, columns = np.nonzero((image == picture.INK).all(-1))
+            image = painter.bev_image(np.full(painter.view.grid.shape, FREE, np.uint8), None, 5)
+            rows, columns = np.nonzero((image == INK).all(-1))
             assert columns.mean() == pytest.approx(500, abs=1)
-            behind.append((rows.mean() - 500) / 5 * painter.grid.voxel_size)
+            behind.append((rows.mean() - 500) / 5 * painter.view.grid.voxel_size)
         assert behind[1] - behind[0] == pytest.approx(0.94, abs=0.05)
-
-
-class TestPanel:
-    cameras = tuple(np.full((9, 16, 3), 40 * place, dtype=np.uint8) for place in range(6))
-
-    def test_cameras_stand_where_they_look(self):
-        """Front row above back row, left cameras on the left."""
-        image = PAINTER.panel(self.cameras, {"student": np.full(OCC3D.shape, FREE, np.uint8)}, None)
-        step_x, step_y = picture.WIDTH + picture.GAP, 338 + picture.GAP
-        for place, channel in enumerate(CAMERAS):
-            row, column = int("BACK" in channel), {"LEFT": 0, "RIGHT": 2}.get(channel.rpartition("_")[2], 1)
-            x, y = (picture.MARGIN + picture.WIDTH // 2 + column * step_x, picture.MARGIN + 169 + row * step_y)
-            assert (image[y, x] == 40 * place).all(), channel
-
-    def test_five_columns_fit_and_the_cameras_stay_in_the_middle(self):
-        coarse = VoxelGrid("coarse", "ego", (-40.0, -40.0, -1.0), 4.0, (20, 20, 2))
-        columns = {str(place): np.full(coarse.shape, FREE, np.uint8) for place in range(5)}
-        columns["4"][5:15, 5:15] = CAR
-        image = picture.Painter(coarse, OCC3D_CLASSES).panel(self.cameras, columns, None)
-        step = picture.WIDTH + picture.GAP
-        assert image.shape[1] == 2 * picture.MARGIN + 5 * step - picture.GAP
-        grey = np.flatnonzero((image[picture.MARGIN + 169] == self.cameras[2][0, 0]).all(-1))  # the upper right camera
-        assert (grey.min(), grey.max() + 1) == (picture.MARGIN + 3 * step, picture.MARGIN + 4 * step - picture.GAP)
-        birds_eye_row = image[-(2 * picture.MARGIN + 68 + picture.WIDTH // 2)]
-        left = picture.MARGIN + 4 * step + picture.WIDTH // 4
-        car = np.flatnonzero(is_hue(birds_eye_row, CAR))
-        assert (car.min(), car.max() + 1) == (left, left + picture.WIDTH // 2)
-
-    def test_columns_appear_in_order(self, empty):
-        filled = {}
-        for title, class_id in (("ground truth", CAR), ("teacher", PEDESTRIAN), ("student", BUS)):
-            filled[title] = empty.copy()
-            filled[title][120:180, 20:180, 1] = class_id
-        image = PAINTER.panel(self.cameras, filled, None)
-        middle = image[picture.MARGIN * 2 + 2 * 338 + picture.GAP + picture.HEADER :][: picture.WIDTH]
-        for place, class_id in enumerate((CAR, PEDESTRIAN, BUS)):
-            left = picture.MARGIN + place * (picture.WIDTH + picture.GAP)
-            views = middle[:, left : left + picture.WIDTH]
-            for other in (CAR, PEDESTRIAN, BUS):
-                assert (is_hue(views, other).sum() > 10_000) == (other == class_id)

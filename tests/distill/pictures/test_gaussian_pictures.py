@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from distill.classes import OCC3D_CLASSES
-from distill.gaussian_picture import draw_gaussians
 from distill.gaussians import Gaussians
-from distill.grids import OCC3D
-from distill.picture import GAP, HEADER, MARGIN, VIEW, WIDTH, Painter
+from distill.pictures.gaussians import draw_gaussians
 
 CAR = 4
 FOCAL = 400.0
@@ -66,24 +64,3 @@ def test_free_space_and_what_is_behind_the_camera_are_not_drawn():
 
 def test_a_gaussian_that_would_fill_the_image_is_not_drawn():
     assert not drawn(one_gaussian((0.0, 2.0, 0.0), (0.5, 0.5, 0.5), CAR)).any()
-
-
-def test_a_panel_shows_gaussians_where_the_voxels_are():
-    """The same car as a voxel and as a Gaussian appears at one place of both bird's-eye views."""
-    lidar2ego = np.array([[0, 1, 0, 0.94], [-1, 0, 0, 0], [0, 0, 1, 1.84], [0, 0, 0, 1]], dtype=float)
-    place_ego = np.array([20.2, 10.2, 0.4, 1.0])
-    index = ((place_ego[:3] - OCC3D.lower) / OCC3D.voxel_size).astype(int)
-    semantics_XYZ = np.full(OCC3D.shape, OCC3D_CLASSES.free, dtype=np.uint8)
-    semantics_XYZ[tuple(index)] = CAR
-    gaussians = one_gaussian(tuple((np.linalg.inv(lidar2ego) @ place_ego)[:3]), (0.2, 0.2, 0.2), CAR)
-    cameras = [np.zeros((9, 16, 3), dtype=np.uint8)] * 6
-    panel = Painter(OCC3D, OCC3D_CLASSES).panel(cameras, {"teacher": semantics_XYZ}, None, (gaussians, lidar2ego))
-    top = MARGIN + 2 * round(WIDTH * 9 / 16) + GAP + MARGIN + HEADER + VIEW[1] + GAP
-    left = (panel.shape[1] - 2 * WIDTH - GAP) // 2
-    places = []
-    for start in (left, left + WIDTH + GAP):
-        bev = panel[top : top + WIDTH, start : start + WIDTH].astype(int)
-        blue = bev[..., 2] - bev[..., 0] > 40
-        places.append(np.argwhere(blue).mean(0))
-    assert np.abs(places[0] - places[1]).max() < 2
-    assert np.abs(places[0] - [(40 - 20.2) / 80 * WIDTH, (40 - 10.2) / 80 * WIDTH]).max() < 2

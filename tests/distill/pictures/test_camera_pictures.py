@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyquaternion import Quaternion
 
-from distill.camera_overlay import LINE, OPACITY, SHADES, draw_voxels, keyframe_overlays
 from distill.classes import OCC3D_CLASSES
 from distill.grids import VoxelGrid
 from distill.nuscenes.index import Camera, Keyframe
 from distill.nuscenes.layout import CAMERAS
+from distill.pictures.cameras import LINE, OPACITY, SHADES, draw_voxels, keyframe_overlays
 
 FREE, CAR, PEDESTRIAN = 17, 4, 7  # a car is blue, a pedestrian red
 GRID = VoxelGrid("small", "ego", (-8.0, -6.0, -2.0), 1.0, (16, 12, 6))
