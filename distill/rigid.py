@@ -5,11 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from pyquaternion import Quaternion
 
 if TYPE_CHECKING:  # who has arrays need not wait for torch
     from torch import Tensor
 
     Pose = TypeVar("Pose", np.ndarray, Tensor)
+
+
+def from_quaternion(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """A pose as nuScenes writes it, float64 (4, 4).
+
+    Args:
+        rotation: quaternion w, x, y, z; its norm does not matter.
+        translation: (3,).
+    """
+    pose = np.eye(4)
+    pose[:3, :3] = Quaternion(rotation).rotation_matrix
+    pose[:3, 3] = translation
+    return pose
 
 
 def inverse(pose: Pose) -> Pose:

@@ -19,7 +19,7 @@ _MODES = frozenset({"RGB", "L", "P", "RGBA", "LA", "PA", "RGBX", "CMYK", "YCbCr"
 def read_images(
     keyframe: Keyframe, transforms: Sequence[ImageTransform], image_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The six images of a keyframe, their intrinsics and where they hold content; of absent cameras black images.
+    """The images of a keyframe, their intrinsics and where they hold content; of absent cameras black images.
 
     Args:
         keyframe: whose images.
@@ -27,9 +27,9 @@ def read_images(
         image_size: (H, W) of the result.
 
     Returns:
-        images: RGB uint8 (6, 3, H, W).
-        intrinsics: float32 (6, 3, 3) after the transform; a mirrored image has a negative focal length fx.
-        windows: int (6, 4) left, top, right, bottom of the content; around it the images are black.
+        images: RGB uint8 (N, 3, H, W), in the order of the keyframe's cameras.
+        intrinsics: float32 (N, 3, 3) after the transform; a mirrored image has a negative focal length fx.
+        windows: int (N, 4) left, top, right, bottom of the content; around it the images are black.
 
     Raises:
         InputError: an image is missing, cannot be decoded, is not of the size the calibration is for, not of 8 bits a

@@ -6,11 +6,8 @@ loader workers and ranks share its pages. `Keyframe` objects are made on access.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
+import functools
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +15,12 @@ from typing import overload
 
 import numpy as np
 
+from distill import rigid
 from distill.errors import InputError
-from distill.nuscenes.layout import CAMERAS, LIDAR_COLUMNS, SHORT_NAMES, check_version
-
-# Part of the cache key: raise it whenever the meaning or layout of the records changes.
-_FORMAT = 3
+from distill.nuscenes.cache import cache_file, cached
+from distill.nuscenes.layout import LIDAR, LIDAR_COLUMNS, SHORT_NAMES
+from distill.nuscenes.sweeps import Sweep, read_sweeps, rows_before
+from distill.nuscenes.tables import Tables, cameras_of, read_tables
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Camera:
     the ego frame, looking up.
 
     Attributes:
-        channel: one of `CAMERAS`.
+        channel: its name, "CAM_FRONT" for example.
         path: the image file; None: the keyframe lacks this camera.
         width, height: its size in pixels.
         intrinsics: camera frame to pixels, float64 (3, 3).
@@ -64,7 +62,7 @@ class Keyframe:
         scene: scene name, for example "scene-0061".
         timestamp: microseconds.
         previous, next: tokens of the neighbours in time within the scene, "" at its ends.
-        cameras: in `CAMERAS` order.
+        cameras: in the order of `NuScenesIndex.channels`, N of them.
         lidar_path: the LIDAR_TOP scan.
         lidar_columns: float32 per point in it: x, y, z, intensity and whatever follows.
         lidar2ego: LIDAR_TOP to ego frame, float64 (4, 4).
@@ -83,21 +81,19 @@ class Keyframe:
     ego2global: np.ndarray
 
     def cam2ego(self) -> np.ndarray:
-        """Camera frames, each at its own time, to this keyframe's ego frame: float64 (6, 4, 4).
+        """Camera frames, each at its own time, to this keyframe's ego frame: float64 (N, 4, 4).
 
         The ego motion between camera and LiDAR time is included.
         """
-        global2ego = np.linalg.inv(self.ego2global)
+        global2ego = rigid.inverse(self.ego2global)
         return np.stack([global2ego @ camera.ego2global @ camera.cam2ego for camera in self.cameras])
 
 
 class Keyframes(Sequence[Keyframe]):
-    """Some keyframes of an index, in its order; `Keyframe` objects are made on access."""
+    """Some keyframes of an index, in an order of their own; `Keyframe` objects are made on access."""
 
-    def __init__(self, root: Path, lidar_columns: int, records: np.ndarray, rows: np.ndarray):
-        self.root = root
-        self.lidar_columns = lidar_columns
-        self._records = records  # of the whole index: the neighbours of a keyframe need not be in the selection
+    def __init__(self, index: NuScenesIndex, rows: np.ndarray):
+        self._index = index
         self._rows = rows
 
     def __len__(self) -> int:
@@ -109,62 +105,42 @@ class Keyframes(Sequence[Keyframe]):
     def __getitem__(self, item: slice) -> Keyframes: ...
     def __getitem__(self, item: int | slice) -> Keyframe | Keyframes:
         if isinstance(item, slice):
-            return self._with(self._rows[item])
-        return self._keyframe(int(self._rows[item]))
+            return Keyframes(self._index, self._rows[item])
+        return self._index.at(int(self._rows[item]))
+
+    @property
+    def root(self) -> Path:
+        """The dataroot."""
+        return self._index.root
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the cameras; see `NuScenesIndex.channels`."""
+        return self._index.channels
 
     @property
     def tokens(self) -> list[str]:
         """Sample tokens, in order."""
-        return [token.decode() for token in self._records["token"][self._rows]]
+        return [token.decode() for token in self._index.records["token"][self._rows]]
 
     @property
     def absent_cameras(self) -> dict[str, int]:
         """How many of the keyframes lack a camera, for each channel that is not in all of them."""
-        absent = (self._records["cameras"]["path"][self._rows] == b"").sum(0).tolist()
-        return {channel: count for channel, count in zip(CAMERAS, absent, strict=True) if count}
+        cameras = self._index.records["cameras"]
+        absent = {channel: int((cameras[channel]["path"][self._rows] == b"").sum()) for channel in self.channels}
+        return {channel: count for channel, count in absent.items() if count}
 
     def where(self, chosen: Sequence[bool]) -> Keyframes:
         """The keyframes that are chosen, in order; `chosen` has one entry for each of them."""
-        return self._with(self._rows[np.array(chosen, dtype=bool)])
+        return Keyframes(self._index, self._rows[np.array(chosen, dtype=bool)])
 
-    def _with(self, rows: np.ndarray) -> Keyframes:
-        return Keyframes(self.root, self.lidar_columns, self._records, rows)
+    def before(self, i: int, n: int) -> list[Keyframe]:
+        """Up to n keyframes before the i-th one in its scene, the nearest first; they need not be among these."""
+        return [self._index.at(row) for row in self._index.past(int(self._rows[i]), n)]
 
-    def _keyframe(self, row: int) -> Keyframe:
-        record = self._records[row]
-        token, scene = record["token"].decode(), record["scene"].decode()
-        return Keyframe(
-            token=token,
-            scene=scene,
-            timestamp=int(record["timestamp"]),
-            previous=self._neighbour(row, -1),
-            next=self._neighbour(row, +1),
-            cameras=tuple(
-                Camera(
-                    channel=channel,
-                    path=self._file(camera["path"]) if camera["path"] else None,
-                    width=int(camera["width"]),
-                    height=int(camera["height"]),
-                    intrinsics=np.array(camera["intrinsics"]),
-                    cam2ego=np.array(camera["cam2ego"]),
-                    ego2global=np.array(camera["ego2global"]),
-                )
-                for channel, camera in zip(CAMERAS, record["cameras"], strict=True)
-            ),
-            lidar_path=self._file(record["lidar_path"]),
-            lidar_columns=self.lidar_columns,
-            lidar2ego=np.array(record["lidar2ego"]),
-            ego2global=np.array(record["ego2global"]),
-        )
-
-    def _file(self, name: bytes) -> Path:
-        return self.root / os.fsdecode(name)  # names the same bytes in a locale of another encoding
-
-    def _neighbour(self, row: int, step: int) -> str:
-        other = row + step
-        if not 0 <= other < len(self._records) or self._records["scene"][other] != self._records["scene"][row]:
-            return ""
-        return self._records["token"][other].decode()
+    def sweeps(self, i: int, channel: str, n: int) -> list[Sweep]:
+        """Up to n sweeps before the i-th keyframe; see `NuScenesIndex.sweeps`."""
+        return self._index.sweeps_before(int(self._rows[i]), channel, n)
 
 
 class NuScenesIndex:
@@ -175,16 +151,34 @@ class NuScenesIndex:
         version: of its tables.
         records: see `distill.nuscenes.tables.read_tables`.
         lidar_columns: float32 per point in its scans.
+        cache: the file that holds the records, beside which sweeps are kept; None: the tables are read for them.
     """
 
-    def __init__(self, root: Path, version: str, records: np.ndarray, lidar_columns: int = LIDAR_COLUMNS):
+    def __init__(
+        self,
+        root: Path,
+        version: str,
+        records: np.ndarray,
+        lidar_columns: int = LIDAR_COLUMNS,
+        cache: Path | None = None,
+    ):
         self.root = root
         self.version = version
+        self.records = records
         self.lidar_columns = lidar_columns
-        self._records = records
+        self._cache = cache
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the cameras, in the order of `Keyframe.cameras`.
+
+        Those in `distill.nuscenes.layout.CAMERAS`, if the dataroot has no others, whether or not it has all of these;
+        otherwise its own ones: first those in `CAMERAS`, in that order, then the others by name.
+        """
+        return cameras_of(self.records.dtype)
 
     @property
     def tokens(self) -> list[str]:
@@ -194,12 +188,12 @@ class NuScenesIndex:
     @property
     def scenes(self) -> list[str]:
         """The scene name of each of `tokens`."""
-        return [scene.decode() for scene in self._records["scene"]]
+        return [scene.decode() for scene in self.records["scene"]]
 
     @property
     def splits(self) -> list[str]:
         """Names of the splits that have keyframes here, without "all"."""
-        return sorted({name for names in np.unique(self._records["splits"]) for name in names.decode().split()})
+        return sorted({name for names in np.unique(self.records["splits"]) for name in names.decode().split()})
 
     def keyframes(self, split: str) -> Keyframes:
         """The keyframes of a split that are present here; "all" is every keyframe.
@@ -223,8 +217,8 @@ class NuScenesIndex:
                 "splits.json"
             )
         # Few distinct values: decide per value, not per keyframe.
-        with_split = [names for names in np.unique(self._records["splits"]) if split in names.decode().split()]
-        return self._select(np.flatnonzero(np.isin(self._records["splits"], with_split)))
+        with_split = [names for names in np.unique(self.records["splits"]) if split in names.decode().split()]
+        return self._select(np.flatnonzero(np.isin(self.records["splits"], with_split)))
 
     def keyframe(self, token: str) -> Keyframe:
         """The keyframe with this sample token; see `select`."""
@@ -244,15 +238,109 @@ class NuScenesIndex:
                 )
         return self._select(np.array([rows[token] for token in tokens], dtype=np.intp))
 
+    def before(self, token: str, n: int) -> Keyframes:
+        """Up to n keyframes before this one in its scene, the nearest first: fewer at the start of the scene.
+
+        Raises:
+            InputError: there is no keyframe with this sample token.
+        """
+        (row,) = self.select([token])._rows.tolist()
+        return self._select(np.array(self.past(row, n), dtype=np.intp))
+
+    def sweeps(self, token: str, channel: str, n: int) -> list[Sweep]:
+        """Up to n sweeps of a camera or LIDAR_TOP before a keyframe in its scene, the nearest first.
+
+        Before: by its timestamp. Where n goes beyond the keyframe before it, that one's own image or scan is not among
+        them, for it is no sweep. The first time, the tables are read for them, and the result is cached.
+
+        Raises:
+            InputError: there is no such keyframe or channel, or a table is broken.
+        """
+        return self.select([token]).sweeps(0, channel, n)
+
+    def at(self, row: int) -> Keyframe:
+        """The keyframe in a row of the index."""
+        record = self.records[row]
+        return Keyframe(
+            token=record["token"].decode(),
+            scene=record["scene"].decode(),
+            timestamp=int(record["timestamp"]),
+            previous=self._neighbour(row, -1),
+            next=self._neighbour(row, +1),
+            cameras=tuple(self._camera(channel, record["cameras"][channel]) for channel in self.channels),
+            lidar_path=self._file(record["lidar_path"]),
+            lidar_columns=self.lidar_columns,
+            lidar2ego=np.array(record["lidar2ego"]),
+            ego2global=np.array(record["ego2global"]),
+        )
+
+    def past(self, row: int, n: int) -> range:
+        """Rows of up to n keyframes before the one in a row, in its scene, the nearest first."""
+        scenes, first = self.records["scene"], row
+        while first > max(0, row - n) and scenes[first - 1] == scenes[row]:
+            first -= 1
+        return range(row - 1, first - 1, -1)
+
+    def sweeps_before(self, row: int, channel: str, n: int) -> list[Sweep]:
+        """Up to n sweeps of a channel before the keyframe in a row; see `sweeps`."""
+        channels = (*self.channels, LIDAR)
+        if channel not in channels:
+            raise InputError(f"no channel {channel!r} in {self.root / self.version}: it has {', '.join(channels)}")
+        first = row - len(self.past(row, row))
+        found = rows_before(self._sweeps, channels.index(channel), first, row, n)
+        return [self._sweep(channel, self._sweeps[sweep]) for sweep in found]
+
     def _select(self, rows: np.ndarray) -> Keyframes:
-        return Keyframes(self.root, self.lidar_columns, self._records, rows)
+        return Keyframes(self, rows)
+
+    def _neighbour(self, row: int, step: int) -> str:
+        other = row + step
+        if not 0 <= other < len(self.records) or self.records["scene"][other] != self.records["scene"][row]:
+            return ""
+        return self.records["token"][other].decode()
+
+    def _camera(self, channel: str, record: np.void) -> Camera:
+        return Camera(
+            channel=channel,
+            path=self._file(record["path"]) if record["path"] else None,
+            width=int(record["width"]),
+            height=int(record["height"]),
+            intrinsics=np.array(record["intrinsics"]),
+            cam2ego=np.array(record["cam2ego"]),
+            ego2global=np.array(record["ego2global"]),
+        )
+
+    def _sweep(self, channel: str, record: np.void) -> Sweep:
+        sensor2ego, ego2global = record["sensor2ego"], record["ego2global"]
+        return Sweep(
+            channel=channel,
+            timestamp=int(record["timestamp"]),
+            path=self._file(record["path"]),
+            sensor2ego=rigid.from_quaternion(sensor2ego[:4], sensor2ego[4:]),
+            ego2global=rigid.from_quaternion(ego2global[:4], ego2global[4:]),
+            width=int(record["width"]),
+            height=int(record["height"]),
+            intrinsics=None if channel == LIDAR else np.array(record["intrinsics"]),
+        )
+
+    def _file(self, name: bytes) -> Path:
+        return self.root / os.fsdecode(name)  # names the same bytes in a locale of another encoding
+
+    @functools.cached_property
+    def _sweeps(self) -> np.ndarray:
+        """Records of all sweeps, mapped from disk (`distill.nuscenes.sweeps.read_sweeps`)."""
+
+        def read() -> np.ndarray:
+            return read_sweeps(Tables(self.root, self.version), self.records)
+
+        if self._cache is None:
+            return read()
+        notice = f"reading the sweeps of {self.root / self.version}, once (minutes for v1.0-trainval)"
+        return cached(self._cache.with_name(f"{self._cache.stem}-sweeps.npy"), read, notice)
 
 
 def load_index(root: Path, version: str, cache_dir: Path, lidar_columns: int = LIDAR_COLUMNS) -> NuScenesIndex:
     """Open a nuScenes dataroot; the first time, its tables are read and the result is cached.
-
-    The cache file is named by a hash of the dataroot's path, the version and the name, size and modification time of
-    every table, so a changed dataroot is read anew.
 
     Args:
         root: dataroot holding `<version>/*.json`, samples/ and, for labels, gts/.
@@ -264,47 +352,7 @@ def load_index(root: Path, version: str, cache_dir: Path, lidar_columns: int = L
         InputError: a missing dataroot or version, a table that is broken or holds what is no calibration or pose, a
             keyframe without LIDAR_TOP or without any camera, or a cache_dir that cannot be used.
     """
-    root, cache_dir = Path(root), Path(cache_dir)
-    cached = cache_dir / f"{version}-{_fingerprint(root, version)}.npy"
-    try:
-        if not cached.exists():
-            _make_cache(cached, root, version)
-        records = _open_cache(cached)
-    except OSError as error:
-        raise InputError(
-            f"cannot keep the index of keyframes in {cache_dir} ({error}): choose another folder with data.cache_dir= "
-            "or the environment variable OCC_DISTILL_CACHE"
-        ) from error
-    return NuScenesIndex(root, version, records, lidar_columns)
-
-
-def _open_cache(cached: Path) -> np.ndarray:
-    try:
-        return np.load(cached, mmap_mode="r").view(np.ndarray)  # memmap objects are slow to index
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{cached}: not an index of keyframes any more ({error}): delete this file") from error
-
-
-def _fingerprint(root: Path, version: str) -> str:
-    check_version(root, version)
-    tables = sorted((root / version).glob("*.json"))
-    state = [(table.name, table.stat().st_size, table.stat().st_mtime_ns) for table in tables]
-    description = json.dumps([_FORMAT, str(root.resolve()), version, state])
-    return hashlib.sha256(description.encode()).hexdigest()[:16]
-
-
-def _make_cache(cached: Path, root: Path, version: str) -> None:
-    """Read the tables into `cached`, in one process per machine, so that the file is complete or absent."""
-    from distill.nuscenes.tables import Tables, read_tables  # only the first reading needs it
-
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with open(cached.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # ranks started together: one reads gigabytes of tables, the others wait
-        if cached.exists():
-            return
-        print(f"reading the nuScenes tables of {root / version}, once (minutes for v1.0-trainval)", file=sys.stderr)
-        records = read_tables(Tables(root, version))
-        with open(cached.with_suffix(".tmp"), "wb") as file:
-            np.save(file, records)
-            os.fsync(file.fileno())
-        os.replace(file.name, cached)
+    root, cache = Path(root), cache_file(Path(root), version, Path(cache_dir))
+    notice = f"reading the nuScenes tables of {root / version}, once (minutes for v1.0-trainval)"
+    records = cached(cache, lambda: read_tables(Tables(root, version)), notice)
+    return NuScenesIndex(root, version, records, lidar_columns, cache)

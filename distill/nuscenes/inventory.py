@@ -25,9 +25,15 @@ from distill.errors import InputError
 from distill.grids import OCC3D
 from distill.nuscenes.index import Keyframe, Keyframes
 from distill.nuscenes.labels import LabelSource
-from distill.store.schema import DIGESTS
+from distill.nuscenes.layout import CAMERAS, LIDAR
 
-SOURCES = (*DIGESTS, "labels")  # columns of the digests of a keyframe
+
+def sources_of(channels: Sequence[str]) -> tuple[str, ...]:
+    """What the digests of a keyframe are of, one for each, where the cameras are `channels`."""
+    return (*channels, LIDAR, "calibration", "labels")
+
+
+SOURCES = sources_of(CAMERAS)  # of nuScenes
 LOOKED_AT = 32  # label files of a split that are read for the summary
 _BLOCK = 4096  # bytes from the middle of a file that stand for its content, besides its size
 _THREADS = 16  # they wait for the disk
@@ -47,7 +53,7 @@ class Inventory:
         left_out: files that are absent or empty, by the token of the keyframe that needs them. Labels may be absent,
             but an empty file of them was meant to hold some.
         labelled: tokens of the whole keyframes that have labels.
-        digests: token -> uint32 (9,), one for each of `SOURCES`, 0 for what is absent.
+        digests: token -> uint32 (S,), one for each of `sources`, 0 for what is absent.
         masks: of label files that were looked at, how many voxels each `mask_camera` holds and how many of them are
             free, int64 (L, 2).
         voxels: of a label file.
@@ -60,9 +66,14 @@ class Inventory:
     masks: np.ndarray
     voxels: int
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What the digests are of; see `sources_of`."""
+        return sources_of(self.keyframes.channels)
+
     def identity(self, sources: Iterable[str]) -> str:
-        """SHA-256 of the tokens in order and the digests of some sources, hex."""
-        columns = [SOURCES.index(source) for source in sources]
+        """SHA-256 of the tokens in order and the digests of some of `sources`, hex."""
+        columns = [self.sources.index(source) for source in sources]
         told = hashlib.sha256()
         for token in self.keyframes.tokens:
             told.update(token.encode() + self.digests[token][columns].astype("<u4").tobytes())
@@ -88,7 +99,8 @@ def take_stock(keyframes: Keyframes, labels: LabelSource, free: int, cameras: bo
     digests = {token: values for token, (values, _) in found.items()}
     left_out = {token: lacking for token, (_, lacking) in found.items() if lacking}
     whole = keyframes.where([token not in left_out for token in keyframes.tokens])
-    labelled = {token for token in whole.tokens if digests[token][SOURCES.index("labels")]}
+    column = sources_of(keyframes.channels).index("labels")
+    labelled = {token for token in whole.tokens if digests[token][column]}
     masks = _look_into(whole.where([token in labelled for token in whole.tokens]), labels, free)
     return Inventory(whole, left_out, frozenset(labelled), digests, masks, math.prod(labels.grid.shape))
 

@@ -56,7 +56,7 @@ class LabelSource(Protocol):
 
 
 class Occ3DLabels:
-    """`<root>/<scene>/<sample token>/labels.npz` on the `OCC3D` grid; see `LabelSource`.
+    """`<root>/<scene>/<sample token>/labels.npz` on the `OCC3D` grid, a `LabelSource`.
 
     Args:
         root: the folder `gts`.
@@ -68,7 +68,7 @@ class Occ3DLabels:
         self.root = root
 
     def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
-        """See `LabelSource.read`."""
+        """The labels of a keyframe, None if it has no file."""
         path = self.path(keyframe)
         if not path.exists():
             return None
@@ -84,17 +84,17 @@ class Occ3DLabels:
         return {name: array if name == "semantics" else array.astype(bool) for name, array in labels.items()}
 
     def unlabelled(self) -> dict[str, np.ndarray]:
-        """See `LabelSource.unlabelled`."""
+        """Everything free, nothing observed."""
         return _unobserved(self.grid, OCC3D_CLASSES.free)
 
     def path(self, keyframe: Keyframe) -> Path:
-        """See `LabelSource.path`."""
+        """Where the file of a keyframe is, if it has one."""
         # names the same bytes in a locale of another encoding
         return self.root / os.fsdecode(f"{keyframe.scene}/{keyframe.token}/labels.npz".encode())
 
 
 class SurroundOccLabels:
-    """`<root>/samples/<LIDAR_TOP file>.npy` on the `SURROUNDOCC` grid; see `LabelSource`.
+    """`<root>/samples/<LIDAR_TOP file>.npy` on the `SURROUNDOCC` grid, a `LabelSource`.
 
     A file lists the voxels that are not empty as rows x, y, z, class. Visibility is not known: both masks hold every
     voxel but those of class 0, noise.
@@ -117,7 +117,7 @@ class SurroundOccLabels:
         self.root = root
 
     def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
-        """See `LabelSource.read`."""
+        """The labels of a keyframe, None if it has no file."""
         path = self.path(keyframe)
         if path is None or not path.exists():
             return None
@@ -135,11 +135,11 @@ class SurroundOccLabels:
         return {"semantics": semantics, "mask_camera": labelled, "mask_lidar": labelled.copy()}
 
     def unlabelled(self) -> dict[str, np.ndarray]:
-        """See `LabelSource.unlabelled`."""
+        """Everything free, nothing observed."""
         return _unobserved(self.grid, SURROUNDOCC_CLASSES.free)
 
     def path(self, keyframe: Keyframe) -> Path | None:
-        """See `LabelSource.path`."""
+        """Where the file of a keyframe is, if it has one; None without a folder of labels."""
         return None if self.root is None else self.root / "samples" / f"{keyframe.lidar_path.name}.npy"
 
 

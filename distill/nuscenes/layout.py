@@ -1,4 +1,4 @@
-"""What every nuScenes dataroot has: its sensors and its versions."""
+"""What nuScenes calls its sensors and its versions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from distill.errors import InputError
 
+# of nuScenes' own rig, in our order; the cameras of a dataroot are `NuScenesIndex.channels`
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 LIDAR = "LIDAR_TOP"
 LIDAR_COLUMNS = 5  # of nuScenes' own scans: x, y, z, intensity, ring index

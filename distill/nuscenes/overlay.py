@@ -1,4 +1,4 @@
-"""A picture that tells whether calibration, poses and loader agree: LiDAR points and boxes drawn on the six images.
+"""A picture that tells whether calibration, poses and loader agree: LiDAR points and boxes drawn on the images.
 
     python -m distill.nuscenes.overlay DATAROOT VERSION TOKEN OUT.png
 
@@ -9,6 +9,7 @@ through the very arrays the network is given.
 from __future__ import annotations
 
 import argparse
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from nuscenes.utils.data_classes import Box
 from PIL import Image, ImageDraw
 from pyquaternion import Quaternion
 
+from distill import rigid
 from distill.command import script
 from distill.errors import InputError
 from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.index import Keyframe, NuScenesIndex
-from distill.nuscenes.layout import CAMERAS
 from distill.nuscenes.points import project
 from distill.nuscenes.tables import Record, Tables, read_tables
 
@@ -32,7 +33,7 @@ _BOX_EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0
 
 
 def draw_overlay(keyframe: Keyframe, boxes: np.ndarray) -> Image.Image:
-    """The six images of a keyframe with its LiDAR points, coloured by depth, and boxes.
+    """The images of a keyframe with its LiDAR points, coloured by depth, and boxes.
 
     Args:
         keyframe: whose images and LiDAR.
@@ -42,13 +43,13 @@ def draw_overlay(keyframe: Keyframe, boxes: np.ndarray) -> Image.Image:
     sample = frames[0]
     u_NP, v_NP, depth_NP = project(sample["points"], sample["intrinsics"], sample["cam2ego"])
     height, width = IMAGE_SIZE
-    sheet = Image.new("RGB", (COLUMNS * width, len(CAMERAS) // COLUMNS * height))
-    for i, channel in enumerate(CAMERAS):
+    sheet = Image.new("RGB", (COLUMNS * width, ceil(len(keyframe.cameras) / COLUMNS) * height))
+    for i, camera in enumerate(keyframe.cameras):
         image = Image.fromarray(sample["images"][i].transpose(1, 2, 0))
         draw = ImageDraw.Draw(image)
         _draw_points(draw, u_NP[i], v_NP[i], depth_NP[i])
         _draw_boxes(draw, boxes, sample["intrinsics"][i], sample["cam2ego"][i])
-        draw.text((8, 8), channel, fill="white", stroke_width=2, stroke_fill="black")
+        draw.text((8, 8), camera.channel, fill="white", stroke_width=2, stroke_fill="black")
         sheet.paste(image, (i % COLUMNS * width, i // COLUMNS * height))
     return sheet
 
@@ -60,7 +61,7 @@ def boxes_of(tables: Tables, keyframe: Keyframe) -> np.ndarray:
     annotations = tables.records("sample_annotation").values()
     boxes = [_box(record) for record in annotations if record.text("sample_token") == keyframe.token]
     corners = np.array([box.corners().T for box in boxes]).reshape(-1, 8, 3)
-    global2ego = np.linalg.inv(keyframe.ego2global)
+    global2ego = rigid.inverse(keyframe.ego2global)
     return corners @ global2ego[:3, :3].T + global2ego[:3, 3]
 
 
@@ -78,7 +79,7 @@ def _draw_points(draw: ImageDraw.ImageDraw, u: np.ndarray, v: np.ndarray, depth:
 
 
 def _draw_boxes(draw: ImageDraw.ImageDraw, boxes: np.ndarray, intrinsics: np.ndarray, cam2ego: np.ndarray) -> None:
-    ego2cam = np.linalg.inv(cam2ego)
+    ego2cam = rigid.inverse(cam2ego)
     corners = boxes @ ego2cam[:3, :3].T + ego2cam[:3, 3]
     for box in corners:
         for a, b in _BOX_EDGES:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from distill import rigid
 from distill.errors import InputError
 from distill.nuscenes.index import Keyframe
 from distill.nuscenes.layout import LIDAR
@@ -97,7 +98,7 @@ def project(
     Returns:
         u, v (pixels; meaningless where depth <= 0) and depth (metres along the optical axis), float32 (N, P) each.
     """
-    ego2image = intrinsics @ np.linalg.inv(cam2ego.astype(np.float64))[:, :3]
+    ego2image = intrinsics @ rigid.inverse(cam2ego.astype(np.float64))[:, :3]
     rotation, translation = ego2image[:, :, :3].astype(np.float32), ego2image[:, :, 3:].astype(np.float32)
     scaled_u, scaled_v, depth = np.moveaxis(rotation @ points[:, :3].T.astype(np.float32) + translation, 1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):

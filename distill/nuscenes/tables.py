@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pyquaternion import Quaternion
 
+from distill import rigid
 from distill.errors import InputError
 from distill.nuscenes.layout import CAMERAS, LIDAR, check_version
 
@@ -100,14 +100,16 @@ class Record:
         return array.astype(np.float64)
 
     def pose(self) -> np.ndarray:
-        """`rotation`, a unit quaternion w, x, y, z, and `translation`, metres, as a float64 (4, 4) matrix."""
+        """`rotation` and `translation` as a float64 (4, 4) matrix."""
+        pose = self.quaternion_pose()
+        return rigid.from_quaternion(pose[:4], pose[4:])
+
+    def quaternion_pose(self) -> np.ndarray:
+        """`rotation`, a unit quaternion w, x, y, z, and `translation`, metres: float64 (7,)."""
         quaternion = self.numbers("rotation", (4,))
         if abs(np.linalg.norm(quaternion) - 1) > _NORM_ERROR:
             raise self.fault("rotation", f"{self['rotation']!r}, no rotation (a quaternion w, x, y, z of norm 1)")
-        matrix = np.eye(4)
-        matrix[:3, :3] = Quaternion(quaternion).rotation_matrix
-        matrix[:3, 3] = self.numbers("translation", (3,))
-        return matrix
+        return np.concatenate((quaternion, self.numbers("translation", (3,))))
 
     def intrinsics(self) -> np.ndarray:
         """`camera_intrinsic` of a pinhole camera, camera frame to pixels, float64 (3, 3)."""
@@ -173,7 +175,8 @@ class Tables:
 def read_tables(tables: Tables) -> np.ndarray:
     """The record array of an index, one record per keyframe, ordered by scene name and time.
 
-    Text is UTF-8. A camera that a keyframe lacks has no path, the size of one that it has, and looks into the sky.
+    Text is UTF-8. The cameras are the fields of `cameras`, in the order of `_rig`. One that a keyframe lacks has no
+    path, the size of one that it has, and looks into the sky.
 
     Raises:
         InputError: a keyframe without LIDAR_TOP or without any camera, a broken table or splits.json, calibration or
@@ -191,7 +194,8 @@ def read_tables(tables: Tables) -> np.ndarray:
     _check_times(tables, keyframes)
     scene_names, _, tokens = zip(*keyframes, strict=True)
     split_lists = [" ".join(names) for names in splits.values()]
-    records = np.zeros(len(keyframes), _record_dtype(*map(_width, (tokens, scene_names, split_lists, paths))))
+    widths = map(longest, (tokens, scene_names, split_lists, paths))
+    records = np.zeros(len(keyframes), _record_dtype(_rig(tables), *widths))
     for record, (scene, timestamp, token) in zip(records, keyframes, strict=True):
         record["token"], record["scene"], record["timestamp"] = token.encode(), scene.encode(), timestamp
         record["splits"] = " ".join(splits.get(scene, [])).encode()
@@ -255,16 +259,31 @@ def _sensors(tables: Tables) -> dict[str, dict[str, Record]]:
     return of_sample
 
 
+def _rig(tables: Tables) -> tuple[str, ...]:
+    """The cameras of a dataroot: sensors of modality "camera", and those that have the names of nuScenes' cameras.
+
+    `CAMERAS`, if there are no others, whether or not all of these are here; otherwise those that are here: first those
+    in `CAMERAS`, in that order, then the others by name.
+    """
+    sensors = tables.records("sensor").values()
+    cameras = {sensor.text("channel") for sensor in sensors if sensor.fields.get("modality") == "camera"}
+    cameras |= {channel for channel in CAMERAS if any(sensor.fields.get("channel") == channel for sensor in sensors)}
+    own = sorted(cameras - {*CAMERAS})
+    return (*(channel for channel in CAMERAS if channel in cameras), *own) if own else CAMERAS
+
+
 def _fill_sensors(record: np.void, tables: Tables, token: str, sensors: dict[str, Record]) -> None:
-    _check_sensors(tables, token, sensors)
+    channels = cameras_of(record.dtype)
+    _check_sensors(tables, token, sensors, channels)
     lidar = sensors[LIDAR]
     record["lidar_path"] = lidar.text("filename").encode()
     record["lidar2ego"] = tables.linked(lidar, "calibrated_sensor").pose()
     record["ego2global"] = tables.linked(lidar, "ego_pose").pose()
     _check_near(lidar, record["lidar2ego"])
-    global2ego = np.linalg.inv(record["ego2global"])
-    for camera, data in zip(record["cameras"], map(sensors.get, CAMERAS), strict=True):
-        if data is not None:
+    global2ego = rigid.inverse(record["ego2global"])
+    for channel in channels:
+        if channel in sensors:
+            data, camera = sensors[channel], record["cameras"][channel]
             calibration = tables.linked(data, "calibrated_sensor")
             camera["path"] = data.text("filename").encode()
             camera["width"], camera["height"] = data.whole("width", 1), data.whole("height", 1)
@@ -294,43 +313,38 @@ def _check_image(calibration: Record, intrinsics: np.ndarray, size: tuple[int, i
 
 def _fill_absent(record: np.void) -> None:
     """Let the cameras that a keyframe lacks look into the sky, with a right angle of view."""
-    present = record["cameras"][record["cameras"]["path"] != b""][0]
+    cameras = [record["cameras"][channel] for channel in cameras_of(record.dtype)]
+    present = next(camera for camera in cameras if camera["path"])
     width, height = present["width"], present["height"]
-    for camera in record["cameras"]:
+    for camera in cameras:
         if not camera["path"]:
             camera["width"], camera["height"] = width, height
             camera["intrinsics"] = [[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1]]
             camera["cam2ego"], camera["ego2global"] = _SKYWARDS, record["ego2global"]
 
 
-def _check_sensors(tables: Tables, token: str, sensors: dict[str, Record]) -> None:
+def _check_sensors(tables: Tables, token: str, sensors: dict[str, Record], cameras: Sequence[str]) -> None:
     has = f"(it has {', '.join(sorted(sensors)) or 'no sensor at all'})"
     if LIDAR not in sensors:
         raise InputError(
             f"keyframe {token} has no {LIDAR} in {tables.file('sample_data')} {has}, whose pose is that of the "
             "keyframe: download the nuScenes metadata again, or add its record (the scan itself may be absent)"
         )
-    if not any(channel in sensors for channel in CAMERAS):
+    if not any(channel in sensors for channel in cameras):
         raise InputError(
-            f"keyframe {token} has none of {', '.join(CAMERAS)} in {tables.file('sample_data')} {has}: name its "
+            f"keyframe {token} has none of {', '.join(cameras)} in {tables.file('sample_data')} {has}: name its "
             "cameras so, or leave this keyframe out of sample.json"
         )
 
 
-def _width(texts: Sequence[str]) -> int:
+def longest(texts: Sequence[str]) -> int:
+    """Bytes of the longest text."""
     return max((len(text.encode()) for text in texts), default=1)
 
 
-def _record_dtype(token: int, scene: int, splits: int, path: int) -> np.dtype:
+def _record_dtype(channels: Sequence[str], token: int, scene: int, splits: int, path: int) -> np.dtype:
     matrix = ("<f8", (4, 4))
-    camera = [
-        ("path", f"S{path}"),
-        ("width", "<i4"),
-        ("height", "<i4"),
-        ("intrinsics", "<f8", (3, 3)),
-        ("cam2ego", *matrix),
-        ("ego2global", *matrix),
-    ]
+    camera = [*image_fields(path), ("cam2ego", *matrix), ("ego2global", *matrix)]
     return np.dtype(
         [
             ("token", f"S{token}"),
@@ -340,9 +354,19 @@ def _record_dtype(token: int, scene: int, splits: int, path: int) -> np.dtype:
             ("lidar_path", f"S{path}"),
             ("lidar2ego", *matrix),
             ("ego2global", *matrix),
-            ("cameras", camera, (len(CAMERAS),)),
+            ("cameras", [(channel, camera) for channel in channels]),
         ]
     )
+
+
+def cameras_of(records: np.dtype) -> tuple[str, ...]:
+    """Names of the cameras of records of keyframes, in order."""
+    return records["cameras"].names or ()
+
+
+def image_fields(path: int) -> list[tuple]:
+    """Of a record that says what an image is; `path`: bytes of the longest one."""
+    return [("path", f"S{path}"), ("width", "<i4"), ("height", "<i4"), ("intrinsics", "<f8", (3, 3))]
 
 
 def _splits_of_scenes(folder: Path) -> dict[str, list[str]]:

@@ -1,10 +1,10 @@
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
 from pyquaternion import Quaternion
 
-import distill.nuscenes.tables as tables
 from distill.errors import InputError
 from distill.nuscenes.index import load_index
 from distill.nuscenes.layout import CAMERAS
@@ -21,6 +21,34 @@ def test_order_is_scene_then_time_and_neighbours_stay_within_the_scene(index):
 def test_neighbours_do_not_depend_on_the_selection(index):
     (late,) = index.keyframes("train")[1:]
     assert (late.token, late.previous) == ("late", "early")
+
+
+def test_before(dataroot, edit, tmp_path):
+    """The nearest first, as many as the scene has; nothing of another scene, whatever was selected."""
+    edit("sample", lambda rows: rows[1].update(scene_token="scene-0002-token", timestamp=1_250_000))
+    edit("scene", lambda rows: rows.append({"token": "first", "name": "scene-0000"}))
+    edit("sample", lambda rows: rows.append(rows[0] | {"token": "elsewhere", "scene_token": "first"}))
+    edit(
+        "sample_data",
+        lambda rows: rows.extend(
+            row | {"token": f"{row['token']}-2", "sample_token": "elsewhere"} for row in rows[: len(rows) // 3]
+        ),
+    )
+    index = load_index(dataroot, VERSION, tmp_path)
+    assert index.tokens == ["elsewhere", "early", "alone", "late"]
+    for token, n, tokens in (
+        ("late", 1, ["alone"]),
+        ("late", 2, ["alone", "early"]),
+        ("late", 9, ["alone", "early"]),
+        ("late", 0, []),
+        ("early", 3, []),
+        ("elsewhere", 3, []),
+    ):
+        assert index.before(token, n).tokens == tokens
+        past = index.select(["elsewhere", token]).before(1, n)
+        assert [keyframe.token for keyframe in past] == tokens
+    with pytest.raises(InputError, match="no keyframe 'lat'"):
+        index.before("lat", 1)
 
 
 def test_splits(index):
@@ -64,9 +92,12 @@ def test_camera_to_ego_includes_the_motion_between_the_exposures(index):
         np.testing.assert_allclose(cam2ego[:3, :3], camera.cam2ego[:3, :3], atol=1e-12)
 
 
-def test_second_opening_reads_no_tables(dataroot, tmp_path, monkeypatch):
+def test_second_opening_reads_no_tables(dataroot, tmp_path):
     first = load_index(dataroot, VERSION, tmp_path / "cache")
-    monkeypatch.setattr(tables, "read_tables", None)
+    for table in (dataroot / VERSION).glob("*.json"):
+        state = table.stat()
+        table.write_bytes(b" " * state.st_size)
+        os.utime(table, ns=(state.st_atime_ns, state.st_mtime_ns))
     second = load_index(dataroot, VERSION, tmp_path / "cache")
     assert second.tokens == first.tokens
     np.testing.assert_array_equal(second.keyframe("late").cam2ego(), first.keyframe("late").cam2ego())
@@ -81,27 +112,18 @@ def test_changed_table_is_read_anew(dataroot, tmp_path):
 
 
 def test_a_crash_while_caching_leaves_no_index(dataroot, tmp_path, monkeypatch):
-    def half_write(file, records):
-        file.write(b"\x93NUMPY")
+    def crash(_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", half_write)
+        patch.setattr(os, "fsync", crash)
         with pytest.raises(KeyboardInterrupt):
             load_index(dataroot, VERSION, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.npy"))
     assert load_index(dataroot, VERSION, tmp_path / "cache").tokens == ["alone", "early", "late"]
 
 
-def test_processes_starting_together_read_the_tables_once(dataroot, tmp_path, monkeypatch):
-    reads = multiprocessing.get_context("fork").Value("i", 0)
-    read_tables = tables.read_tables
-
-    def counted(opened):
-        with reads.get_lock():
-            reads.value += 1
-        return read_tables(opened)
-
-    monkeypatch.setattr(tables, "read_tables", counted)
+def test_processes_starting_together_read_the_tables_once(dataroot, tmp_path, capfd):
     starts = multiprocessing.get_context("fork")
     ranks = [starts.Process(target=load_index, args=(dataroot, VERSION, tmp_path / "cache")) for _ in range(3)]
     for rank in ranks:
@@ -109,7 +131,7 @@ def test_processes_starting_together_read_the_tables_once(dataroot, tmp_path, mo
     for rank in ranks:
         rank.join()
     assert [rank.exitcode for rank in ranks] == [0, 0, 0]
-    assert reads.value == 1
+    assert capfd.readouterr().err.count("reading the nuScenes tables") == 1
 
 
 def test_version_without_split_lists_offers_all_keyframes_only(dataroot, tmp_path):
