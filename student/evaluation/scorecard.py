@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from distill import rigid
 from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.grids import VoxelGrid
@@ -61,8 +62,7 @@ class ScenePoses:
 
     def grid2global(self, keyframe: Keyframe) -> np.ndarray:
         """The frame of the grid to the map, float64 (4, 4)."""
-        lidar2ego = np.eye(4) if self.grid.frame == "ego" else keyframe.lidar2ego
-        return keyframe.ego2global @ lidar2ego
+        return keyframe.ego2global @ rigid.inverse(self.grid.from_ego(keyframe.lidar2ego))
 
 
 class Scorecard:
