@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
@@ -16,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from distill.frame import Frame
 from student.evaluation.cost import device_name, milliseconds, network_cost, precision_name
 
 POINTS = 30_000
@@ -25,11 +25,11 @@ WARMUP = 2
 def load(name: str) -> tuple[nn.Module, DictConfig]:
     """The network of conf/student/NAME.yaml with random weights, and its inputs."""
     with initialize_config_module("conf", version_base="1.3"):
-        config = compose("common", ["+grid=occ3d", f"+student={name}", "student.network.encoder.weights=none"])
+        config = compose("common", ["+grid=occ3d", f"+student={name}"])
     return instantiate(config.student.network), config.student.inputs
 
 
-def keyframe(inputs: DictConfig, device: torch.device) -> dict[str, Any]:
+def keyframe(inputs: DictConfig, device: torch.device) -> Frame:
     """A batch of one keyframe: noise seen by a ring of six cameras, 60 degrees apart, 70 degrees wide."""
     height, width = inputs.image_size
     intrinsics = torch.tensor([[0.71 * width, 0, width / 2], [0, 0.71 * width, height / 2], [0, 0, 1]])
@@ -39,18 +39,16 @@ def keyframe(inputs: DictConfig, device: torch.device) -> dict[str, Any]:
     forward, centre = torch.stack([yaw.cos(), yaw.sin(), zero], 1), torch.stack([zero, zero, 1.5 * one], 1)
     cam2ego = torch.eye(4).repeat(6, 1, 1)
     cam2ego[:, :3] = torch.stack([right, down, forward, centre], 2)
-    batch: dict[str, Any] = {
-        "images": torch.randint(0, 256, (1, 6, 3, height, width), dtype=torch.uint8, device=device),
-        "intrinsics": intrinsics.expand(1, 6, 3, 3).to(device),
-        "cam2ego": cam2ego[None].to(device),
-    }
-    if inputs.lidar:
-        spread = torch.tensor([25.0, 25.0, 2.0, 1.0])
-        batch["points"] = [(torch.randn(POINTS, 4) * spread).to(device)]
-    return batch
+    spread = torch.tensor([25.0, 25.0, 2.0, 1.0])
+    return Frame(
+        images=torch.randint(0, 256, (1, 6, 3, height, width), dtype=torch.uint8),
+        intrinsics=intrinsics.expand(1, 6, 3, 3),
+        cam2ego=cam2ego[None],
+        points=[torch.randn(POINTS, 4) * spread] if inputs.lidar else None,
+    ).to(device)
 
 
-def training_step(network: nn.Module, batch: dict[str, Any]) -> Callable[[], None]:
+def training_step(network: nn.Module, batch: Frame) -> Callable[[], None]:
     """One forward and backward pass."""
     network.train()
 

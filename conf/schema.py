@@ -42,10 +42,6 @@ def _weights(value: str) -> str:
     return value if value in ("wheel", "none") else _place(value)
 
 
-def _place_or_missing(value: str) -> str:
-    return value if value == MISSING else _place(value)
-
-
 def _no_folder(name: str) -> str:
     if name in (".", ".."):
         raise ValueError("should be a plain name")
@@ -79,6 +75,8 @@ Probability = Annotated[Number, Field(ge=0, le=1)]
 Size = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Interval = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_rising)]
 Edges = Annotated[list[float], Field(min_length=2), AfterValidator(_rising)]
+Mask = Literal["camera", "lidar", "all"]
+TaughtMask = Literal["camera", "lidar", "occupied", "all"]
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
@@ -186,32 +184,53 @@ class Head(Completed):
     classes: Built
 
 
-class Supervision(Known):
-    """`distill.losses.Supervision`."""
+class Term(Built):
+    """A term of the objective; see `distill.losses.objective.Term`. Arguments of a user's own are left to it."""
 
-    ce_weight: NotNegative
-    lovasz_weight: NotNegative
-    depth_weight: NotNegative
+    weight: NotNegative
+
+
+class CrossEntropy(Known):
+    """`distill.losses.supervised.CrossEntropy`."""
+
+    weight: NotNegative
     balance: Literal["log", "sqrt"]
-    mask: Literal["camera", "lidar", "all"]
+    mask: Mask
     classes: Built
 
 
-class Distillation(Known):
-    """`distill.losses.Distillation`."""
+class LovaszSoftmax(Known):
+    """`distill.losses.supervised.LovaszSoftmax`."""
 
-    voxel_weight: NotNegative
-    bev_weight: NotNegative
+    weight: NotNegative
+    mask: Mask
+    classes: Built
+
+
+class LidarDepth(Known):
+    """`distill.losses.supervised.LidarDepth`."""
+
+    weight: NotNegative
+
+
+class LogitsTerm(Known):
+    """`distill.losses.logits.VoxelKL` and `.BevKL`."""
+
+    weight: NotNegative
+    teachers: list[Text] | None
     temperature: Positive
-    mask: Literal["camera", "lidar", "occupied", "all"]
-    grid: Built
+    mask: TaughtMask
     classes: Built
 
-    @model_validator(mode="after")
-    def _distils(self) -> Distillation:
-        if not self.voxel_weight and not self.bev_weight:
-            raise ValueError("voxel_weight and bev_weight are both 0: kd=none trains without a teacher")
-        return self
+
+class Stored(Known):
+    """`distill.teaching.stored.open_stored`."""
+
+    paths: Annotated[list[Place], AfterValidator(_distinct)] | None
+    folder: Place
+    missing: Literal["error", "skip"]
+    signals: Annotated[list[Text], AfterValidator(_distinct)] | None
+    weight: NotNegative
 
 
 class Augmentation(Known):
@@ -256,8 +275,12 @@ BUILT: dict[str, type[Known]] = {
     "distill.networks.lift.LiftSplat": Lift,
     "distill.networks.blocks.bev_encoder.BEVEncoder": BEVEncoder,
     "distill.networks.blocks.head.ChannelToHeight": Head,
-    "distill.losses.Supervision": Supervision,
-    "distill.losses.Distillation": Distillation,
+    "distill.losses.supervised.CrossEntropy": CrossEntropy,
+    "distill.losses.supervised.LovaszSoftmax": LovaszSoftmax,
+    "distill.losses.supervised.LidarDepth": LidarDepth,
+    "distill.losses.logits.VoxelKL": LogitsTerm,
+    "distill.losses.logits.BevKL": LogitsTerm,
+    "distill.teaching.stored.open_stored": Stored,
     "distill.augment.Augmentation": Augmentation,
     "student.evaluation.tta.View": View,
     "teacher_dump.teachers.network.NetworkTeacher": NetworkTeacher,
@@ -287,7 +310,6 @@ class Data(Node):
     missing: Literal["error", "skip"]
     lidar_columns: Annotated[int, Field(ge=4, le=64)]
     cache_dir: Place
-    fusion_checkpoint: Annotated[str, AfterValidator(_place_or_missing)]  # teacher=fusion alone needs it
     world: Built | None
 
 
@@ -303,7 +325,6 @@ class DataOfCheckpoint(Node):
     missing: Literal["error", "skip"] | None
     lidar_columns: Annotated[int, Field(ge=4, le=64)] | None
     cache_dir: Place
-    fusion_checkpoint: Text | None = None
     world: Built | None
 
 
@@ -312,7 +333,7 @@ class Inputs(Node):
 
     image_size: Size
     lidar: bool
-    depth_stride: Count | None
+    history: CountOrNone
     bicubic: bool = False
 
 
@@ -324,19 +345,20 @@ class Student(Node):
     network: Built
 
 
+class Objective(Node):
+    """Which terms are minimised, beside those of `KD`."""
+
+    mask: Mask
+    terms: dict[str, Term]
+
+
 class KD(Node):
     """How a student listens to its teachers."""
 
     name: Name
-    loss: Built | None
-
-
-class ReadStore(Node):
-    """The stores that are streamed."""
-
-    paths: Annotated[list[Place], AfterValidator(_distinct)]
-    missing: Literal["error", "skip"]
-    render: bool
+    temperature: Positive | None = None
+    mask: TaughtMask | None = None
+    terms: dict[str, Term]
 
 
 class Trainer(Node):
@@ -355,7 +377,7 @@ class Trainer(Node):
     checkpoint_every: Count
     max_samples: Count | None
     max_val_samples: Count | None
-    loss: Built
+    gradient_norms_every: Count | None
     augmentation: Built | None
 
 
@@ -365,7 +387,8 @@ class Train(Common):
     data: Data
     student: Student
     kd: KD
-    store: ReadStore
+    teachers: dict[str, Built]
+    objective: Objective
     trainer: Trainer
     name: Name
     variant: str
@@ -415,12 +438,10 @@ class Dump(Common):
     gate: GateSettings
 
 
-class StoreOfCheckpoint(Node):
-    """`ReadStore`; null stands for what the checkpoint says."""
+class TeacherOfCheckpoint(Node):
+    """Where the stores of a teacher of the checkpoint are; null stands for what the checkpoint says."""
 
     paths: list[Place] | None
-    missing: Literal["error", "skip"] | None
-    render: bool | None
 
 
 class MetricSettings(Node):
@@ -449,7 +470,7 @@ class Eval(Common):
     """occ-eval."""
 
     data: DataOfCheckpoint
-    store: StoreOfCheckpoint
+    teachers: dict[str, TeacherOfCheckpoint]
     robustness: dict[str, Built]
     tta: TTA
     checkpoint: Place | None
@@ -476,7 +497,7 @@ def checked(program: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[
         program: name of the YAML file.
         config: resolved; `MISSING` stands for what was not given.
     """
-    problems = [f"{key} must be given: {key}=..." for key in _not_given(config) if key != "data.fusion_checkpoint"]
+    problems = [f"{key} must be given: {key}=..." for key in _not_given(config)]
     if problems:
         return config, problems
     config = _check_built(_check_node(PROGRAMS[program], config, "", problems), "", problems)
@@ -488,16 +509,21 @@ def checked(program: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[
 def _whole_cells(student: dict[str, Any]) -> Iterator[str]:
     """What is wrong between the values of a student, each of which is right."""
     levels = student["network"].get("encoder", {}).get("levels", [])
-    stride = max([2 ** (level + 1) for level in levels] + [student["inputs"]["depth_stride"] or 1])
+    stride = max([2 ** (level + 1) for level in levels], default=1)
     size = student["inputs"]["image_size"]
     if any(side % stride for side in size):
         yield f"student.inputs.image_size={size}: should be multiples of {stride}, the stride of the network"
 
 
 def _something_to_minimise(config: dict[str, Any]) -> Iterator[str]:
-    weights = [value for key, value in config["trainer"]["loss"].items() if key.endswith("_weight")]
-    if config["kd"]["loss"] is None and weights and not any(weights):
-        yield f"trainer.loss: all weights are 0, and kd={config['kd']['name']} adds no loss: there is nothing to learn"
+    supervised, distilled = config["objective"]["terms"], config["kd"]["terms"]
+    twice = [name for name in supervised if name in distilled]
+    if twice:
+        yield f"objective.terms.{twice[0]}: kd={config['kd']['name']} has a term of this name, too: call it otherwise"
+    if distilled and not any(term["weight"] for term in distilled.values()):
+        yield f"kd={config['kd']['name']}: all weights are 0: kd=none trains without a teacher"
+    elif not any(term["weight"] for term in [*supervised.values(), *distilled.values()]):
+        yield f"objective.terms: all weights are 0, and kd={config['kd']['name']} adds none: there is nothing to learn"
 
 
 def _not_given(node: Any, key: str = "") -> Iterator[str]:

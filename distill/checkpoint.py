@@ -34,7 +34,7 @@ _EARLIER = {f"{FAMILY} 1": from_format_1, f"{FAMILY} 2": from_format_2}
 PACKAGE_PREFIX = "pkg://"
 _GIVE = "give the best.pt or last.pt of a run, or a .safetensors export"
 _BEGIN_ANEW = "remove it to begin the run anew, or copy the run's best.pt over it to go on from there"
-_FACTS = ("epoch", "step", "code", "stores", "scores", "data", "files")
+_FACTS = ("epoch", "step", "code", "teachers", "scores", "data", "files")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Checkpoint:
         config: resolved configuration of the run that made it.
         weights: which weights `state` holds, "ema" or "raw".
         state: network weights, name -> tensor.
-        facts: the run's other facts: epoch, step, git hash, identities of stores, data and files, scores.
+        facts: the run's other facts: epoch, step, git hash, who taught it, identities of data and files, scores.
     """
 
     path: Path

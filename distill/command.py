@@ -22,6 +22,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from conf.renamed import renamed
 from conf.schema import checked
 from distill.errors import InputError
 
@@ -52,7 +53,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of the configuration itself reach us as they are
             # argparse takes all overrides in one go: `kd=none -m seed=0,1` has two
-            sys.argv[1:] = sorted(sys.argv[1:], key=_is_override)
+            arguments, told = renamed(config_name, sys.argv[1:])
+            sys.argv[1:] = sorted(arguments, key=_is_override)
+            for line in told:
+                print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
             _guarded(program)()
 
         return main

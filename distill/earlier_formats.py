@@ -25,8 +25,71 @@ def from_format_1(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_format_2(content: dict[str, Any]) -> dict[str, Any]:
-    """Format 3: classes have moved, and a fusion network says the widths of its own parts."""
-    return {**content, "config": _said_today(content["config"])}
+    """Format 3: classes have moved, a fusion network says the widths of its own parts.
+
+    Losses are terms of an objective, and stores are those of a teacher.
+    """
+    config = content["config"]
+    terms = [name for name, term in _distilled(config["kd"]["loss"]).items() if term["weight"]]
+    stored = {"weight": 1.0, "stores": content["stores"], "paths": config["store"]["paths"], "terms": terms}
+    today = {key: value for key, value in content.items() if key != "stores"} | {
+        "config": _config(_said_today(config)),
+        "teachers": {"stored": stored} if content["stores"] else {},
+        "objective": {},
+    }
+    if "sums" in content:
+        today["sums"] = content["sums"] | _raw(content["sums"], today["config"])
+    return today
+
+
+def _config(config: dict[str, Any]) -> dict[str, Any]:
+    supervised, distilled, store = config["trainer"].pop("loss"), config["kd"].pop("loss"), config.pop("store")
+    inputs = config["student"]["inputs"]
+    inputs.pop("depth_stride")
+    inputs["history"] = 0
+    config["data"].pop("fusion_checkpoint", None)
+    config["trainer"]["gradient_norms_every"] = None
+    config["kd"]["terms"] = _distilled(distilled)
+    if distilled is not None:
+        config["kd"] |= {key: distilled[key] for key in ("temperature", "mask")}
+    config["objective"] = {"mask": supervised["mask"], "terms": _supervised(supervised)}
+    stored = {
+        "_target_": "distill.teaching.stored.open_stored",
+        "paths": store["paths"],
+        "folder": "stores",
+        "missing": store["missing"],
+        "signals": ["gaussians"] if store.get("render") else None,
+        "weight": 1.0,
+    }
+    return config | {"teachers": {"stored": stored}}
+
+
+def _supervised(loss: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    at, classes = "distill.losses.supervised.", loss["classes"]
+    ce = {"_target_": f"{at}CrossEntropy", "weight": loss["ce_weight"], "balance": loss["balance"]}
+    lovasz = {"_target_": f"{at}LovaszSoftmax", "weight": loss["lovasz_weight"]}
+    where = {"mask": loss["mask"], "classes": classes}
+    return {
+        "ce": ce | where,
+        "lovasz": lovasz | where,
+        "depth": {"_target_": f"{at}LidarDepth", "weight": loss["depth_weight"]},
+    }
+
+
+def _distilled(loss: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    if loss is None:
+        return {}
+    at, shared = "distill.losses.logits.", {key: loss[key] for key in ("temperature", "mask", "classes")}
+    return {
+        name: {"_target_": at + kind, "weight": loss[weight], "teachers": None, **shared}
+        for name, kind, weight in (("kd_voxel", "VoxelKL", "voxel_weight"), ("kd_bev", "BevKL", "bev_weight"))
+    }
+
+
+def _raw(sums: dict[str, float], config: dict[str, Any]) -> dict[str, float]:
+    """The terms as they are, which format 2 knew weighted alone."""
+    terms = {**config["objective"]["terms"], **config["kd"]["terms"]}
+    return {f"{name}_raw": sums[name] / term["weight"] for name, term in terms.items() if name in sums}
 
 
 def _said_today(node: Any) -> Any:
@@ -34,7 +97,9 @@ def _said_today(node: Any) -> Any:
         return [_said_today(child) for child in node]
     if not isinstance(node, dict):
         return node
-    today = {key: _MOVED.get(child, child) if key == "_target_" else _said_today(child) for key, child in node.items()}
+    today: dict[str, Any] = {
+        key: _MOVED.get(child, child) if key == "_target_" else _said_today(child) for key, child in node.items()
+    }
     if today.get("_target_") == "distill.networks.fusion.FusionNetwork":
         today |= {part: _without_width(today[part]) for part in ("bev_encoder", "head")}
     return today

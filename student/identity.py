@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,36 @@ from omegaconf import DictConfig, OmegaConf
 from distill import ranks
 from distill.checkpoint import code_version, resolve, sha256_of
 from distill.errors import InputError
-from distill.store import StoreIdentity, TeacherStore
+from distill.files import leaves
+from distill.losses.objective import Objective
+from distill.store import StoreIdentity
+from distill.teaching import Provider
 
 # what may differ between a run and its continuation, because no number depends on it; "data." is all below data: where
 # things lie, while what they are is compared by its digests
 FREE_TO_CHANGE = (
-    "trainer.workers", "trainer.checkpoint_every", "output", "name", "variant", "not_in_name", "device", "cache_dir",
-    "store.paths", "data.",
+    "trainer.workers", "trainer.checkpoint_every", "trainer.gradient_norms_every", "output", "name", "variant",
+    "not_in_name", "device", "cache_dir", "data.",
 )  # fmt: skip
 # values that name a file; a run is told from another by what the file holds
 FILES = ("trainer.init", "student.network.encoder.weights")
 
 
-def run_facts(config: DictConfig, stores: list[TeacherStore], data: dict[str, str]) -> dict[str, Any]:
+def run_facts(
+    config: DictConfig, objective: Objective, teachers: Sequence[Provider], data: dict[str, str]
+) -> dict[str, Any]:
     """What every checkpoint of a run says besides its training state.
 
     Args:
         config: of the run.
-        stores: its teachers.
+        objective: the terms.
+        teachers: to whom they listen.
         data: split -> identity of its keyframes and their files.
     """
     return {
         "config": OmegaConf.to_container(config, resolve=True),
         "code": code_version(),
-        "stores": [store.identity.to_dict() for store in stores],
+        "teachers": {each.name: {**each.facts(), "terms": objective.listeners(each.name)} for each in teachers},
         "data": data,
         "files": {key: sha256_of(file) for key in FILES if (file := _named_file(config, key)) is not None},
     }
@@ -49,7 +56,7 @@ def check_same_run(state: dict[str, Any], facts: dict[str, Any], last: Path, dev
         last: where it was saved.
         device: where this call trains.
     """
-    before, now = _flat(state["config"]), _flat(facts["config"])
+    before, now = leaves(state["config"]), leaves(facts["config"])
     before["torchrun ranks"], now["torchrun ranks"] = state["world_size"], ranks.world_size()
     before["kind of device"], now["kind of device"] = state["device"], device.type
     files = facts["files"].keys() & state["files"].keys()
@@ -67,14 +74,20 @@ def check_same_run(state: dict[str, Any], facts: dict[str, Any], last: Path, dev
     _check_same_identities(state, facts, last)
 
 
+def stores_of(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The identities of all stores that taught a run."""
+    return [store for teacher in facts["teachers"].values() for store in teacher.get("stores", [])]
+
+
 def _check_same_identities(state: dict[str, Any], facts: dict[str, Any], last: Path) -> None:
-    begun, found = ([_speaker(store) for store in told["stores"]] for told in (state, facts))
-    if [StoreIdentity.from_dict(store) for store in state["stores"]] != [
-        StoreIdentity.from_dict(store) for store in facts["stores"]
+    begun, found = ([_speaker(store) for store in stores_of(told)] for told in (state, facts))
+    if [StoreIdentity.from_dict(store) for store in stores_of(state)] != [
+        StoreIdentity.from_dict(store) for store in stores_of(facts)
     ]:
         raise InputError(
             f"{last} was taught by other stores: by {', '.join(begun) or 'none'} then, by "
-            f"{', '.join(found) or 'none'} now: give the stores it began with (store.paths), or choose another output="
+            f"{', '.join(found) or 'none'} now: give the stores it began with (teachers.NAME.paths), or choose another "
+            "output="
         )
     if not state["data"]:
         print(f"{last} is of an earlier version, which did not note the data it began with: they cannot be compared")
@@ -92,18 +105,8 @@ def _speaker(store: dict[str, Any]) -> str:
 
 
 def _is_free(key: str) -> bool:
-    return key in FREE_TO_CHANGE or key.startswith(tuple(free for free in FREE_TO_CHANGE if free.endswith(".")))
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of a nested dict under dotted names."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {
-        key: value
-        for name, child in node.items()
-        for key, value in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
+    place = key.startswith("teachers.") and key.endswith((".paths", ".folder"))  # compared by who speaks there
+    return place or key in FREE_TO_CHANGE or key.startswith(tuple(each for each in FREE_TO_CHANGE if each[-1] == "."))
 
 
 def _named_file(config: DictConfig, key: str) -> Path | None:

@@ -8,7 +8,6 @@ from torch.utils.data import DataLoader
 
 from distill.classes import ClassSet
 from distill.metrics import Confusion
-from distill.nuscenes.frames import to_device
 
 
 @torch.inference_mode()
@@ -16,11 +15,11 @@ def score_network(network: nn.Module, loader: DataLoader, classes: ClassSet, dev
     """Counts of `network` over `loader`, summed over all ranks; unlabelled frames are left out."""
     network.eval()
     confusion = Confusion(classes)
-    for batch in loader:
-        semantics_BXYZ = network(to_device(batch, device)).voxel_logits_BXYZC.argmax(-1).to(torch.uint8).cpu().numpy()
-        for index, labelled in enumerate(batch["labelled"]):
+    for frame in loader:
+        semantics_BXYZ = network(frame.to(device)).voxel_logits_BXYZC.argmax(-1).to(torch.uint8).cpu().numpy()
+        for index, labelled in enumerate(frame.labelled):
             if labelled:
-                labels, mask = batch["semantics"][index], batch["mask_camera"][index]
+                labels, mask = frame.semantics[index], frame.mask_camera[index]
                 confusion.update(semantics_BXYZ[index], labels.numpy(), mask.numpy())
     confusion.all_reduce()
     return confusion

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -9,54 +11,85 @@ from omegaconf import DictConfig
 
 from distill import ranks
 from distill.errors import InputError
-from distill.nuscenes.dataroot import open_dataroot, open_labels
+from distill.nuscenes.dataroot import open_labels
+from distill.nuscenes.index import NuScenesIndex
 from distill.nuscenes.inventory import SOURCES, Inventory, place_of_labels, settle_missing, summary, take_stock
 from distill.nuscenes.labels import LabelSource
 from distill.nuscenes.layout import LIDAR
-from distill.store import TeacherStore
-from student.stream import check_same_frames, find_store, not_compared, open_stores
+from distill.teaching import Provider
 
 
-def survey(config: DictConfig, output: Path) -> tuple[dict[str, Inventory], list[TeacherStore]]:
-    """Splits "train" and "val", and the teachers; a summary is printed and written to `<output>/summary.txt`.
+@dataclass(frozen=True)
+class Plan:
+    """What a run is about to do.
+
+    Attributes:
+        config: of the run.
+        index: of the dataroot.
+        depth_stride: of the depth maps that supervise the lift; None where no term asks for them.
+        teachers: to whom a term listens.
+    """
+
+    config: DictConfig
+    index: NuScenesIndex
+    depth_stride: int | None
+    teachers: Sequence[Provider]
+
+    @property
+    def lidar(self) -> bool:
+        """Whether the network is given LiDAR points."""
+        return bool(self.config.student.inputs.lidar)
+
+    @property
+    def sources(self) -> list[str]:
+        """What the numbers of the run depend on; names of `SOURCES`."""
+        scans = self.lidar or self.depth_stride is not None
+        return [source for source in SOURCES if scans or source != LIDAR]
+
+
+def survey(plan: Plan, output: Path) -> dict[str, Inventory]:
+    """Splits "train" and "val"; a summary is printed and written to `<output>/summary.txt`.
 
     Raises:
-        InputError: files are missing, a store is of other frames, or there is nothing to learn from.
+        InputError: files are missing, a teacher is of other frames, or there is nothing to learn from.
     """
+    config, teachers = plan.config, plan.teachers
     labels = open_labels(config.data, instantiate(config.grid))
-    splits = take_splits(config, labels)
-    depth = depth_stride(config) is not None and not config.student.inputs.lidar
-    advice = "; LiDAR is for depth supervision alone: trainer.loss.depth_weight=0 trains without" if depth else ""
-    settle_missing(splits, config.data.missing, output / "missing_files.txt", advice)
+    splits = take_splits(plan, labels)
+    advice = "; LiDAR is for depth supervision alone: objective.terms.depth.weight=0 trains without"
+    needs_scans = plan.depth_stride is not None and not plan.lidar
+    settle_missing(splits, config.data.missing, output / "missing_files.txt", advice if needs_scans else "")
     train, val = splits.values()
-    stores = open_stores(config, train.keyframes.tokens)
-    check_same_frames(stores, train)
-    taught = sum(find_store(stores, token) is not None for token in train.keyframes.tokens)
+    for teacher in teachers:
+        teacher.check({token: train.digests[token] for token in train.keyframes.tokens})
+    taught = sum(any(teacher.holds(token) for teacher in teachers) for token in train.keyframes.tokens)
     if ranks.rank() == 0:
-        told = summary(splits, labels, {"with a teacher": {"train": f"{taught} ({_speakers(stores)})"}})
+        speakers = ", ".join(teacher.speakers() for teacher in teachers) or "kd=none"
+        told = summary(splits, labels, {"with a teacher": {"train": f"{taught} ({speakers})"}})
         if not val.labelled:
             told += f"\nno validation keyframe has labels ({place_of_labels(val, labels)}): nothing will be scored"
-        told = "\n".join([told, *not_compared(stores)])
+        told = "\n".join([told, *(remark for teacher in teachers for remark in teacher.remarks())])
         print(told, flush=True)
         (output / "summary.txt").write_text(f"{told}\n")
-    check_something_to_learn(train, taught, config, labels)
-    return splits, stores
+    check_something_to_learn(train, taught, plan, labels)
+    return splits
 
 
-def take_splits(config: DictConfig, labels: LabelSource) -> dict[str, Inventory]:
+def take_splits(plan: Plan, labels: LabelSource) -> dict[str, Inventory]:
     """Inventories of "train" and "val"."""
-    index, free = open_dataroot(config.data), instantiate(config.classes).free
-    lidar = config.student.inputs.lidar
-    train = index.keyframes(config.data.train_split)[: config.trainer.max_samples]
-    val = index.keyframes(config.data.val_split)[: config.trainer.max_val_samples]
+    config, free = plan.config, instantiate(plan.config.classes).free
+    train = plan.index.keyframes(config.data.train_split)[: config.trainer.max_samples]
+    val = plan.index.keyframes(config.data.val_split)[: config.trainer.max_val_samples]
+    scans = plan.lidar or plan.depth_stride is not None
     return {
-        "train": take_stock(train, labels, free, cameras=True, lidar=lidar or depth_stride(config) is not None),
-        "val": take_stock(val, labels, free, cameras=True, lidar=lidar),
+        "train": take_stock(train, labels, free, cameras=True, lidar=scans),
+        "val": take_stock(val, labels, free, cameras=True, lidar=plan.lidar),
     }
 
 
-def check_something_to_learn(train: Inventory, taught: int, config: DictConfig, labels: LabelSource) -> None:
+def check_something_to_learn(train: Inventory, taught: int, plan: Plan, labels: LabelSource) -> None:
     """Raise InputError unless some keyframe teaches something."""
+    config = plan.config
     if not train.keyframes:
         raise InputError(f"split {config.data.train_split} has no keyframe that is whole: there is nothing to train on")
     if not train.labelled and not taught:
@@ -64,29 +97,14 @@ def check_something_to_learn(train: Inventory, taught: int, config: DictConfig, 
             f"none of the {len(train.keyframes)} training keyframes has labels ({place_of_labels(train, labels)}), and "
             f"none a teacher (kd={config.kd.name}): there is nothing to learn; put the labels there, or dump a teacher"
         )
-    if config.kd.loss is not None and not taught:
+    if plan.teachers and not taught:
         raise InputError(
-            f"none of the {len(train.keyframes)} training keyframes has a teacher in {', '.join(config.store.paths)}: "
-            f"kd={config.kd.name} would learn what kd=none does; dump them with occ-dump, or set kd=none"
+            f"none of the {len(train.keyframes)} training keyframes has a teacher in what "
+            f"{', '.join(teacher.name for teacher in plan.teachers)} has: kd={config.kd.name} would learn what kd=none "
+            "does; dump them with occ-dump, or set kd=none"
         )
-    if train.labelled and not taught and not train.masks[:, 0].any() and config.trainer.loss.get("mask") == "camera":
+    if train.labelled and not taught and not train.masks[:, 0].any() and config.objective.mask == "camera":
         raise InputError(
             f"mask_camera is empty in all {len(train.masks)} label files looked at: there is nothing to learn; "
-            "get the labels again, or set trainer.loss.mask=all"
+            "get the labels again, or set objective.mask=all"
         )
-
-
-def depth_stride(config: DictConfig) -> int | None:
-    """Of the depth maps that supervise the lift; None where no loss asks for them."""
-    return None if config.trainer.loss.get("depth_weight") == 0 else config.student.inputs.depth_stride
-
-
-def sources_of(config: DictConfig) -> list[str]:
-    """What the numbers of a run depend on; names of `SOURCES`."""
-    scans = config.student.inputs.lidar or depth_stride(config) is not None
-    return [source for source in SOURCES if scans or source != LIDAR]
-
-
-def _speakers(stores: list[TeacherStore]) -> str:
-    names = [f"{store.identity.teacher} {store.identity.checkpoint_sha256[:8]}".strip() for store in stores]
-    return ", ".join(names) or "kd=none"

@@ -17,21 +17,22 @@ from distill.checkpoint import load_checkpoint, load_training_state
 from distill.command import command
 from distill.errors import InputError
 from distill.files import owned
+from distill.frame import stack
 from distill.memory import keep_freed_memory
 from distill.metrics import Confusion
 from distill.networks.network import StartsPretrained
-from distill.nuscenes.dataroot import open_labels
-from distill.nuscenes.frames import FrameDataset, collate
+from distill.nuscenes.dataroot import open_dataroot, open_labels
+from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.index import Keyframes
 from distill.nuscenes.inventory import Inventory
-from distill.store import TeacherStore
 from distill.weights import load_strictly
 from student.identity import check_same_run, run_facts
+from student.learner import Learner, make_objective, open_teachers
 from student.sampler import ResumableSampler
 from student.scoring import score_network
 from student.stream import TeacherStream
-from student.survey import depth_stride, sources_of, survey
-from student.training import Trainer
+from student.survey import Plan, survey
+from student.training import PRECISIONS, Trainer
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -54,15 +55,20 @@ def main(config: DictConfig) -> None:
 def prepare(config: DictConfig, output: Path, device: torch.device) -> Trainer:
     """The trainer, standing where the run begins or goes on; everything it needs is checked, and said."""
     last = load_training_state(output / LAST) if (output / LAST).exists() else None
-    splits, stores = survey(config, output)
-    facts = run_facts(config, stores, {name: stock.identity(sources_of(config)) for name, stock in splits.items()})
+    index = open_dataroot(config.data)
+    network = make_network(config, fresh=last is None)
+    objective = make_objective(config, network)
+    depth_stride = getattr(network, "depth_stride", None) if objective.needs_depth else None
+    plan = Plan(config, index, depth_stride, open_teachers(config, objective, index.tokens))
+    splits = survey(plan, output)
+    data = {name: stock.identity(plan.sources) for name, stock in splits.items()}
+    facts = run_facts(config, objective, plan.teachers, data)
     if last is not None:
         check_same_run(last, facts, output / LAST, device)
-    network = make_network(config, fresh=last is None)
-    loader = training_loader(config, splits["train"].keyframes, stores)
+    learner = Learner(network, objective, plan.teachers, PRECISIONS[config.trainer.precision])
+    loader = training_loader(plan, splits["train"].keyframes)
     scorer = validation(config, splits["val"], device) if splits["val"].labelled else None
-    losses = [instantiate(node) for node in (config.trainer.loss, config.kd.loss) if node is not None]
-    trainer = Trainer(config.trainer, network, losses, loader, scorer, output, facts, device)
+    trainer = Trainer(config.trainer, learner, loader, scorer, output, facts, device)
     torch.manual_seed(config.seed + 1 + ranks.rank())  # ranks draw their own dropout
     if last is not None:
         trainer.load_state_dict(last)
@@ -127,12 +133,13 @@ def make_folder(output: Path) -> None:
         raise InputError(f"{output}: cannot write here ({error.strerror}): choose another output=") from error
 
 
-def training_loader(config: DictConfig, keyframes: Keyframes, stores: list[TeacherStore]) -> DataLoader:
-    """Batches of `keyframes` joined with the teacher stores.
+def training_loader(plan: Plan, keyframes: Keyframes) -> DataLoader:
+    """Batches of `keyframes` joined with what the teachers say.
 
     Raises:
         InputError: batch size, ranks and keyframes do not fit.
     """
+    config = plan.config
     ranks.check_enough(len(keyframes), "training keyframes")
     if config.trainer.batch_size % ranks.world_size():
         raise InputError(
@@ -149,14 +156,15 @@ def training_loader(config: DictConfig, keyframes: Keyframes, stores: list[Teach
         labels=open_labels(config.data, instantiate(config.grid)),
         augmentation=instantiate(config.trainer.augmentation),
         seed=config.seed,
-        **{**config.student.inputs, "depth_stride": depth_stride(config)},
+        depth_stride=plan.depth_stride,
+        **config.student.inputs,
     )
     sampler = ResumableSampler(len(keyframes), config.trainer.batch_size, config.seed, ranks.rank(), ranks.world_size())
     return DataLoader(
-        TeacherStream(frames, stores, config.store.missing, config.store.render),
+        TeacherStream(frames, plan.teachers),
         batch_sampler=sampler,
         num_workers=config.trainer.workers,
-        collate_fn=collate,
+        collate_fn=stack,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global random state belongs to the network: a resumed run restores it
     )
@@ -174,10 +182,11 @@ def validation(config: DictConfig, stock: Inventory, device: torch.device) -> Ca
             f"mask_camera is empty in all {len(stock.masks)} label files of split {config.data.val_split} looked at: "
             "a score on them is undefined; get the labels again"
         )
-    inputs = {**config.student.inputs, "depth_stride": None}
     mine = stock.keyframes[ranks.rank() :: ranks.world_size()]
     labels = open_labels(config.data, instantiate(config.grid))
-    frames = FrameDataset(mine, labels=labels, augmentation=None, seed=config.seed, **inputs)
+    frames = FrameDataset(
+        mine, labels=labels, augmentation=None, seed=config.seed, depth_stride=None, **config.student.inputs
+    )
     classes = instantiate(config.classes)
 
     def score(network: nn.Module) -> Confusion:
@@ -185,7 +194,7 @@ def validation(config: DictConfig, stock: Inventory, device: torch.device) -> Ca
             frames,
             batch_size=1,
             num_workers=min(1, config.trainer.workers),
-            collate_fn=collate,
+            collate_fn=stack,
             generator=torch.Generator(),
         )
         return score_network(network, loader, classes, device)

@@ -22,21 +22,20 @@ from tqdm import tqdm
 from distill import ranks
 from distill.checkpoint import save_training_state
 from distill.errors import InputError
+from distill.frame import Frame
 from distill.metrics import Confusion
-from distill.nuscenes.frames import to_device
+from student.learner import Learner
 from student.sampler import ResumableSampler
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
-Losses = list[Callable[[Any, dict[str, Any]], dict[str, torch.Tensor]]]
 
 
 class Trainer:
-    """Trains a network, validates it each epoch and keeps `last.pt` and `best.pt`.
+    """Trains a network by its objective, validates it each epoch and keeps `last.pt` and `best.pt`.
 
     Args:
         config: the `trainer` node of the configuration.
-        network: maps a batch to an `Occupancy`.
-        losses: each maps (prediction, batch) to named terms, already weighted; their sum is minimised.
+        learner: the network and the objective whose weighted terms are summed and minimised.
         loader: training batches, drawn by a `ResumableSampler`.
         validate: scores a network on the validation frames of all ranks; None where none has labels.
         output: folder of checkpoints and logs.
@@ -47,8 +46,7 @@ class Trainer:
     def __init__(
         self,
         config: DictConfig,
-        network: nn.Module,
-        losses: Losses,
+        learner: Learner,
         loader: DataLoader,
         validate: Callable[[nn.Module], Confusion] | None,
         output: Path,
@@ -57,29 +55,28 @@ class Trainer:
     ) -> None:
         self.config = config
         self.device = device
-        self.network = network.to(device)
-        self.losses = losses
+        self.learner = learner.to(device)
+        self.network, self.objective = learner.network, learner.objective
         self.loader = loader
         self.sampler: ResumableSampler = loader.batch_sampler  # type: ignore[assignment]
         self.validate = validate
         self.output = output
         self.facts = facts
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            learner.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.total_steps = config.epochs * self.sampler.steps_per_epoch
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate_factor)
-        self.dtype = PRECISIONS[config.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         from timm.utils import ModelEmaV3  # seconds, which a mistaken command line should not take
 
         # timm's EMA averages buffers (batch-norm statistics) along with the parameters
-        self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True)
+        self.ema = ModelEmaV3(self.network, decay=config.ema_decay, use_warmup=True)
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.sums: dict[str, float] = defaultdict(float)
         parallel = ranks.world_size() > 1
-        self.parallel = DistributedDataParallel(self.network) if parallel else self.network
+        self.parallel = DistributedDataParallel(self.learner) if parallel else self.learner
         self.board = SummaryWriter(str(output / "tensorboard")) if ranks.rank() == 0 else None
 
     def _learning_rate_factor(self, step: int) -> float:
@@ -115,49 +112,63 @@ class Trainer:
         began = waited_from = time.perf_counter()
         waited = 0.0
         with progress:
-            for batch in self.loader:
+            for frame in self.loader:
                 waited += time.perf_counter() - waited_from
-                terms = self._train_step(to_device(batch, self.device))
+                values = self._train_step(frame.to(self.device))
                 progress.update()
                 share = waited / (time.perf_counter() - began)
-                progress.set_postfix_str(f"loss {terms['loss']:.3f}, {share:.0%} waiting for data")
+                progress.set_postfix_str(f"loss {values['loss']:.3f}, {share:.0%} waiting for data")
                 if self.step % self.config.checkpoint_every == 0:
                     self.save("last.pt")
                 waited_from = time.perf_counter()
 
-    def _train_step(self, batch: dict[str, Any]) -> dict[str, float]:
-        """One optimiser step; returns the loss terms of this rank."""
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            prediction = self.parallel(batch)
-        terms = {name: value for loss in self.losses for name, value in loss(prediction, batch).items()}
-        loss = torch.stack(list(terms.values())).sum()
-        # one copy from the device for all values
-        values = dict(zip([*terms, "loss"], torch.stack([*terms.values(), loss]).tolist(), strict=True))
+    def _train_step(self, frame: Frame) -> dict[str, float]:
+        """One optimiser step; returns the terms of this rank, and the loss."""
+        terms = self.parallel(frame)
+        weighted = {name: value for name, (_, value) in terms.items()}
+        loss = torch.stack(list(weighted.values())).sum()
+        values = _numbers({**weighted, **{f"{name}_raw": raw for name, (raw, _) in terms.items()}, "loss": loss})
         if not math.isfinite(values["loss"]):
             raise InputError(
-                f"the loss is {values['loss']} at step {self.step} (tokens {', '.join(batch['token'])}): "
+                f"the loss is {values['loss']} at step {self.step} (tokens {', '.join(frame.token)}): "
                 "lower trainer.learning_rate, or look at these samples; last.pt is intact"
             )
+        self._compare_gradients(weighted)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
         self.step += 1
         self.ema.update(self.network, step=self.step)
-        self._record(values, batch)
+        self._record(values, frame)
         return values
 
-    def _record(self, values: dict[str, float], batch: dict[str, Any]) -> None:
+    def _compare_gradients(self, weighted: dict[str, torch.Tensor]) -> None:
+        """Log how strongly each term pulls at the network, beside all supervised ones together."""
+        every = self.config.gradient_norms_every
+        if every is None or self.step % every or self.board is None:
+            return
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        scale = self.scaler.get_scale()  # as in the step itself, small gradients would vanish in half precision
+        scaled = {name: scale * value for name, value in weighted.items()}
+        norms = {name: norm / scale for name, norm in self.objective.gradient_norms(scaled, trained).items()}
+        for name, norm in norms.items():
+            self.board.add_scalar(f"gradient/{name}", norm, self.step)
+            if norms["supervised"]:
+                self.board.add_scalar(f"gradient_over_supervised/{name}", norm / norms["supervised"], self.step)
+
+    def _record(self, values: dict[str, float], frame: Frame) -> None:
         for name, value in values.items():
             self.sums[name] += value
             if self.board is not None:
                 self.board.add_scalar(f"train/{name}", value, self.step)
         self.sums["steps"] += 1
-        if "taught" in batch:
-            self.sums["frames_without_teacher"] += int((~batch["taught"]).sum())
+        if frame.teachers:
+            taught = torch.stack([told.taught for told in frame.teachers.values()]).any(0)
+            self.sums["frames_without_teacher"] += int((~taught).sum())
 
     def _scores(self, epoch: int) -> dict[str, float]:
         """Of the EMA weights on the validation frames, percent; empty where none has labels.
@@ -192,7 +203,7 @@ class Trainer:
             lines = "".join(json.dumps(line) + "\n" for line in self.history)
             (self.output / "metrics.jsonl").write_text(lines)
             if untaught:
-                print(f"epoch {epoch + 1}: {int(untaught)} frames had no readable teacher (store.missing=skip)")
+                print(f"epoch {epoch + 1}: {int(untaught)} frames had no readable teacher (missing=skip)")
             if scores:
                 print(
                     f"epoch {epoch + 1}: val mIoU {scores['val_miou']:.2f}, IoU {scores['val_geometric_iou']:.2f} (EMA)"
@@ -217,6 +228,7 @@ class Trainer:
         """Everything but the random state; tensors and plain values alone."""
         return self.facts | {
             "network": self.network.state_dict(),
+            "objective": self.objective.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -233,6 +245,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where the run stood when `state` was saved."""
         self.network.load_state_dict(state["network"])
+        self.objective.load_state_dict(state["objective"])
         self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -244,3 +257,8 @@ class Trainer:
         torch.set_rng_state(random["torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"], self.device)
+
+
+def _numbers(scalars: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Their values, in one copy from the device."""
+    return dict(zip(scalars, torch.stack(list(scalars.values())).tolist(), strict=True))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
+from distill.frame import Frame
 from distill.networks.blocks.bev_encoder import BEVEncoder
 from distill.networks.blocks.encoder import ImageEncoder
 from distill.networks.blocks.head import ChannelToHeight
@@ -28,10 +27,10 @@ class CameraNetwork(nn.Module):
         """That of the encoder: every cell of the images is lifted."""
         return self.encoder.stride
 
-    def forward(self, batch: dict[str, Any]) -> Occupancy:
+    def forward(self, frame: Frame) -> Occupancy:
         """Predict from `images` uint8 (B, N, 3, H, W), `intrinsics` (B, N, 3, 3) and `cam2ego` (B, N, 4, 4)."""
-        image_BNCHW, stride = self.encoder(batch["images"]), self.encoder.stride
-        bev_BCXY, depth_BNDHW = self.lift(image_BNCHW, stride, batch["intrinsics"], batch["cam2ego"])
+        image_BNCHW, stride = self.encoder(frame.images), self.encoder.stride
+        bev_BCXY, depth_BNDHW = self.lift(image_BNCHW, stride, frame.intrinsics, frame.cam2ego)
         bev_BCXY = self.bev_encoder(bev_BCXY)
         features = {
             "image": FeatureMap(image_BNCHW, "image", stride),

@@ -9,12 +9,12 @@ Letters: B batch, N cameras, C channels, H W image cells, P points of the whole 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.frame import Frame
 from distill.grids import VoxelGrid
 from distill.networks.blocks.bev_encoder import BEVEncoder
 from distill.networks.blocks.encoder import ImageEncoder
@@ -49,16 +49,16 @@ class FusionNetwork(nn.Module):
         self.bev_encoder = bev_encoder(in_channels=point_encoder.out_channels)
         self.head = head(in_channels=self.bev_encoder.out_channels)
 
-    def forward(self, batch: dict[str, Any]) -> Occupancy:
+    def forward(self, frame: Frame) -> Occupancy:
         """Predict from `images`, `intrinsics`, `cam2ego` and `points`, B tensors (P_b, 4) in the ego frame."""
-        points = batch["points"]
-        feat_BNCHW = self.encoder(batch["images"])
-        ego2cam = torch.linalg.inv_ex(batch["cam2ego"].float()).inverse
-        size = batch["images"].shape[-2:]
+        points = frame.points
+        feat_BNCHW = self.encoder(frame.images)
+        ego2cam = torch.linalg.inv_ex(frame.cam2ego.float()).inverse
+        size = frame.images.shape[-2:]
         painted_PC = torch.cat(
             [
                 paint(xyzi[:, :3], feat_NCHW, K, pose, size)
-                for xyzi, feat_NCHW, K, pose in zip(points, feat_BNCHW, batch["intrinsics"], ego2cam, strict=True)
+                for xyzi, feat_NCHW, K, pose in zip(points, feat_BNCHW, frame.intrinsics, ego2cam, strict=True)
             ]
         )
         sample_P = torch.cat([torch.full_like(xyzi[:, 0], b, dtype=torch.int64) for b, xyzi in enumerate(points)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,16 +14,19 @@ from distill.augment import Augmentation, Transform
 from distill.errors import InputError
 from distill.frame import Frame, Mirror
 from distill.nuscenes.images import read_images
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.index import Keyframe, Keyframes
 from distill.nuscenes.labels import LabelSource
 from distill.nuscenes.points import depth_maps, read_points
+from distill.rigid import inverse
+
+F = TypeVar("F", bound=Frame)
 
 
 class FrameDataset(Dataset[Frame]):
     """One `Frame` per keyframe.
 
     Args:
-        keyframes: what to load.
+        keyframes: what to load; with history, `Keyframes`, which know what came before.
         image_size: (H, W) of the network input.
         depth_stride: pixels per cell of the depth maps, None for no depth.
         lidar: whether frames carry points.
@@ -31,6 +34,7 @@ class FrameDataset(Dataset[Frame]):
         augmentation: None for none.
         bicubic: without augmentation, images are those of `ImageTransform.cover` instead of `.fit`.
         seed: with the epoch and the index it determines the augmentation.
+        history: how many earlier keyframes of the scene a frame brings along (`Frame.past`).
 
     Raises:
         InputError: H or W is not a multiple of depth_stride.
@@ -46,6 +50,7 @@ class FrameDataset(Dataset[Frame]):
         augmentation: Augmentation | None,
         seed: int,
         bicubic: bool = False,
+        history: int = 0,
     ):
         if depth_stride is not None and any(side % depth_stride for side in image_size):
             raise InputError(f"image_size={list(image_size)} must be multiples of the depth stride {depth_stride}")
@@ -57,6 +62,7 @@ class FrameDataset(Dataset[Frame]):
         self.augmentation = augmentation
         self.seed = seed
         self.bicubic = bicubic
+        self.history = history
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
 
     def __len__(self) -> int:
@@ -77,32 +83,56 @@ class FrameDataset(Dataset[Frame]):
         """
         keyframe = self.keyframes[index]
         transform = self._transform(keyframe, index)
+        frame, points, windows = self._seen(keyframe, transform)
+        if self.lidar:
+            frame = replace(frame, points=points)
+        if self.depth_stride is not None and points is not None:
+            cam2ego = self._ego2grid(keyframe) @ keyframe.cam2ego()
+            depth = depth_maps(points, frame.intrinsics, cam2ego, windows, self.image_size, self.depth_stride)
+            frame = replace(frame, depth=depth)
+        if self.history:
+            frame = replace(frame, past=self._past(index, keyframe, transform))
+        return (frame if self.labels is None else with_labels(frame, self.labels, keyframe)), transform.mirror
+
+    def _seen(self, keyframe: Keyframe, transform: Transform) -> tuple[Frame, np.ndarray | None, np.ndarray]:
+        """Images and calibration, LiDAR points (None where nobody needs them), and where the images hold content."""
         images, intrinsics, windows = read_images(keyframe, transform.images, self.image_size)
         ego2grid = self._ego2grid(keyframe)
-        cam2ego = ego2grid @ keyframe.cam2ego()
         frame = Frame(
             token=keyframe.token,
             scene=keyframe.scene,
             images=images,
             intrinsics=intrinsics,
-            cam2ego=cam2ego.astype(np.float32),
+            cam2ego=(ego2grid @ keyframe.cam2ego()).astype(np.float32),
             lidar2ego=(ego2grid @ keyframe.lidar2ego).astype(np.float32),
         )
+        points = None
         if self.lidar or self.depth_stride is not None:
             points = read_points(keyframe)
             points[:, :3] = points[:, :3] @ ego2grid[:3, :3].T + ego2grid[:3, 3]
-            if self.lidar:
-                frame = replace(frame, points=points)
-            if self.depth_stride is not None:
-                depth = depth_maps(points, intrinsics, cam2ego, windows, self.image_size, self.depth_stride)
-                frame = replace(frame, depth=depth)
-        return (frame if self.labels is None else with_labels(frame, self.labels, keyframe)), transform.mirror
+        return frame, points, windows
+
+    def _past(self, index: int, keyframe: Keyframe, transform: Transform) -> tuple[Frame, ...]:
+        """The last keyframes of the scene, the latest first; at its beginning the earliest stands in for those before.
+
+        Their images are transformed as those of the present.
+        """
+        assert isinstance(self.keyframes, Keyframes)
+        found = self.keyframes.before(index, self.history)
+        found += [found[-1] if found else keyframe] * (self.history - len(found))
+        global2present = self._ego2grid(keyframe) @ inverse(keyframe.ego2global)
+        past = []
+        for earlier in found:
+            frame, points, _ = self._seen(earlier, transform)
+            ego2present = global2present @ earlier.ego2global @ inverse(self._ego2grid(earlier))
+            past.append(
+                replace(frame, points=points if self.lidar else None, ego2present=ego2present.astype(np.float32))
+            )
+        return tuple(past)
 
     def _ego2grid(self, keyframe: Keyframe) -> np.ndarray:
         """The keyframe's ego frame to the frame of the grid, float64 (4, 4)."""
-        if self.labels is None or self.labels.grid.frame == "ego":
-            return np.eye(4)
-        return np.linalg.inv(keyframe.lidar2ego)
+        return np.eye(4) if self.labels is None else self.labels.grid.from_ego(keyframe.lidar2ego)
 
     def _transform(self, keyframe: Keyframe, index: int) -> Transform:
         sizes = [(camera.height, camera.width) for camera in keyframe.cameras]
@@ -112,7 +142,7 @@ class FrameDataset(Dataset[Frame]):
         return self.augmentation.draw(rng, sizes, self.image_size)
 
 
-def with_labels(frame: Frame, labels: LabelSource, keyframe: Keyframe) -> Frame:
+def with_labels(frame: F, labels: LabelSource, keyframe: Keyframe) -> F:
     """The frame with what `labels` say about its keyframe; where they say nothing: all free, all unobserved."""
     found = labels.read(keyframe)
     arrays: dict[str, Any] = found or labels.unlabelled()

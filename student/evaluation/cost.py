@@ -16,17 +16,19 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill.frame import Frame
+
 _SILENT = "99"  # of the profiler's library, which otherwise tells when it starts and stops
 
 
 def network_cost(
-    network: nn.Module, batch: dict[str, Any], device: torch.device, precision: torch.dtype, warmup: int, runs: int
+    network: nn.Module, frame: Frame, device: torch.device, precision: torch.dtype, warmup: int, runs: int
 ) -> dict[str, Any]:
     """What one keyframe costs, the inputs being on the device already.
 
     Args:
         network: in eval mode, on `device`.
-        batch: collated, of one keyframe, on `device`.
+        frame: a batch of one keyframe, on `device`.
         device: where it runs.
         precision: float32, or what autocast uses.
         warmup: passes ahead of those that are timed.
@@ -42,7 +44,7 @@ def network_cost(
     @torch.inference_mode()
     def forward() -> None:
         with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-            network(batch)
+            network(frame)
 
     with FlopCounterMode(display=False) as counter:
         forward()
@@ -56,7 +58,7 @@ def network_cost(
         "peak_memory_mb": (weights + working) / 1e6,
         "device": device_name(device),
         "precision": precision_name(precision, device),
-        "image_size": list(batch["images"].shape[-2:]),
+        "image_size": list(frame.images.shape[-2:]),
     }
 
 

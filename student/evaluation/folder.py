@@ -44,7 +44,7 @@ def report_folder(config: DictConfig, settings: DictConfig, own_data: bool) -> I
 
     Args:
         config: of conf/eval.yaml.
-        settings: see `student.evaluation.opening.settings_of`.
+        settings: see `student.evaluation.request.settings_of`.
         own_data: whether a checkpoint brings its data.
 
     Raises:

@@ -19,17 +19,19 @@ from distill import ranks
 from distill.checkpoint import Checkpoint, code_version
 from distill.command import command
 from distill.errors import InputError
+from distill.frame import Frame, stack
 from distill.metrics import OccupancyScore
-from distill.nuscenes.frames import collate, to_device
 from distill.nuscenes.index import Keyframe, Keyframes
 from distill.nuscenes.labels import LabelSource
+from distill.pictures.voxels import Painter
+from student.evaluation.comparison import Comparison, open_comparison
 from student.evaluation.cost import network_cost
 from student.evaluation.folder import begin, dataroot, report_folder
-from student.evaluation.opening import Subject, open_files, open_subject, settings_of
-from student.evaluation.page import write_page
-from student.evaluation.pictures import check_wanted, draw_pictures
+from student.evaluation.page import KeyframePictures, write_page
+from student.evaluation.pictures import Volumes, check_wanted, choose, draw, save_panel
 from student.evaluation.predictions import write_prediction
 from student.evaluation.report import write_numbers
+from student.evaluation.request import open_files, settings_of
 from student.evaluation.robustness import CorruptedFrames, Corruption, corruptions, with_worst
 from student.evaluation.scorecard import ScenePoses, Scorecard, json_number, self_check
 from student.evaluation.sources import CheckpointSource, Prediction, Source
@@ -43,24 +45,26 @@ def main(config: DictConfig) -> None:
     settings = settings_of(config, opened)
     own_data = any(isinstance(source, Checkpoint) for source in opened.values())
     with ranks.process_group(device), report_folder(config, settings, own_data) as output:
-        subject = open_subject(config, opened, settings, device, output)
+        comparison = open_comparison(config, opened, settings, device, output)
         if ranks.rank() == 0:
-            print(subject.told, flush=True)
-        check_wanted(config.pictures, subject.labelled)
-        evaluation = Evaluation(config, subject, device)
-        if not subject.labelled:
+            print(comparison.told, flush=True)
+        check_wanted(config.pictures, comparison.labelled)
+        evaluation = Evaluation(config, comparison, device)
+        if not comparison.labelled:
             evaluation.export()
-            print(f"{len(subject.keyframes)} predictions of each source are in {config.export}; none has labels")
+            print(f"{len(comparison.keyframes)} predictions of each source are in {config.export}; none has labels")
             return
         results = evaluation.run()
         if ranks.rank() > 0:
             return
         miou, page = evaluation.keyframe_miou, output / "report.html"
         begin(output)
-        (output / "summary.txt").write_text(f"{subject.told}\n")
-        write_numbers(output, results, miou, subject)
-        pictures = draw_pictures(config.pictures, subject, miou, evaluation.predictions, output)
-        write_page(page, results, subject.classes, subject.grid, pictures)
+        (output / "summary.txt").write_text(f"{comparison.told}\n")
+        write_numbers(output, results, miou, comparison)
+        pictures = evaluation.pictures(choose(config.pictures, miou[comparison.sources[0].name]))
+        for shown in pictures:
+            save_panel(output / "panels", evaluation.painter, shown)
+        write_page(page, results, comparison.classes, comparison.grid, pictures)
         print(f"report: {page}")
 
 
@@ -71,32 +75,36 @@ class Evaluation:
 
     Args:
         config: of conf/eval.yaml.
-        subject: what is scored.
+        comparison: what is scored on what.
         device: where networks run and metrics count.
 
     Attributes:
         keyframe_miou: source -> sample token -> mIoU, of all processes.
+        painter: of the grid and class set.
     """
 
-    def __init__(self, config: DictConfig, subject: Subject, device: torch.device) -> None:
-        self.config, self.subject, self.device = config, subject, device
+    def __init__(self, config: DictConfig, comparison: Comparison, device: torch.device) -> None:
+        self.config, self.comparison, self.device = config, comparison, device
         self.corruptions = corruptions(config.robustness)
-        self.poses = ScenePoses(subject.index, subject.grid)
+        self.poses = ScenePoses(comparison.index, comparison.grid)
+        self.painter = Painter(comparison.grid, comparison.classes)
         self.keyframe_miou: dict[str, dict[str, float]] = {}
-        scenes = list(dict.fromkeys(keyframe.scene for keyframe in subject.keyframes))
+        scenes = list(dict.fromkeys(keyframe.scene for keyframe in comparison.keyframes))
         ranks.check_enough(len(scenes), "scenes")
         own = set(scenes[ranks.rank() :: ranks.world_size()])
-        self.mine = subject.index.select([keyframe.token for keyframe in subject.keyframes if keyframe.scene in own])
+        self.mine = comparison.index.select(
+            [keyframe.token for keyframe in comparison.keyframes if keyframe.scene in own]
+        )
 
     def run(self) -> dict[str, Any]:
         """Score all sources; every process returns the same numbers, but for `cost`."""
         checked = self._self_check()
-        results = {source.name: self._source(source) for source in self.subject.sources}
+        results = {source.name: self._source(source) for source in self.comparison.sources}
         return {"scored": self._scored(checked), "sources": results}
 
     def export(self) -> None:
         """Write the predictions of all sources, and score nothing."""
-        for source in self.subject.sources:
+        for source in self.comparison.sources:
             for keyframe, prediction, _ in self._pass(source.name, source.dataset, source.predict):
                 self._write(source, keyframe, prediction)
 
@@ -106,11 +114,11 @@ class Evaluation:
 
     def _source(self, source: Source) -> dict[str, Any]:
         card = self._card(source.probabilities)
-        for keyframe, prediction, sample in self._pass(source.name, source.dataset, source.predict):
+        for keyframe, prediction, frame in self._pass(source.name, source.dataset, source.predict):
             if self.config.export is not None:
                 self._write(source, keyframe, prediction)
-            if sample["labelled"]:
-                card.update(prediction, sample["semantics"], sample["mask_camera"], keyframe)
+            if frame.labelled:
+                card.update(prediction, frame.semantics, frame.mask_camera, keyframe)
         result = {"kind": source.kind, "path": source.path, "facts": source.facts, **card.compute()}
         self.keyframe_miou[source.name] = gathered(card.keyframe_miou)
         if isinstance(source, CheckpointSource):
@@ -126,94 +134,119 @@ class Evaluation:
         return result
 
     def _card(self, probabilities: bool) -> Scorecard:
-        subject = self.subject
+        comparison = self.comparison
         return Scorecard(
-            subject.grid, subject.classes, self.config.metrics, self.poses, self.device, probabilities=probabilities
+            comparison.grid,
+            comparison.classes,
+            self.config.metrics,
+            self.poses,
+            self.device,
+            probabilities=probabilities,
         )
 
     def _condition(self, source: CheckpointSource, corruption: Corruption) -> dict[str, Any]:
         """The scores of a network whose input is corrupted."""
 
-        def dataset(keyframes: Keyframes, labels: LabelSource) -> Dataset[dict[str, Any]]:
+        def dataset(keyframes: Keyframes, labels: LabelSource) -> Dataset[Frame]:
             return CorruptedFrames(source.dataset(keyframes, labels), corruption)
 
-        score = OccupancyScore(self.subject.classes).to(self.device)
-        for _, prediction, sample in self._pass(f"{source.name}, {corruption.name}", dataset, source.predict):
-            if sample["labelled"]:
-                score.update(prediction.semantics_XYZ, sample["semantics"], sample["mask_camera"])
+        score = OccupancyScore(self.comparison.classes).to(self.device)
+        for _, prediction, frame in self._pass(f"{source.name}, {corruption.name}", dataset, source.predict):
+            if frame.labelled:
+                score.update(prediction.semantics_XYZ, frame.semantics, frame.mask_camera)
         found = {name: json_number(value) for name, value in score.compute().items() if value.ndim == 0}
         return self._row(corruption.name, found)
 
     def _row(self, condition: str, metrics: dict[str, Any]) -> dict[str, Any]:
-        name = self.subject.classes.convention
+        name = self.comparison.classes.convention
         return {
             "condition": condition,
             "miou": metrics[f"{name} mIoU"],
             "geometric_iou": metrics[f"{name} geometric IoU"],
         }
 
-    def predictions(self, source: Source, keyframes: Keyframes) -> list[tuple[Keyframe, Prediction, dict[str, Any]]]:
-        """What a source says about some keyframes, and the sample it says it of."""
-        return list(self._pass(f"{source.name}, pictures", source.dataset, source.predict, keyframes))
+    def pictures(self, titles: dict[str, str]) -> list[KeyframePictures]:
+        """Predict some keyframes once more, and draw them.
+
+        Args:
+            titles: sample token -> why it is shown.
+        """
+        keyframes = self.comparison.index.select(list(titles))
+        pictures = []
+        for keyframe, volumes in zip(keyframes, self._volumes(keyframes), strict=True):
+            miou = {name: of[keyframe.token] for name, of in self.keyframe_miou.items()}
+            pictures.append(draw(self.painter, keyframe, volumes, titles[keyframe.token], miou))
+        return pictures
+
+    def _volumes(self, keyframes: Keyframes) -> list[Volumes]:
+        """Labels and predictions of labelled keyframes."""
+        found: dict[str, Volumes] = {}
+        for source in self.comparison.sources if keyframes else []:
+            for keyframe, prediction, frame in self._pass(
+                f"{source.name}, pictures", source.dataset, source.predict, keyframes
+            ):
+                labels = {"ground truth": frame.semantics.numpy()}
+                volumes = found.setdefault(keyframe.token, Volumes(labels, frame.mask_camera.numpy()))
+                volumes.semantics[source.name] = prediction.semantics_XYZ.cpu().numpy()
+        return list(found.values())
 
     def _pass(
         self,
         title: str,
-        dataset: Callable[[Keyframes, LabelSource], Dataset[dict[str, Any]]],
-        predict: Callable[[dict[str, Any]], list[Prediction]],
+        dataset: Callable[[Keyframes, LabelSource], Dataset[Frame]],
+        predict: Callable[[Any], list[Prediction]],
         keyframes: Keyframes | None = None,
-    ) -> Iterator[tuple[Keyframe, Prediction, dict[str, Any]]]:
-        """Keyframe, prediction and sample, keyframe by keyframe in order; without `keyframes`, this process's."""
+    ) -> Iterator[tuple[Keyframe, Prediction, Frame]]:
+        """Keyframe, prediction and labels, keyframe by keyframe in order; without `keyframes`, this process's."""
         keyframes = self.mine if keyframes is None else keyframes
         loader = DataLoader(
-            dataset(keyframes, self.subject.labels),
+            dataset(keyframes, self.comparison.labels),
             batch_size=self.config.batch_size,
             num_workers=self.config.workers,
-            collate_fn=collate,
+            collate_fn=stack,
         )
         place = 0
         with tqdm(total=len(keyframes), desc=title, unit="keyframe", disable=ranks.rank() != 0) as progress:
-            for batch in loader:
-                for row, prediction in enumerate(predict(batch)):
-                    sample = {key: batch[key][row] for key in ("labelled", "semantics", "mask_camera")}
-                    yield keyframes[place], prediction, sample
+            for frame in loader:
+                for row, prediction in enumerate(predict(frame)):
+                    yield keyframes[place], prediction, _labels(frame, row)
                     place += 1
                     progress.update()
 
     def _cost(self, source: CheckpointSource) -> dict[str, Any]:
-        sample = source.dataset(self.mine[:1], self.subject.labels)[0]
+        frame = source.dataset(self.mine[:1], self.comparison.labels)[0]
         settings = self.config.cost
-        batch = to_device(collate([sample]), self.device)
+        batch = stack([frame]).to(self.device)
         return network_cost(source.network, batch, self.device, torch.float32, settings.warmup, settings.runs)
 
     def _self_check(self) -> str:
         """On the first keyframe that has something to score; there must be one."""
-        classes, seen = self.subject.classes, 0
-        for keyframe in self.subject.labelled:
-            labels = self.subject.labels.read(keyframe)
+        comparison, seen = self.comparison, 0
+        for keyframe in comparison.labelled:
+            labels = comparison.labels.read(keyframe)
             assert labels is not None
             visible_V = labels["semantics"][labels["mask_camera"]]
             seen += visible_V.size
-            if np.isin(visible_V, classes.scored).any():
+            if np.isin(visible_V, comparison.classes.scored).any():
                 tensors = {name: torch.from_numpy(array) for name, array in labels.items()}
                 return self_check(self._card(False), self._card(False), tensors, keyframe)
         what = "none of their visible voxels is occupied" if seen else "their masks are empty: no voxel is visible"
         raise InputError(
-            f"nothing can be scored on the {len(self.subject.labelled)} labelled keyframes of split "
-            f"{self.subject.split} of {self.subject.data.root}: {what}; give labels with mask_camera, or another split"
+            f"nothing can be scored on the {len(comparison.labelled)} labelled keyframes of split "
+            f"{comparison.split} of {comparison.data.root}: {what}; give labels with mask_camera, or another split"
         )
 
     def _scored(self, checked: str) -> dict[str, Any]:
         """The facts that hold for all sources."""
-        subject, classes = self.subject, self.subject.classes
+        comparison, classes = self.comparison, self.comparison.classes
         scored, gift = classes.scored, classes.unlabelled_iou
         return {
-            "data": subject.data.name,
-            "dataroot": dataroot(subject.data),
-            "split": subject.split,
-            "keyframes": len(subject.labelled),
-            "unlabelled": subject.unlabelled,
-            "grid": subject.grid.name,
+            "data": comparison.data.name,
+            "dataroot": dataroot(comparison.data),
+            "split": comparison.split,
+            "keyframes": len(comparison.labelled),
+            "unlabelled": comparison.unlabelled,
+            "grid": comparison.grid.name,
             "convention": classes.convention,
             "classes": list(classes.names),
             "free": classes.free,
@@ -225,6 +258,11 @@ class Evaluation:
             "self_check": checked,
             "command": shlex.join(["occ-eval", *sys.argv[1:]]),
         }
+
+
+def _labels(frame: Frame, row: int) -> Frame:
+    """What a frame of a batch is scored against."""
+    return Frame(labelled=frame.labelled[row], semantics=frame.semantics[row], mask_camera=frame.mask_camera[row])
 
 
 def gathered(numbers: dict[str, float]) -> dict[str, float]:

@@ -1,11 +1,14 @@
-"""The keyframes that are shown: which ones, and their pictures."""
+"""The keyframes that are shown: which ones, and their pictures.
+
+Letters: X Y Z voxel axes.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,15 +19,23 @@ from distill.nuscenes.index import Camera, Keyframe, Keyframes
 from distill.pictures.cameras import keyframe_overlays
 from distill.pictures.panel import draw_panel
 from distill.pictures.voxels import Painter
-from student.evaluation.opening import Subject
 from student.evaluation.page import KeyframePictures
-from student.evaluation.sources import Prediction, Source
 
 BY_MIOU = ("best", "median", "worst")
 CAMERA_PIXELS = 600  # width of a camera picture
 BEV_SCALE = 2  # pixels per voxel
 
-Run = Callable[[Source, Keyframes], list[tuple[Keyframe, Prediction, dict[str, Any]]]]
+
+class Volumes(NamedTuple):
+    """What is drawn of one keyframe.
+
+    Attributes:
+        semantics: "ground truth" and each source -> class ids, uint8 (X, Y, Z).
+        mask_XYZ: bool, the voxels that are scored.
+    """
+
+    semantics: dict[str, np.ndarray]
+    mask_XYZ: np.ndarray
 
 
 def check_wanted(wanted: Sequence[str], labelled: Keyframes) -> None:
@@ -48,60 +59,49 @@ def choose(wanted: Sequence[str], miou: dict[str, float]) -> dict[str, str]:
     return titles
 
 
-def draw_pictures(
-    wanted: Sequence[str], subject: Subject, miou: dict[str, dict[str, float]], run: Run, output: Path
-) -> list[KeyframePictures]:
-    """Predict the chosen keyframes once more, draw them, and save a panel of each as PNG.
+def draw(
+    painter: Painter, keyframe: Keyframe, volumes: Volumes, title: str, miou: dict[str, float]
+) -> KeyframePictures:
+    """Everything that the page shows of one keyframe.
 
     Args:
-        wanted: as in `check_wanted`.
-        subject: what was scored.
-        miou: source -> sample token -> mIoU; the first source decides.
-        run: predicts some keyframes.
-        output: panels are written to `<output>/panels`.
+        painter: of the grid and class set of the volumes.
+        keyframe: whose cameras.
+        volumes: what is drawn.
+        title: why it is shown.
+        miou: source -> mIoU of this keyframe.
     """
-    if not wanted:
-        return []
-    titles = choose(wanted, miou[subject.sources[0].name])
-    keyframes = subject.index.select(list(titles))
-    volumes: list[dict[str, np.ndarray]] = [{} for _ in keyframes]
-    masks: list[np.ndarray] = []
-    for source in subject.sources:
-        predicted = run(source, keyframes)
-        masks = [sample["mask_camera"].numpy() for _, _, sample in predicted]
-        for volume, (_, prediction, sample) in zip(volumes, predicted, strict=True):
-            volume["ground truth"] = sample["semantics"].numpy()
-            volume[source.name] = prediction.semantics_XYZ.cpu().numpy()
-    painter = Painter(subject.grid, subject.classes)
-    pictures = []
-    for keyframe, volume, mask_XYZ in zip(keyframes, volumes, masks, strict=True):
-        cameras = [_thumbnail(camera, keyframe.token) for camera in keyframe.cameras]
-        _save(
-            draw_panel(painter, cameras, volume, mask_XYZ), output / "panels" / f"{keyframe.scene}_{keyframe.token}.png"
-        )
-        shown = {
-            name: keyframe_overlays(keyframe, cameras, semantics_XYZ, mask_XYZ, subject.grid, subject.classes)
-            for name, semantics_XYZ in volume.items()
-        }
-        pictures.append(
-            KeyframePictures(
-                title=titles[keyframe.token],
-                token=keyframe.token,
-                scene=keyframe.scene,
-                miou={name: of[keyframe.token] for name, of in miou.items()},
-                cameras=cameras,
-                overlays=shown,
-                bev={name: painter.bev_image(semantics, mask_XYZ, BEV_SCALE) for name, semantics in volume.items()},
-                volumes=volume,
-                mask_XYZ=mask_XYZ,
-            )
-        )
-    return pictures
+    grid, classes, mask_XYZ = painter.grid, painter.classes, volumes.mask_XYZ
+    cameras = [_thumbnail(camera, keyframe.token) for camera in keyframe.cameras]
+    return KeyframePictures(
+        title=title,
+        token=keyframe.token,
+        scene=keyframe.scene,
+        miou=miou,
+        cameras=cameras,
+        overlays={
+            name: keyframe_overlays(keyframe, cameras, semantics_XYZ, mask_XYZ, grid, classes)
+            for name, semantics_XYZ in volumes.semantics.items()
+        },
+        bev={
+            name: painter.bev_image(semantics_XYZ, mask_XYZ, BEV_SCALE)
+            for name, semantics_XYZ in volumes.semantics.items()
+        },
+        volumes=volumes.semantics,
+        mask_XYZ=mask_XYZ,
+    )
 
 
-def _save(panel: np.ndarray, path: Path) -> None:
+def save_panel(folder: Path, painter: Painter, pictures: KeyframePictures) -> None:
+    """Write a panel of a keyframe as `<folder>/<scene>_<sample token>.png`.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = folder / f"{pictures.scene}_{pictures.token}.png"
+    panel = draw_panel(painter, pictures.cameras, pictures.volumes, pictures.mask_XYZ)
     try:
-        path.parent.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         Image.fromarray(panel).save(path)
     except OSError as error:
         raise InputError(f"{path}: cannot write it ({error}): choose another output=") from error

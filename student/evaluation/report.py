@@ -10,14 +10,14 @@ from typing import Any
 
 from distill.errors import InputError
 from distill.files import write_durably
-from student.evaluation.opening import Subject
+from student.evaluation.comparison import Comparison
 
 Value = str | float | int | None
 Rows = list[list[Value]]
 
 
 def write_numbers(
-    output: Path, results: dict[str, Any], keyframe_miou: dict[str, dict[str, float]], subject: Subject
+    output: Path, results: dict[str, Any], keyframe_miou: dict[str, dict[str, float]], comparison: Comparison
 ) -> None:
     """Write metrics.json, summary.csv, per_class.csv, keyframes.csv and robustness.csv; print the summary.
 
@@ -25,13 +25,13 @@ def write_numbers(
         output: the folder.
         results: what `student.evaluation.main.Evaluation.run` returns.
         keyframe_miou: source -> sample token -> mIoU.
-        subject: what was scored.
+        comparison: what was scored.
 
     Raises:
         InputError: something cannot be written.
     """
     summary, per_class = _summary(results), _per_class(results)
-    tables = {"summary": summary, "per_class": per_class, "keyframes": _keyframes(keyframe_miou, subject)}
+    tables = {"summary": summary, "per_class": per_class, "keyframes": _keyframes(keyframe_miou, comparison)}
     robustness = _robustness(results)
     if len(robustness) > 1:
         tables["robustness"] = robustness
@@ -66,10 +66,10 @@ def _per_class(results: dict[str, Any]) -> Rows:
     return [["metric", "class", *sources], *rows]
 
 
-def _keyframes(keyframe_miou: dict[str, dict[str, float]], subject: Subject) -> Rows:
+def _keyframes(keyframe_miou: dict[str, dict[str, float]], comparison: Comparison) -> Rows:
     rows: Rows = [
         [keyframe.token, keyframe.scene, *(of[keyframe.token] for of in keyframe_miou.values())]
-        for keyframe in subject.labelled
+        for keyframe in comparison.labelled
     ]
     return [["token", "scene", *keyframe_miou], *rows]
 

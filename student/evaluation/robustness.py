@@ -13,7 +13,7 @@ import hashlib
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from PIL import Image, ImageFilter
 from torch.utils.data import Dataset
 
 from distill.errors import InputError
+from distill.frame import Frame
 from distill.nuscenes.layout import CAMERAS
 
 _DROPPED = "dropped "
@@ -36,8 +37,8 @@ class Corruption(Protocol):
         """What was done and how strongly, for a table."""
         ...
 
-    def apply(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """A worse copy of a sample of `FrameDataset`, which itself stays as it is."""
+    def apply(self, frame: Frame) -> Frame:
+        """A worse copy of a frame as loaded, which itself stays as it is."""
         ...
 
 
@@ -63,11 +64,11 @@ class DroppedCamera:
         """See `Corruption`."""
         return f"{_DROPPED}{self.camera}"
 
-    def apply(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def apply(self, frame: Frame) -> Frame:
         """See `Corruption`."""
-        images_N3HW = sample["images"].copy()
+        images_N3HW = frame.images.copy()
         images_N3HW[CAMERAS.index(self.camera)] = 0
-        return sample | {"images": images_N3HW}
+        return replace(frame, images=images_N3HW)
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ class Blur:
         """See `Corruption`."""
         return f"blur, sigma {self.sigma:g}/1000 of the width"
 
-    def apply(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def apply(self, frame: Frame) -> Frame:
         """See `Corruption`."""
-        blur = ImageFilter.GaussianBlur(self.sigma / 1000 * sample["images"].shape[-1])
-        images = [np.asarray(image.filter(blur)) for image in _pictures(sample["images"])]
-        return sample | {"images": np.stack(images).transpose(0, 3, 1, 2)}
+        blur = ImageFilter.GaussianBlur(self.sigma / 1000 * frame.images.shape[-1])
+        images = [np.asarray(image.filter(blur)) for image in _pictures(frame.images)]
+        return replace(frame, images=np.stack(images).transpose(0, 3, 1, 2))
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,11 @@ class Noise:
         """See `Corruption`."""
         return f"noise, sigma {self.sigma:g} grey levels"
 
-    def apply(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def apply(self, frame: Frame) -> Frame:
         """See `Corruption`."""
-        images_N3HW = sample["images"]
-        noise_N3HW = _random(self, self.seed, sample).standard_normal(images_N3HW.shape, dtype=np.float32)
-        return sample | {"images": _grey_levels(images_N3HW + np.float32(self.sigma) * noise_N3HW)}
+        images_N3HW = frame.images
+        noise_N3HW = _random(self, self.seed, frame).standard_normal(images_N3HW.shape, dtype=np.float32)
+        return replace(frame, images=_grey_levels(images_N3HW + np.float32(self.sigma) * noise_N3HW))
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,10 @@ class Brightness:
         """See `Corruption`."""
         return f"{'darker' if self.factor < 1 else 'brighter'}, grey levels x {self.factor:g}"
 
-    def apply(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def apply(self, frame: Frame) -> Frame:
         """See `Corruption`."""
         table = _grey_levels(self.factor * np.arange(256))
-        return sample | {"images": table[sample["images"]]}
+        return replace(frame, images=table[frame.images])
 
 
 @dataclass(frozen=True)
@@ -177,10 +178,10 @@ class Jpeg:
         """See `Corruption`."""
         return f"JPEG, quality {self.quality}"
 
-    def apply(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def apply(self, frame: Frame) -> Frame:
         """See `Corruption`."""
-        images = [np.asarray(self._compressed(image)) for image in _pictures(sample["images"])]
-        return sample | {"images": np.stack(images).transpose(0, 3, 1, 2)}
+        images = [np.asarray(self._compressed(image)) for image in _pictures(frame.images)]
+        return replace(frame, images=np.stack(images).transpose(0, 3, 1, 2))
 
     def _compressed(self, image: Image.Image) -> Image.Image:
         file = io.BytesIO()
@@ -213,12 +214,12 @@ class TurnedCameras:
         """See `Corruption`."""
         return f"calibration turned, sigma {self.degrees:g} degrees"
 
-    def apply(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def apply(self, frame: Frame) -> Frame:
         """See `Corruption`."""
-        cam2ego_N44 = sample["cam2ego"].copy()
-        vectors_N3 = _random(self, self.seed, sample).normal(0, math.radians(self.degrees), (len(cam2ego_N44), 3))
+        cam2ego_N44 = frame.cam2ego.copy()
+        vectors_N3 = _random(self, self.seed, frame).normal(0, math.radians(self.degrees), (len(cam2ego_N44), 3))
         cam2ego_N44[:, :3, :3] = cam2ego_N44[:, :3, :3] @ rotations(vectors_N3)
-        return sample | {"cam2ego": cam2ego_N44}
+        return replace(frame, cam2ego=cam2ego_N44)
 
 
 @dataclass(frozen=True)
@@ -244,25 +245,26 @@ class MovedCameras:
         """See `Corruption`."""
         return f"calibration moved, sigma {self.centimetres:g} cm"
 
-    def apply(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def apply(self, frame: Frame) -> Frame:
         """See `Corruption`."""
-        cam2ego_N44 = sample["cam2ego"].copy()
-        metres_N3 = _random(self, self.seed, sample).normal(0, self.centimetres / 100, (len(cam2ego_N44), 3))
+        cam2ego_N44 = frame.cam2ego.copy()
+        metres_N3 = _random(self, self.seed, frame).normal(0, self.centimetres / 100, (len(cam2ego_N44), 3))
         cam2ego_N44[:, :3, 3] += metres_N3.astype(cam2ego_N44.dtype)
-        return sample | {"cam2ego": cam2ego_N44}
+        return replace(frame, cam2ego=cam2ego_N44)
 
 
-class CorruptedFrames(Dataset[dict[str, Any]]):
+class CorruptedFrames(Dataset[Frame]):
     """`frames`, each made worse by `corruption` where it is loaded."""
 
-    def __init__(self, frames: Dataset[dict[str, Any]], corruption: Corruption) -> None:
+    def __init__(self, frames: Dataset[Frame], corruption: Corruption) -> None:
         self.frames, self.corruption = frames, corruption
 
     def __len__(self) -> int:
         return len(self.frames)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.corruption.apply(self.frames[index])
+    def __getitem__(self, index: int) -> Frame:
+        frame = self.corruption.apply(self.frames[index])
+        return replace(frame, past=frame.past and tuple(map(self.corruption.apply, frame.past)))
 
 
 def corruptions(config: DictConfig) -> list[Corruption]:
@@ -305,8 +307,8 @@ def rotations(vectors_N3: np.ndarray) -> np.ndarray:
     return np.eye(3) + first_N11 * skew_N33 + second_N11 * (skew_N33 @ skew_N33)
 
 
-def _random(corruption: Corruption, seed: int, sample: dict[str, Any]) -> np.random.Generator:
-    key = f"{type(corruption).__name__} {sample['token']}".encode()
+def _random(corruption: Corruption, seed: int, frame: Frame) -> np.random.Generator:
+    key = f"{type(corruption).__name__} {frame.token}".encode()
     return np.random.default_rng((seed, int.from_bytes(hashlib.sha256(key).digest())))
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from hydra.utils import instantiate
 from torch import Tensor
@@ -17,15 +17,16 @@ from torch.utils.data import Dataset
 
 from distill.checkpoint import Checkpoint
 from distill.classes import ClassSet
+from distill.frame import GRID, Array, Frame, declared
 from distill.grids import VoxelGrid
-from distill.nuscenes.frames import FrameDataset, to_device
+from distill.nuscenes.frames import FrameDataset, with_labels
 from distill.nuscenes.index import Keyframe
 from distill.nuscenes.labels import LabelSource
 from distill.store import NOT_COVERED, StoreIdentity, TeacherStore
-from distill.teaching import render
+from distill.teaching.stored import Stored
 from student.evaluation.predictions import PredictionsFolder
 from student.evaluation.tta import View, average_views
-from student.stream import find_store
+from student.identity import stores_of
 
 
 class Prediction(NamedTuple):
@@ -59,12 +60,12 @@ class Source(Protocol):
     path: str
     facts: dict[str, Any]
 
-    def dataset(self, keyframes: Sequence[Keyframe], labels: LabelSource) -> Dataset[dict[str, Any]]:
-        """Samples of labels (see `FrameDataset`) and of what `predict` needs, read by loader workers."""
+    def dataset(self, keyframes: Sequence[Keyframe], labels: LabelSource) -> Dataset[Frame]:
+        """Frames with labels and with what `predict` needs, read by loader workers."""
         ...
 
-    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
-        """One for each keyframe of a collated batch."""
+    def predict(self, frame: Any) -> list[Prediction]:
+        """One for each keyframe of a batch."""
         ...
 
 
@@ -87,8 +88,8 @@ class CheckpointSource:
         self.views, self.device = views, device
         config = checkpoint.config
         self.grid: VoxelGrid = instantiate(config["grid"])
-        self.inputs: dict[str, Any] = {**config["student"]["inputs"], "depth_stride": None}
-        teachers = [StoreIdentity.from_dict(store) for store in checkpoint.facts["stores"]]
+        self.inputs: dict[str, Any] = config["student"]["inputs"]
+        teachers = [StoreIdentity.from_dict(store) for store in stores_of(checkpoint.facts)]
         self.facts = {
             "sha256": checkpoint.sha256,
             "weights": "EMA" if checkpoint.weights == "ema" else "raw",
@@ -96,32 +97,33 @@ class CheckpointSource:
             "epoch": checkpoint.facts["epoch"],
             "distillation": config["kd"]["name"],
             "teacher stores": [f"{store.teacher} {store.checkpoint_sha256[:12]}" for store in teachers],
-            "mask in training": config["trainer"]["loss"]["mask"],
+            "mask in training": config["objective"]["mask"],
             "seed": config["seed"],
             "code in training": checkpoint.facts["code"],
             "test-time augmentation": f"mean of {len(views)} mirrored views" if views else "none",
             "precision": "float32",
         }
 
-    def dataset(self, keyframes: Sequence[Keyframe], labels: LabelSource) -> Dataset[dict[str, Any]]:
-        """See `Source.dataset`."""
-        return FrameDataset(keyframes, labels=labels, augmentation=None, seed=0, **self.inputs)
+    def dataset(self, keyframes: Sequence[Keyframe], labels: LabelSource) -> Dataset[Frame]:
+        """Labels, and what the network is given."""
+        return FrameDataset(keyframes, labels=labels, augmentation=None, seed=0, depth_stride=None, **self.inputs)
 
     @torch.inference_mode()
-    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
-        """See `Source.predict`."""
-        batch = to_device(batch, self.device)
+    def predict(self, frame: Frame) -> list[Prediction]:
+        """The network's answer, by all views."""
+        frame = frame.to(self.device)
         if self.views:
-            log_probs_BXYZC = average_views(self.network, batch, self.views, self.grid)
+            log_probs_BXYZC = average_views(self.network, frame, self.views, self.grid)
         else:
-            log_probs_BXYZC = self.network(batch).voxel_logits_BXYZC.float().log_softmax(-1)
+            log_probs_BXYZC = self.network(frame).voxel_logits_BXYZC.float().log_softmax(-1)
         return [Prediction(log_probs.argmax(-1).to(torch.uint8), log_probs) for log_probs in log_probs_BXYZC]
 
 
 class StoreSource:
-    """A teacher's stores, or what their Gaussians say on another grid; see `Source`.
+    """A teacher's stores, asked for every voxel as a student would ask; see `Source`.
 
-    A voxel that the teacher has not modelled counts as free, and has no probabilities.
+    A voxel that the teacher has not modelled counts as free, and has no probabilities. Classes are the teacher's own
+    where they were stored on this grid, and otherwise those of its answers.
 
     Args:
         name: heads its column.
@@ -130,7 +132,7 @@ class StoreSource:
         device: where Gaussians are rendered.
 
     Raises:
-        InputError: a store holds neither voxels on this grid nor Gaussians, or other classes.
+        InputError: a store says nothing of voxels on this grid, or has other classes.
     """
 
     kind = "teacher store"
@@ -140,57 +142,58 @@ class StoreSource:
         self, name: str, stores: Sequence[TeacherStore], grid: VoxelGrid, classes: ClassSet, device: torch.device
     ) -> None:
         self.name, self.path = name, ", ".join(str(store.path) for store in stores)
-        self.stores, self.grid, self.classes, self.device = list(stores), grid, classes, device
-        for store in stores:
-            if self._stored(store) or store.identity.gaussians is None:
-                store.check(grid, classes)
-            else:
-                store.check_gaussians(classes)
+        self.teacher = Stored(name, stores, "error", None, 1.0, grid, classes, {"voxels"})
+        self.grid, self.classes, self.device = grid, classes, device
         self.facts = {
             "teacher": [store.identity.teacher for store in stores],
             "teacher's checkpoint, sha256": [store.identity.checkpoint_sha256 for store in stores],
-            "voxels": ["as stored" if self._stored(store) else "rendered from Gaussians" for store in stores],
+            "voxels": ["as stored" if self._as_stored else "rendered from Gaussians"] * len(stores),
         }
 
-    def _stored(self, store: TeacherStore) -> bool:
-        return store.identity.voxels and store.grid == self.grid
+    @property
+    def stores(self) -> Sequence[TeacherStore]:
+        """Where it lies."""
+        return self.teacher.stores
+
+    @property
+    def _as_stored(self) -> bool:
+        return "covered" not in self.teacher.answers
 
     def missing(self, tokens: Sequence[str]) -> list[str]:
         """Those of the keyframes that no store holds."""
-        return [token for token in tokens if find_store(self.stores, token) is None]
+        return [token for token in tokens if not self.teacher.holds(token)]
 
-    def dataset(self, keyframes: Sequence[Keyframe], labels: LabelSource) -> Dataset[dict[str, Any]]:
-        """See `Source.dataset`."""
+    def dataset(self, keyframes: Sequence[Keyframe], labels: LabelSource) -> Dataset[Frame]:
+        """Labels, and what the store says."""
         return _LabelsAnd(self._read, keyframes, labels)
 
     def _read(self, keyframe: Keyframe) -> dict[str, Any]:
-        store = find_store(self.stores, keyframe.token)
-        assert store is not None
-        if not self._stored(store):
-            lidar2grid = keyframe.lidar2ego if self.grid.frame == "ego" else np.eye(4)
-            return {"gaussians": store.gaussians(keyframe.token), "lidar2grid": lidar2grid}
-        return {
-            "codes": store.codes(keyframe.token),
-            "table": store.log_prob_table,
-            "classes": store.semantics(keyframe.token),
-        }
+        lidar2grid = self.grid.from_ego(keyframe.lidar2ego) @ keyframe.lidar2ego
+        classes = {}
+        if self._as_stored:
+            store = self.teacher.store_of(keyframe.token)
+            assert store is not None
+            classes = {"classes": store.semantics(keyframe.token)}
+        return {"teachers": {self.name: self.teacher.told(keyframe.token)}, "lidar2ego": lidar2grid, **classes}
 
-    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
-        """See `Source.predict`."""
-        return [self._rendered(item) if "gaussians" in item else self._decoded(item) for item in batch["prediction"]]
-
-    def _decoded(self, item: dict[str, Any]) -> Prediction:
-        semantics_XYZ = torch.from_numpy(item["classes"])
-        covered_XYZ = semantics_XYZ != NOT_COVERED
-        log_probs_XYZC = torch.from_numpy(item["table"][item["codes"]]).log_softmax(-1)  # codes are rounded one by one
-        return Prediction(semantics_XYZ.masked_fill(~covered_XYZ, self.classes.free), log_probs_XYZC, covered_XYZ)
-
-    def _rendered(self, item: dict[str, Any]) -> Prediction:
-        index_V = torch.arange(math.prod(self.grid.shape), device=self.device)
-        lidar2grid_44 = torch.from_numpy(item["lidar2grid"]).to(self.device)
-        log_probs_VC, covered_V = render(item["gaussians"].to(self.device), self.grid, lidar2grid_44, index_V)
-        semantics_V = log_probs_VC.argmax(1).masked_fill(~covered_V, self.classes.free).to(torch.uint8)
-        return Prediction(*(value.unflatten(0, self.grid.shape) for value in (semantics_V, log_probs_VC, covered_V)))
+    def predict(self, frame: ScoredFrame) -> list[Prediction]:
+        """Its answers for all voxels."""
+        frame = frame.to(self.device)
+        taught, shape = self.teacher.taught(frame), self.grid.shape
+        predictions = []
+        for row in range(len(frame.token)):
+            index_V = torch.arange(row * math.prod(shape), (row + 1) * math.prod(shape), device=self.device)
+            log_probs_XYZC = taught.voxels(index_V).unflatten(0, shape)
+            if self._as_stored:
+                log_probs_XYZC = log_probs_XYZC.log_softmax(-1)  # codes are rounded one by one
+                classes_XYZ = frame.classes[row]
+                covered_XYZ = classes_XYZ != NOT_COVERED
+            else:
+                classes_XYZ = log_probs_XYZC.argmax(-1).to(torch.uint8)
+                covered_XYZ = taught.covered(index_V).unflatten(0, shape)
+            classes_XYZ = classes_XYZ.masked_fill(~covered_XYZ, self.classes.free)
+            predictions.append(Prediction(classes_XYZ, log_probs_XYZC, covered_XYZ))
+        return predictions
 
 
 class PredictionsSource:
@@ -209,20 +212,31 @@ class PredictionsSource:
         self.name, self.path, self.folder = name, str(folder.path), folder
         self.facts = {"format": "class ids in `pred`", "files for other keyframes": others}
 
-    def dataset(self, keyframes: Sequence[Keyframe], labels: LabelSource) -> Dataset[dict[str, Any]]:
-        """See `Source.dataset`."""
+    def dataset(self, keyframes: Sequence[Keyframe], labels: LabelSource) -> Dataset[Frame]:
+        """Labels, and the classes in its files."""
         return _LabelsAnd(self._read, keyframes, labels)
 
     def _read(self, keyframe: Keyframe) -> dict[str, Any]:
         return {"classes": self.folder.read(keyframe.token)}
 
-    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
-        """See `Source.predict`."""
-        return [Prediction(torch.from_numpy(item["classes"])) for item in batch["prediction"]]
+    def predict(self, frame: ScoredFrame) -> list[Prediction]:
+        """The classes in its files."""
+        return [Prediction(classes_XYZ) for classes_XYZ in frame.classes]
 
 
-class _LabelsAnd(Dataset[dict[str, Any]]):
-    """Labels as in `FrameDataset`, without images, and under "prediction" what `read` returns for the keyframe."""
+@dataclass(frozen=True)
+class ScoredFrame(Frame):
+    """A frame with classes that somebody states.
+
+    Attributes:
+        classes: uint8 (X, Y, Z).
+    """
+
+    classes: Array = declared(GRID)
+
+
+class _LabelsAnd(Dataset[ScoredFrame]):
+    """Labels as in `FrameDataset`, without images, and the fields of `ScoredFrame` that `read` returns."""
 
     def __init__(
         self, read: Callable[[Keyframe], dict[str, Any]], keyframes: Sequence[Keyframe], labels: LabelSource
@@ -232,12 +246,6 @@ class _LabelsAnd(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.keyframes)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> ScoredFrame:
         keyframe = self.keyframes[index]
-        labels = self.labels.read(keyframe)
-        return {
-            "token": keyframe.token,
-            **(labels or self.labels.unlabelled()),
-            "labelled": labels is not None,
-            "prediction": self.read(keyframe),
-        }
+        return with_labels(ScoredFrame(token=keyframe.token, **self.read(keyframe)), self.labels, keyframe)

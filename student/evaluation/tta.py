@@ -2,7 +2,7 @@
 
 Mirrored images show the same world through mirrored intrinsics. In a mirrored world the sensors stay as they are and
 the frame they are placed in is mirrored left to right, and with it the answer, which is mirrored back. Both are what
-`distill.augment` does in training, on a batch of tensors.
+training does by chance (`distill.augment`).
 
 Letters: B batch, X Y Z voxel axes, C classes.
 """
@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from distill.augment import IN_EGO, ImageTransform, Transform, mirrored
+from distill.augment import ImageTransform
 from distill.errors import InputError
+from distill.frame import Frame, Mirror
 from distill.grids import VoxelGrid
 
 # the axis from left to right
@@ -37,31 +37,24 @@ class View:
     images: bool
     world: bool
 
-    def of(self, batch: dict[str, Any], grid: VoxelGrid) -> dict[str, Any]:
+    def of(self, frame: Frame, grid: VoxelGrid) -> Frame:
         """The batch as the network sees it in this view: all that it may read of it, no labels."""
-        seen = {"images": batch["images"], "intrinsics": batch["intrinsics"]}
-        if self.images:
-            seen = _mirrored_images(batch["images"], batch["intrinsics"])
-        in_ego = {key: batch[key] for key in IN_EGO if key in batch}
-        if self.world:
-            sideways = _SIDEWAYS[grid.frame]
-            transform = Transform(images=(), flip_x=sideways == 0, flip_y=sideways == 1)
-            signs_4 = torch.tensor(transform.signs, dtype=torch.float32, device=batch["images"].device)
-            in_ego = {key: _each(key, value, signs_4) for key, value in in_ego.items()}
-        return seen | in_ego
+        seen = replace(frame, semantics=None, mask_camera=None, mask_lidar=None, labelled=None, depth=None)
+        seen = _with_mirrored_images(seen) if self.images else seen
+        sideways = _SIDEWAYS[grid.frame]
+        return seen.mirrored(Mirror(x=sideways == 0, y=sideways == 1)) if self.world else seen
 
     def undone(self, voxels_BXYZC: Tensor, grid: VoxelGrid) -> Tensor:
         """The answer to this view in the world as it is."""
         return voxels_BXYZC.flip(1 + _SIDEWAYS[grid.frame]) if self.world else voxels_BXYZC
 
 
-def average_views(network: nn.Module, batch: dict[str, Any], views: Sequence[View], grid: VoxelGrid) -> Tensor:
+def average_views(network: nn.Module, frame: Frame, views: Sequence[View], grid: VoxelGrid) -> Tensor:
     """The mean over the views of the network's probabilities.
 
     Args:
-        network: maps a batch to an `Occupancy`.
-        batch: collated, on the network's device: `images`, `intrinsics`, `cam2ego` and, as far as the network reads
-            them, `lidar2ego` and `points`.
+        network: maps a frame to an `Occupancy`.
+        frame: a batch on the network's device.
         views: one or more.
         grid: of the answer.
 
@@ -75,24 +68,21 @@ def average_views(network: nn.Module, batch: dict[str, Any], views: Sequence[Vie
     _check(grid, views)
     total_BXYZC: Tensor | None = None
     for view in views:
-        log_probs_BXYZC = network(view.of(batch, grid)).voxel_logits_BXYZC.float().log_softmax(-1)
+        log_probs_BXYZC = network(view.of(frame, grid)).voxel_logits_BXYZC.float().log_softmax(-1)
         log_probs_BXYZC = view.undone(log_probs_BXYZC, grid)
         total_BXYZC = log_probs_BXYZC if total_BXYZC is None else torch.logaddexp(total_BXYZC, log_probs_BXYZC)
     assert total_BXYZC is not None
     return total_BXYZC - math.log(len(views))
 
 
-def _mirrored_images(images: Tensor, intrinsics: Tensor) -> dict[str, Tensor]:
-    """Images (..., 3, H, W) mirrored left to right, and the intrinsics (..., 3, 3) that fit them."""
-    width = images.shape[-1]
-    mirror_33 = torch.from_numpy(ImageTransform(1.0, (0.0, 0.0), flip=True).matrix(width)).to(intrinsics)
-    return {"images": images.flip(-1), "intrinsics": mirror_33 @ intrinsics}
-
-
-def _each(key: str, value: Any, signs_4: Tensor) -> Any:
-    # scans differ in length: a batch holds them in a list
-    return (
-        [mirrored(key, item, signs_4) for item in value] if isinstance(value, list) else mirrored(key, value, signs_4)
+def _with_mirrored_images(frame: Frame) -> Frame:
+    """With every image mirrored left to right, and the intrinsics that fit them; the past, too."""
+    mirror_33 = torch.from_numpy(ImageTransform(1.0, (0.0, 0.0), flip=True).matrix(frame.images.shape[-1]))
+    return replace(
+        frame,
+        images=frame.images.flip(-1),
+        intrinsics=mirror_33.to(frame.intrinsics) @ frame.intrinsics,
+        past=frame.past and tuple(map(_with_mirrored_images, frame.past)),
     )
 
 

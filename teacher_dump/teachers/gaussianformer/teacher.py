@@ -13,10 +13,11 @@ from torch import Tensor
 
 from distill.checkpoint import resolve, sha256_of
 from distill.errors import InputError
+from distill.frame import Frame
 from distill.grids import VoxelGrid
 from distill.nuscenes.layout import CAMERAS
 from distill.store import GaussianKind
-from distill.teaching import render
+from distill.signals.gaussians import render
 from teacher_dump.teachers import TeacherPrediction
 from teacher_dump.teachers.gaussianformer.draws import SeededDraws
 from teacher_dump.teachers.gaussianformer.network import GaussianFormer, check_image_size
@@ -69,14 +70,14 @@ class GaussianFormerTeacher:
         return self
 
     @torch.inference_mode()
-    def predict(self, batch: dict[str, Any]) -> TeacherPrediction:
+    def predict(self, frame: Frame) -> TeacherPrediction:
         """Log-probabilities, coverage and Gaussians of a batch, one keyframe after the other."""
-        images_BN3HW = normalised(batch["images"][:, _ORDER])
-        lidar2img_BN44 = lidar2image(batch["intrinsics"], batch["cam2ego"], batch["lidar2ego"])[:, _ORDER]
+        images_BN3HW = normalised(frame.images[:, _ORDER])
+        lidar2img_BN44 = lidar2image(frame.intrinsics, frame.cam2ego, frame.lidar2ego)[:, _ORDER]
         index_V = torch.arange(math.prod(self.grid.shape), device=images_BN3HW.device)
         gaussians, rendered = [], []
         for token, images_N3HW, lidar2img_N44, lidar2ego_44 in zip(
-            batch["token"], images_BN3HW, lidar2img_BN44, batch["lidar2ego"], strict=True
+            frame.token, images_BN3HW, lidar2img_BN44, frame.lidar2ego, strict=True
         ):
             try:
                 gaussians.append(self.network(images_N3HW, lidar2img_N44, SeededDraws(self.seed, token)))

@@ -1,0 +1,83 @@
+"""KL(teacher || student) on what teachers say of voxels and of their columns (docs/formulas.md 4.3, 4.4).
+
+What no teacher has said adds nothing: frames without one, and voxels that it has not modelled, which are left out of
+their columns too, for teacher and student alike.
+
+Letters: V valid voxels and K columns of the whole batch, Z height, C classes.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.bev import bev_log_probs
+from distill.classes import ClassSet
+from distill.losses.objective import Lesson, ListeningTerm, Needs
+from distill.losses.regions import rows, taught_voxels
+from distill.signals.voxels import voxels_of
+from distill.teaching.taught import Taught
+
+
+class _LogitsTerm(ListeningTerm):
+    """What the terms of this module are configured by.
+
+    Args:
+        weight: of the term.
+        teachers: names of those that it listens to; None: all.
+        temperature: softens both distributions; the term is multiplied by its square.
+        mask: see `regions.taught_voxels`.
+        classes: the class set of teachers and student.
+    """
+
+    def __init__(
+        self, weight: float, teachers: list[str] | None, temperature: float, mask: str, classes: ClassSet
+    ) -> None:
+        super().__init__(weight, teachers)
+        self.temperature, self.mask, self.classes = temperature, mask, classes
+        if mask == "occupied":  # the region asks what the teacher says of voxels
+            self.needs = Needs(answers=self.needs.answers | {"voxels"})
+
+
+class VoxelKL(_LogitsTerm):
+    """KL on the voxels in the mask, mean over them."""
+
+    needs = Needs(answers=frozenset({"voxels"}))
+
+    def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
+        """One teacher's part."""
+        index_V = taught_voxels(lesson, teacher, self.mask, self.classes)
+        student_VC = rows(lesson.prediction.voxel_logits_BXYZC, index_V, axes=1)
+        return distillation_kl(student_VC, teacher.voxels(index_V), self.temperature)
+
+
+class BevKL(_LogitsTerm):
+    """KL on the columns any of whose voxels is in the mask, mean over them."""
+
+    needs = Needs(answers=frozenset({"columns"}))
+
+    def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
+        """One teacher's part."""
+        logits_BXYZC = lesson.prediction.voxel_logits_BXYZC
+        height = logits_BXYZC.shape[-2]
+        index_K = (taught_voxels(lesson, teacher, self.mask, self.classes) // height).unique_consecutive()
+        student_KZC = rows(logits_BXYZC, index_K, axes=2).log_softmax(-1)
+        student_KC = bev_log_probs(student_KZC, self.classes.free, teacher.covered(voxels_of(index_K, height)))
+        return distillation_kl(student_KC, teacher.columns(index_K), self.temperature)
+
+
+def distillation_kl(student_VC: Tensor, teacher_VC: Tensor, temperature: float) -> Tensor:
+    """T^2 / |V| sum_v sum_k p_t(k) (ln p_t(k) - ln p_s(k)) with p = softmax(. / T) (docs/formulas.md 4.3).
+
+    Args:
+        student_VC: logits or log-probabilities.
+        teacher_VC: finite logits or log-probabilities; gets no gradient.
+        temperature: T, applied to both.
+
+    Returns:
+        A scalar; 0 without rows.
+    """
+    student_VC = (student_VC / temperature).log_softmax(-1)
+    teacher_VC = (teacher_VC.detach() / temperature).log_softmax(-1)
+    total = F.kl_div(student_VC, teacher_VC, reduction="sum", log_target=True)
+    return temperature**2 * total / max(len(student_VC), 1)

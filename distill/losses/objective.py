@@ -1,0 +1,167 @@
+"""The objective: named, weighted terms, one like the other, whether they listen to labels or to teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import InputError
+from distill.frame import Frame
+from distill.networks.prediction import Occupancy
+from distill.teaching.taught import Taught
+
+T = TypeVar("T")
+
+
+class Needs(NamedTuple):
+    """What a term cannot do without; nothing else is loaded.
+
+    Attributes:
+        depth: LiDAR depth maps on the cells of the network's depth bins (`Frame.depth`).
+        answers: questions that teachers must answer: "voxels", "columns", or those of a signal of one's own.
+    """
+
+    depth: bool = False
+    answers: frozenset[str] = frozenset()
+
+
+class Lesson:
+    """One step of training: a batch, what the network says of it, and what its teachers say.
+
+    Attributes:
+        frame: the batch.
+        prediction: of the network.
+        teachers: by name.
+    """
+
+    def __init__(self, frame: Frame, prediction: Occupancy, teachers: Mapping[str, Taught]) -> None:
+        self.frame, self.prediction, self.teachers = frame, prediction, teachers
+        self._known: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, work_out: Callable[[], T]) -> T:
+        """What several terms need, worked out by the first that asks; `key` names it."""
+        if key not in self._known:
+            self._known[key] = work_out()
+        return self._known[key]
+
+
+class Term(nn.Module):
+    """One term of the objective; calling it with a `Lesson` gives a scalar, not yet weighted.
+
+    A term may own weights: they are optimised, distributed and saved with the network's, and left out of exports.
+
+    Args:
+        weight: what the scalar is multiplied with.
+    """
+
+    needs: Needs = Needs()
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+
+class ListeningTerm(Term):
+    """A term that listens to teachers: the sum of what each of them adds, by the teachers' weights.
+
+    Args:
+        weight: of the term.
+        teachers: names of those that it listens to; None: all.
+    """
+
+    def __init__(self, weight: float, teachers: Sequence[str] | None) -> None:
+        super().__init__(weight)
+        self.teachers = None if teachers is None else tuple(teachers)
+
+    def listens_to(self, name: str) -> bool:
+        """Whether it listens to the teacher of this name."""
+        return self.teachers is None or name in self.teachers
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        """Sum over its teachers."""
+        parts = [
+            teacher.weight * self.listen(lesson, teacher)
+            for name, teacher in lesson.teachers.items()
+            if self.listens_to(name)
+        ]
+        return torch.stack(parts).sum()
+
+    def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
+        """What one teacher adds, a scalar."""
+        raise NotImplementedError
+
+
+class Objective(nn.Module):
+    """The weighted sum of terms.
+
+    Args:
+        terms: by name, in the order in which they are worked out.
+    """
+
+    def __init__(self, terms: Mapping[str, Term]) -> None:
+        super().__init__()
+        self.terms = nn.ModuleDict(terms)
+
+    def items(self) -> Iterator[tuple[str, Term]]:
+        """Name and term."""
+        for name, term in self.terms.items():
+            assert isinstance(term, Term)
+            yield name, term
+
+    @property
+    def needs_depth(self) -> bool:
+        """Whether a term asks for LiDAR depth."""
+        return any(term.needs.depth for _, term in self.items())
+
+    def asked(self, teacher: str) -> frozenset[str]:
+        """The questions that a teacher must answer; empty: no term listens to it."""
+        listening = (term for _, term in self.items() if isinstance(term, ListeningTerm) and term.listens_to(teacher))
+        return frozenset(question for term in listening for question in term.needs.answers)
+
+    def listeners(self, teacher: str) -> list[str]:
+        """Names of the terms that listen to a teacher."""
+        return [name for name, term in self.items() if isinstance(term, ListeningTerm) and term.listens_to(teacher)]
+
+    def check_teachers(self, names: Sequence[str]) -> None:
+        """Raise InputError where a term listens to a teacher that there is not."""
+        for name, term in self.items():
+            if isinstance(term, ListeningTerm):
+                unknown = [teacher for teacher in term.teachers or () if teacher not in names]
+                if unknown or not names:
+                    there = f"there are {', '.join(names)}" if names else "there is none"
+                    raise InputError(
+                        f"the term {name} listens to {', '.join(unknown) or 'teachers'}, but {there}: add it to "
+                        "teachers, or set kd=none"
+                    )
+
+    def forward(self, lesson: Lesson) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each term by name: as it is, and weighted."""
+        found = {}
+        for name, term in self.items():
+            value = term(lesson)
+            found[name] = value, term.weight * value
+        return found
+
+    def gradient_norms(self, weighted: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, float]:
+        """The norm of each weighted term's gradient, and of all supervised ones together, as "supervised".
+
+        Args:
+            weighted: of `forward`; their graph is kept.
+            parameters: of the network, that are trained.
+        """
+        norms: dict[str, float] = {}
+        supervised = [torch.zeros_like(parameter) for parameter in parameters]
+        for name, term in self.items():
+            found = torch.autograd.grad(weighted[name], parameters, retain_graph=True, allow_unused=True)
+            gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+            norms[name] = _norm(gradients)
+            if not isinstance(term, ListeningTerm):
+                torch._foreach_add_(supervised, gradients)
+        return norms | {"supervised": _norm(supervised)}
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    return float(torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt())

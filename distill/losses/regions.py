@@ -1,0 +1,82 @@
+"""Where a term looks: the voxels that a mask policy calls valid, by their flat positions in (B, X, Y, Z).
+
+Letters: B batch, X Y Z voxel axes, C classes, V valid voxels of the whole batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distill.classes import ClassSet
+from distill.frame import Frame
+from distill.losses.objective import Lesson
+from distill.teaching.taught import Taught
+
+
+def labelled_voxels(lesson: Lesson, mask: str, classes: ClassSet) -> Tensor:
+    """The voxels of labelled frames in the mask, rising (V,).
+
+    Args:
+        lesson: the batch.
+        mask: "camera" (`mask_camera`, the setting of Occ3D mIoU), "lidar" (`mask_lidar`), or "all": every voxel but
+            those whose label says nothing; unobserved ones are labelled free.
+        classes: of the labels.
+    """
+
+    def work_out() -> Tensor:
+        mask_BXYZ = _policy(mask, lesson.frame, classes.ignored) & _per_frame(lesson.frame.labelled)
+        return mask_BXYZ.flatten().nonzero().squeeze(1)
+
+    return lesson.once(("labelled voxels", mask), work_out)
+
+
+def taught_voxels(lesson: Lesson, teacher: Taught, mask: str, classes: ClassSet) -> Tensor:
+    """The voxels in the mask of which the teacher says something, rising (V,).
+
+    Args:
+        lesson: the batch.
+        teacher: frames that it does not teach, and voxels that it has not modelled, are left out.
+        mask: "camera" or "lidar": of labelled frames those of the mask, of frames without labels every voxel;
+            "occupied": those of "camera" that the label or the teacher's argmax calls occupied; "all": every voxel but
+            those whose label says nothing.
+        classes: of labels and teacher.
+    """
+
+    def work_out() -> Tensor:
+        frame = lesson.frame
+        policy = "camera" if mask == "occupied" else mask
+        mask_BXYZ = _policy(policy, frame, classes.ignored) | ~_per_frame(frame.labelled)
+        mask_BXYZ &= _per_frame(teacher.taught_B)
+        index_V = mask_BXYZ.flatten().nonzero().squeeze(1)
+        index_V = index_V[teacher.covered(index_V)]
+        if mask != "occupied":
+            return index_V
+        occupied_V = frame.semantics.flatten()[index_V] != classes.free
+        occupied_V |= teacher.voxels(index_V).argmax(-1) != classes.free
+        return index_V[occupied_V]
+
+    return lesson.once(("taught voxels", teacher.name, mask), work_out)
+
+
+def rows(values: Tensor, index_V: Tensor, axes: int) -> Tensor:
+    """Flatten all but the last `axes` axes and take rows, in float32 at least."""
+    return wide(values.flatten(0, -1 - axes).index_select(0, index_V))
+
+
+def wide(values: Tensor) -> Tensor:
+    """In float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _policy(mask: str, frame: Frame, ignored: int) -> Tensor:
+    """Mask of the policy "camera", "lidar" or "all", bool (B, X, Y, Z); `ignored` is the label that says nothing."""
+    return (
+        {"camera": frame.mask_camera, "lidar": frame.mask_lidar}[mask]
+        if mask != "all"
+        else (frame.semantics != ignored)
+    )
+
+
+def _per_frame(flag_B: Tensor) -> Tensor:
+    return flag_B[:, None, None, None]

@@ -1,0 +1,160 @@
+"""Terms of labels and of LiDAR; frames without labels (`labelled` False) add nothing to the first two.
+
+Letters: B batch, C classes, V valid voxels of the whole batch, N cameras, D depth bins, H W image cells, M image cells
+with a LiDAR return.
+
+Only valid voxels are gathered, decoded and normalised: about 14 % of the grid (docs/formulas.md 2.2).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.classes import ClassSet
+from distill.errors import InputError
+from distill.losses.objective import Lesson, Needs, Term
+from distill.losses.regions import labelled_voxels, rows, wide
+
+
+class CrossEntropy(Term):
+    """Class-balanced cross-entropy against the labels.
+
+    Args:
+        weight: of the term.
+        balance: how classes are weighed, "log" or "sqrt" (`ClassSet.weights`).
+        mask: see `regions.labelled_voxels`; it moves mIoU and RayIoU in opposite directions (docs/formulas.md 3.5).
+        classes: names, ids and weights of the classes.
+    """
+
+    def __init__(self, weight: float, balance: str, mask: str, classes: ClassSet) -> None:
+        super().__init__(weight)
+        self.mask, self.classes = mask, classes
+        self.register_buffer("weights_C", torch.as_tensor(classes.weights(balance)), persistent=False)
+
+    weights_C: Tensor
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        """See `cross_entropy`."""
+        return cross_entropy(*_labelled(lesson, self.mask, self.classes), self.weights_C)
+
+
+class LovaszSoftmax(Term):
+    """Lovász-softmax against the labels.
+
+    Args:
+        weight: of the term.
+        mask: see `regions.labelled_voxels`.
+        classes: names and ids of the classes.
+    """
+
+    def __init__(self, weight: float, mask: str, classes: ClassSet) -> None:
+        super().__init__(weight)
+        self.mask, self.classes = mask, classes
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        """See `lovasz_softmax`."""
+        log_probs_VC, labels_V = _labelled(lesson, self.mask, self.classes)
+        return lovasz_softmax(log_probs_VC.exp(), labels_V)
+
+
+class LidarDepth(Term):
+    """Depth of the camera lift against the LiDAR; left out for networks that predict none.
+
+    Args:
+        weight: of the term.
+    """
+
+    needs = Needs(depth=True)
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        """See `depth_cross_entropy`.
+
+        Raises:
+            InputError: the depth maps do not lie on the cells of the network's depth bins.
+        """
+        bins, depth_BNHW = lesson.prediction.depth, lesson.frame.depth
+        cells = None if bins is None else tuple(bins.logits_BNDHW[:, :, 0].shape)
+        found = None if depth_BNHW is None else tuple(depth_BNHW.shape)
+        if bins is None or cells != found:
+            raise InputError(
+                f"the network predicts depth on cells {cells}, the batch has {found}: let its depth_stride be that of "
+                "its depth bins, or set objective.terms.depth.weight=0"
+            )
+        return depth_cross_entropy(bins.logits_BNDHW, depth_BNHW, bins.lower, bins.upper)
+
+
+def _labelled(lesson: Lesson, mask: str, classes: ClassSet) -> tuple[Tensor, Tensor]:
+    """The network's log-probabilities (V, C) of the labelled voxels in the mask, and their labels int64 (V,)."""
+
+    def work_out() -> tuple[Tensor, Tensor]:
+        index_V = labelled_voxels(lesson, mask, classes)
+        log_probs_VC = rows(lesson.prediction.voxel_logits_BXYZC, index_V, axes=1).log_softmax(-1)
+        return log_probs_VC, lesson.frame.semantics.flatten()[index_V].long()
+
+    return lesson.once(("labelled log-probabilities", mask), work_out)
+
+
+def cross_entropy(log_probs_VC: Tensor, labels_V: Tensor, weights_C: Tensor) -> Tensor:
+    """Class-balanced cross-entropy: sum_v w_y(v) (-ln p_y(v)) / sum_v w_y(v); 0 without voxels."""
+    weights_V = weights_C.to(log_probs_VC.dtype)[labels_V]
+    nll_V = -log_probs_VC.gather(1, labels_V.unsqueeze(1)).squeeze(1)
+    return (weights_V * nll_V).sum() / weights_V.sum().clamp_min(torch.finfo(weights_V.dtype).tiny)
+
+
+def lovasz_softmax(probs_VC: Tensor, labels_V: Tensor) -> Tensor:
+    """Lovász-softmax, mean over the classes present in the labels (Berman et al. 2018; docs/formulas.md 4.2).
+
+    Args:
+        probs_VC: probabilities.
+        labels_V: int64 class ids.
+
+    Returns:
+        A scalar in [0, 1]; 0 without voxels.
+    """
+    present = labels_V.bincount(minlength=probs_VC.shape[1]).nonzero().flatten().tolist()
+    losses = [
+        _lovasz_binary(probs_V, labels_V == class_id)
+        for class_id, probs_V in enumerate(probs_VC.unbind(1))
+        if class_id in present
+    ]
+    return torch.stack(losses).mean() if losses else probs_VC.sum()
+
+
+def _lovasz_binary(probs_V: Tensor, foreground_V: Tensor) -> Tensor:
+    """The Lovász hinge of one class that is present: errors, weighed by what each adds to the Jaccard loss."""
+    errors_V = torch.where(foreground_V, 1 - probs_V, probs_V)
+    with torch.no_grad():
+        # in the order of falling error the Jaccard loss is 1 after the last foreground voxel: the rest adds nothing
+        index_K = (errors_V >= errors_V[foreground_V].min()).nonzero().squeeze(1)
+        index_K = index_K[errors_V[index_K].argsort(descending=True)]
+        foreground_K = foreground_V[index_K].to(probs_V.dtype)
+        total = foreground_K.sum()
+        jaccard_K = 1 - (total - foreground_K.cumsum(0)) / (total + (1 - foreground_K).cumsum(0))
+        weights_V = torch.zeros_like(errors_V)
+        weights_V[index_K] = jaccard_K.diff(prepend=jaccard_K.new_zeros(1))
+    return (errors_V * weights_V).sum()
+
+
+def depth_cross_entropy(logits_BNDHW: Tensor, depth_BNHW: Tensor, lower: float, upper: float) -> Tensor:
+    """Cross-entropy between the depth bins of a lift network and the LiDAR, mean over the cells with a return.
+
+    BEVDepth (Li et al. 2023) supervises the same bins with a binary cross-entropy each; as the bins are one softmax,
+    the categorical form of CaDDN (Reading et al. 2021, without the focal factor) is the proper score.
+
+    Args:
+        logits_BNDHW: scores of D equal bins over [lower, upper).
+        depth_BNHW: metres; 0 = no return. Returns outside the range are left out.
+        lower: start of the first bin, metres.
+        upper: end of the last bin, metres.
+
+    Returns:
+        A scalar; 0 without a return.
+    """
+    hit_BNHW = (depth_BNHW > 0) & (depth_BNHW >= lower) & (depth_BNHW < upper)
+    bins = logits_BNDHW.shape[2]
+    # rounding may put a depth just below `upper` into bin D
+    target_M = ((depth_BNHW[hit_BNHW] - lower) * (bins / (upper - lower))).long().clamp_max(bins - 1)
+    logits_MD = wide(logits_BNDHW.movedim(2, -1)[hit_BNHW])
+    return F.cross_entropy(logits_MD, target_M, reduction="sum") / max(len(target_M), 1)

@@ -1,0 +1,76 @@
+"""What a term is told by a teacher about a batch.
+
+Letters: B batch, X Y Z voxel axes, C classes, V voxels and K columns of the whole batch. Voxels and columns are named
+by their flat position in (B, X, Y, Z) and (B, X, Y).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from distill.frame import Frame, Told
+from distill.grids import VoxelGrid
+from distill.signals import Signal
+
+
+class Taught:
+    """A teacher's answers; each question is answered by one of its signals.
+
+    Args:
+        name: of the teacher.
+        weight: what its part of a term is multiplied with.
+        told: of the batch.
+        signals: question -> the signal that answers it.
+        frame: the batch.
+        grid: of the student.
+        free: id of the free class.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weight: float,
+        told: Told,
+        signals: Mapping[str, Signal],
+        frame: Frame,
+        grid: VoxelGrid,
+        free: int,
+    ) -> None:
+        self.name, self.weight, self.told = name, weight, told
+        self.signals, self.frame, self.grid, self.free = signals, frame, grid, free
+        self._listeners: dict[str, Any] = {}
+
+    @property
+    def taught_B(self) -> Tensor:  # noqa: N802 - the shape suffix
+        """Which frames it teaches, bool (B,)."""
+        return self.told.taught
+
+    def ask(self, question: str) -> Callable[[Tensor], Tensor]:
+        """The answer to a question of a signal: a function of flat positions."""
+        signal = self.signals[question]
+        if signal.name not in self._listeners:
+            record = self.told.signals[signal.name]
+            self._listeners[signal.name] = signal.listen(record, self.frame, self.grid, self.free)
+        return getattr(self._listeners[signal.name], question)
+
+    def voxels(self, index_V: Tensor) -> Tensor:
+        """Log-probabilities of voxels, float32 (V, C)."""
+        return self.ask("voxels")(index_V)
+
+    def columns(self, index_K: Tensor) -> Tensor:
+        """Log-probabilities of columns by the BEV rule, float32 (K, C)."""
+        return self.ask("columns")(index_K)
+
+    def covered(self, index: Tensor) -> Tensor:
+        """Whether it has modelled the voxels, bool in the shape of `index`."""
+        if "covered" in self.signals:
+            return self.ask("covered")(index)
+        return self._covered[index]
+
+    @cached_property
+    def _covered(self) -> Tensor:
+        return self.told.covered.flatten()

@@ -1,0 +1,65 @@
+"""What is trained: a network and its objective as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from distill.losses.objective import Lesson, Objective
+from distill.teaching import Provider
+
+
+class Learner(nn.Module):
+    """A network and its objective, distributed, optimised and clipped together.
+
+    Args:
+        network: maps a batch of frames to an `Occupancy`; it alone is averaged (EMA), scored and exported.
+        objective: may own weights, too.
+        teachers: to whom the objective listens.
+        precision: of the network under autocast; None: float32. The objective always computes in float32.
+    """
+
+    def __init__(
+        self, network: nn.Module, objective: Objective, teachers: Sequence[Provider], precision: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+        self.teachers, self.precision = teachers, precision
+
+    def forward(self, frame: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        """The terms of a batch by name: each as it is, and weighted."""
+        with torch.autocast(frame.images.device.type, dtype=self.precision, enabled=self.precision is not None):
+            prediction = self.network(frame)
+        return self.objective(Lesson(frame, prediction, {each.name: each.taught(frame) for each in self.teachers}))
+
+
+def make_objective(config: DictConfig, network: nn.Module) -> Objective:
+    """The terms of `config.objective` and `config.kd`, but those of weight 0 and those of depth without depth bins.
+
+    Raises:
+        InputError: there are two of one name, or none.
+    """
+    terms = {**config.objective.terms, **config.kd.terms}
+    built = {name: instantiate(node) for name, node in terms.items() if node.weight}
+    predicts_depth = getattr(network, "depth_stride", None) is not None
+    return Objective({name: term for name, term in built.items() if predicts_depth or not term.needs.depth})
+
+
+def open_teachers(config: DictConfig, objective: Objective, tokens: Sequence[str]) -> list[Provider]:
+    """The teachers of `config.teachers` to whom a term listens; `tokens` are all keyframes of the dataroot.
+
+    Raises:
+        InputError: a term listens to one that there is not, or one cannot answer.
+    """
+    objective.check_teachers([str(name) for name in config.teachers])
+    shared = {"grid": instantiate(config.grid), "classes": instantiate(config.classes), "tokens": tokens}
+    return [
+        instantiate(node, name=name, asked=asked, **shared)
+        for name, node in config.teachers.items()
+        if (asked := objective.asked(str(name)))
+    ]
