@@ -1,4 +1,7 @@
-"""Files that several processes write and a crash may interrupt: durable writes, and locks that end with their owner."""
+"""Files that several processes write and a crash may interrupt: durable writes, and locks that end with their owner.
+
+And `leaves`: what they say, as far as it is nested, for those who compare.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from distill.errors import InputError
 
@@ -77,3 +80,21 @@ def owned(lock: Path, what: str) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def leaves(node: Any, lists: bool = False, key: str = "") -> dict[str, Any]:
+    """Everything in nested dicts by its dotted key, so that two of them can be compared.
+
+    Args:
+        node: what is nested.
+        lists: whether lists and tuples are gone through, too; otherwise each is one value.
+        key: of the node itself.
+    """
+    if not isinstance(node, (dict, list, tuple) if lists else dict):
+        return {key: node}
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    return {
+        inner: value
+        for name, child in items
+        for inner, value in leaves(child, lists, f"{key}.{name}" if key else str(name)).items()
+    }

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
+from zarr.buffer.cpu import Buffer
+from zarr.storage import MemoryStore
 
 from distill.classes import ClassSet
 from distill.errors import InputError
-from distill.gaussians import EMPTY, Gaussians
+from distill.frame import Told
 from distill.grids import VoxelGrid
-from distill.store.codec import code_table, decode_codes
-from distill.store.gaussians import decode_gaussians
+from distill.signals.arrays import is_sealed
+from distill.store.place import Local, Place
 from distill.store.schema import (
-    DIGESTS,
+    CONTINUED,
     StoreIdentity,
-    commit_path,
+    commit_name,
     committed_rows,
-    data_arrays,
-    is_sealed,
+    read_arrays,
     read_attributes,
 )
 
@@ -35,67 +38,91 @@ class TeacherStore:
     Holds no open files: it may be pickled, and read in forked and spawned loader workers.
 
     Args:
-        path: the zarr group.
+        place: the zarr group.
 
     Attributes:
-        path: the same.
+        place: where it lies.
+        schema: what it is on disk.
         identity: who made the store, and how.
+        signals: what it holds, by name; each is built when it is asked for.
         tokens: the sample tokens of all rows, dumped or not.
         present: the tokens that were dumped when the store was opened.
-        log_prob_table: the log-probability of each code, float32 (256,).
-        arrays: the data arrays by name.
+        arrays: the data arrays by name, in the order of the columns of the commit record.
 
     Raises:
-        InputError: there is no store at `path`, or it has another schema.
+        InputError: there is no store, or it has another schema.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.identity = StoreIdentity.from_dict(read_attributes(path))
-        self.tokens = _read_tokens(path)
-        self.present = frozenset(self.tokens[row] for row in committed_rows(path))
-        self.log_prob_table = np.array(self.identity.levels, np.float32)
-        self.arrays = data_arrays(self.identity)
+    def __init__(self, place: Path | Place) -> None:
+        self.place = place if isinstance(place, Place) else Local(place)
+        attributes = read_attributes(self.place)
+        self.schema: int = attributes["schema"]
+        self.identity = StoreIdentity.from_dict(attributes)
+        self.signals = self.identity.build_signals()
+        self.tokens = _read_tokens(self.place)
+        self.present = frozenset(self.tokens[row] for row in committed_rows(self.place))
+        self.arrays = read_arrays(self.place, attributes)
+        self._columns = {name: column for column, name in enumerate(self.arrays)}
         self._rows = {token: row for row, token in enumerate(self.tokens)}
-        self._codes = code_table(self.log_prob_table)
+
+    @property
+    def path(self) -> Path:
+        """Where it lies, for messages and for what lies beside it."""
+        return Path(self.place.address)
 
     @property
     def grid(self) -> VoxelGrid:
         """Where the voxels lie."""
         return self.identity.grid
 
-    def check(self, grid: VoxelGrid, classes: ClassSet) -> None:
-        """Raise InputError unless the store holds log-probabilities of `classes` on `grid`."""
-        if not self.identity.voxels:
-            raise InputError(f"{self.path} holds Gaussians alone: set store.render=true")
-        if self.grid != grid:
-            raise InputError(f"{self.path} is on grid {self.grid}, this run on {grid}: give a store of that grid")
-        self._check_classes(classes, range(len(classes)))
+    @property
+    def continued(self) -> bool:
+        """Whether samples may be added: the schema is one that this version writes."""
+        return self.schema in CONTINUED
 
-    def check_gaussians(self, classes: ClassSet) -> None:
-        """Raise InputError unless the store holds Gaussians of `classes`; those can be rendered on any grid."""
-        if self.identity.gaussians is None:
-            raise InputError(
-                f"{self.path} holds no Gaussians: set store.render=false, or dump with dump.gaussians=true (or only)"
-            )
-        # what is neither noise nor empty: these two have other names on other grids
-        self._check_classes(classes, range(1, EMPTY))
+    def check(self, grid: VoxelGrid, classes: ClassSet, names: Collection[str]) -> None:
+        """Raise InputError unless the store holds these signals of `classes`, and they can be used on `grid`."""
+        for name in names:
+            if name not in self.signals:
+                raise InputError(
+                    f"{self.path} holds {', '.join(self.signals)} and no {name}: give a store that does, or dump one "
+                    f"with dump.signals=[{', '.join([*self.signals, name])}]"
+                )
+            signal = self.signals[name]
+            if not signal.fits(grid):
+                raise InputError(f"{self.path} is on grid {self.grid}, this run on {grid}: give a store of that grid")
+            theirs, ours = self.identity.classes[signal.class_ids], classes.names[signal.class_ids]
+            if theirs != ours:
+                raise InputError(
+                    f"{self.path} has classes {', '.join(theirs)}, this run {', '.join(ours)}: "
+                    "give a store of these classes"
+                )
 
-    def _check_classes(self, classes: ClassSet, ids: range) -> None:
-        theirs, ours = (names[ids.start : ids.stop] for names in (self.identity.classes, classes.names))
-        if theirs != ours:
-            raise InputError(
-                f"{self.path} has classes {', '.join(theirs)}, this run {', '.join(ours)}: "
-                "give a store of these classes"
-            )
+    def told(self, token: str, names: Collection[str], coverage: bool) -> Told:
+        """What the teacher says of a keyframe.
 
-    def codes(self, token: str) -> np.ndarray:
-        """Voxel log-probabilities as positions in `log_prob_table`, uint8 (X, Y, Z, C).
+        Args:
+            token: of the keyframe.
+            names: of the signals that are wanted; nothing else is read.
+            coverage: whether it is wanted which voxels the teacher has modelled.
 
         Raises:
             InputError: the sample is not in the store (`DamagedSample`: it is, but not intact). So do all readers.
         """
-        return decode_codes(self._read(token, "voxel_logits"), self._codes)
+        read = partial(self._read, token)
+        return Told(
+            taught=True,
+            covered=self.coverage(token) if coverage else None,
+            signals={name: self.signals[name].decode(read) for name in names},
+        )
+
+    def silence(self, names: Collection[str], coverage: bool) -> Told:
+        """The same of a keyframe that the store does not teach."""
+        return Told(
+            taught=False,
+            covered=np.zeros(self.grid.shape, bool) if coverage else None,
+            signals={name: self.signals[name].absent() for name in names},
+        )
 
     def semantics(self, token: str) -> np.ndarray:
         """The teacher's voxel classes, uint8 (X, Y, Z); 255 where it has not modelled the voxel."""
@@ -105,22 +132,13 @@ class TeacherStore:
         """Which voxels the teacher has modelled, bool (X, Y, Z)."""
         return np.ascontiguousarray(self._read(token, "voxel_coverage"))
 
-    def bev_probs(self, token: str) -> np.ndarray:
-        """BEV probabilities, float32 (X, Y, C)."""
-        return np.ascontiguousarray(self._read(token, "bev_probs"))
-
-    def gaussians(self, token: str) -> Gaussians:
-        """The teacher's Gaussians, on the CPU, in the LIDAR_TOP frame."""
-        assert self.identity.gaussians is not None
-        return decode_gaussians(self._read(token, "gaussians"), self.identity.gaussians)
-
     @property
     def knows_frames(self) -> bool:
         """Whether the store says what it was dumped from; schema 2 does not."""
         return "frame_digests" in self.arrays
 
     def frame_digests(self, token: str) -> np.ndarray | None:
-        """Digests of what the teacher was given, uint32 (8,) in the order of `schema.DIGESTS`; 0: it was absent.
+        """Digests of what the teacher was given, uint32 (D,) in the order of `identity.frame_digests`; 0: was absent.
 
         None for a store of schema 2, which does not know what it was made from.
         """
@@ -132,10 +150,10 @@ class TeacherStore:
         """Which keyframes were dumped from other files than those at hand, and which of their files these are.
 
         Args:
-            digests: token -> uint32 (8+,), see `distill.nuscenes.inventory`; what either side lacks is not compared.
+            digests: token -> uint32 (D+,), see `distill.nuscenes.inventory`; what either side lacks is not compared.
 
         Returns:
-            Token -> names of `schema.DIGESTS`; absent and damaged keyframes, and stores of schema 2, say nothing.
+            Token -> names of sources; absent and damaged keyframes, and stores of schema 2, say nothing.
         """
         different: dict[str, list[str]] = {}
         for token in self.present & digests.keys():
@@ -144,7 +162,8 @@ class TeacherStore:
             except DamagedSample:
                 continue  # whoever asks for what the sample says is told
             if theirs is not None:
-                pairs = zip(DIGESTS, digests[token].tolist(), theirs.tolist(), strict=False)
+                named = self.identity.frame_digests
+                pairs = zip(named, digests[token].tolist(), theirs.tolist(), strict=False)
                 sources = [name for name, one, other in pairs if one and other and one != other]
                 different |= {token: sources} if sources else {}
         return different
@@ -160,9 +179,9 @@ class TeacherStore:
 
     def summary(self) -> str:
         """One line: samples present and their size."""
-        rows = committed_rows(self.path)
-        files = [array.path(self.path, row) for array in self.arrays.values() for row in rows]
-        size = sum(file.stat().st_size for file in files if file.exists()) / max(len(rows), 1)
+        rows = committed_rows(self.place)
+        sizes = [self.place.size(array.chunk(row)) for array in self.arrays.values() for row in rows]
+        size = sum(sizes) / max(len(rows), 1)
         return f"{self.path}: {len(rows)} of {len(self.tokens)} keyframes, {size / 1e6:.2f} MB per keyframe"
 
     def row(self, token: str) -> int:
@@ -181,21 +200,27 @@ class TeacherStore:
     def _chunk(self, token: str, name: str) -> bytes:
         row, array = self.row(token), self.arrays[name]
         try:
-            commit = commit_path(self.path, row).read_bytes()
+            commit = self.place.read(commit_name(row))
         except FileNotFoundError as error:
             raise InputError(f"sample {token} is not in {self.path}: dump it with occ-dump") from error
-        path = array.path(self.path, row)
-        chunk = path.read_bytes() if path.exists() else b""
-        if not (is_sealed(chunk) and is_sealed(commit) and chunk[-4:] == commit[4 * array.column :][:4]):
+        try:
+            chunk = self.place.read(array.chunk(row))
+        except FileNotFoundError:
+            chunk = b""
+        if not (is_sealed(chunk) and is_sealed(commit) and chunk[-4:] == commit[4 * self._columns[name] :][:4]):
             raise DamagedSample(
-                f"sample {token} is damaged in array {name}, file {path}: "
+                f"sample {token} is damaged in array {name}, file {self.path / array.chunk(row)}: "
                 "re-dump it with dump.verify=true, or with dump.overwrite=true"
             )
         return chunk
 
 
-def _read_tokens(path: Path) -> list[str]:
+def _read_tokens(place: Place) -> list[str]:
     try:
-        return [str(token) for token in np.asarray(zarr.open_array(path / "tokens", mode="r")[:])]
+        files: dict[str, Any] = {
+            name: Buffer.from_bytes(place.read(f"tokens/{name}")) for name in place.names("tokens")
+        }
+        return [str(token) for token in np.asarray(zarr.open_array(MemoryStore(files), mode="r")[:])]
     except (ValueError, FileNotFoundError) as error:
+        path = Path(place.address)
         raise InputError(f"the tokens of {path} are damaged ({path / 'tokens'}): dump to another store.path") from error

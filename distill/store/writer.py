@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-import shutil
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +12,14 @@ import numpy as np
 
 from distill.checkpoint import code_version
 from distill.errors import InputError
-from distill.files import sync, write_durably
-from distill.gaussians import Gaussians
-from distill.store.codec import encode_voxels, round_probs
-from distill.store.gaussians import decode_gaussians, encode_gaussians
+from distill.files import leaves
+from distill.signals import NOT_COVERED
+from distill.signals.arrays import seal
+from distill.store.place import Local, Place
 from distill.store.reader import TeacherStore
-from distill.store.schema import (
-    COMMITS,
-    DIGESTS,
-    NOT_COVERED,
-    StoreIdentity,
-    claims_path,
-    commit_path,
-    committed_rows,
-    create,
-    seal,
-)
+from distill.store.schema import CLAIMS, COMMITS, SCHEMA, StoreIdentity, commit_name, committed_rows, new_store
 
-# what `write_durably` leaves of a chunk when it is killed
-_PARTIAL = re.compile(r"c\.(\d+)(\.0)+\.\d+\.partial")
+_CHUNK = re.compile(r".*/c\.(\d+)(\.0)+")
 
 
 class StoreWriter:
@@ -47,29 +31,35 @@ class StoreWriter:
 
     def __init__(self, store: TeacherStore) -> None:
         self.store = store
+        self.place = store.place
+        self.signals = dict(store.signals)
 
     @classmethod
-    def open(cls, path: Path | str, identity: StoreIdentity, tokens: list[str], scenes: list[str]) -> StoreWriter:
-        """Open the store at `path`, creating it if there is none; several processes may do so at once.
+    def open(
+        cls, place: Path | str | Place, identity: StoreIdentity, tokens: Sequence[str], scenes: Sequence[str]
+    ) -> StoreWriter:
+        """Open the store at `place`, creating it if there is none; several processes may do so at once.
 
         Args:
-            path: the zarr group.
+            place: the zarr group.
             identity: who is going to write.
             tokens: all keyframes of the dataset version, whether they will be dumped or not.
             scenes: the scene name of each.
 
         Raises:
-            InputError: the store there has another identity or other tokens, or the folder cannot be written.
+            InputError: the store there has another identity or other tokens, or cannot be written.
         """
-        path = Path(path)
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            with _disk_errors(f"cannot create the store {path}", "free some space, or give another store.path"):
-                _create_whole(path.resolve(), identity, tokens, scenes)  # where a link points to, not in its place
-        store = TeacherStore(path)
+        place = place if isinstance(place, Place) else Local(Path(place))
+        if place.empty():
+            files = new_store(identity, tokens, scenes, code_version())
+            told = f"cannot create the store {place.address}", "free some space, or give another store.path"
+            with _disk_errors(*told):
+                place.create(files)
+        store = TeacherStore(place)
         _check_same(store, identity, tokens)
         writer = cls(store)
-        with _disk_errors(f"cannot tidy the store {path}"):
-            writer._remove_partial_files()
+        with _disk_errors(f"cannot tidy the store {place.address}"):
+            writer._remove_leftovers()
         return writer
 
     def claim(self, token: str) -> bool:
@@ -82,32 +72,19 @@ class StoreWriter:
             InputError: the store cannot be written.
         """
         with _disk_errors(f"cannot claim sample {token} of {self.store.path}"):
-            try:
-                # bytes past the end of a file can be locked, too; a forked loader worker does not inherit the lock
-                fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self.store.row(token))
-            except BlockingIOError:
-                return False
-        return True
+            return self.place.claim(CLAIMS, self.store.row(token))
 
     def release(self, token: str) -> None:
         """Give back a claim."""
-        fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, self.store.row(token))
-
-    @cached_property
-    def _claims(self) -> int:
-        # never closed: closing any descriptor of this file would give back every claim of the process
-        return os.open(claims_path(self.store.path), os.O_RDWR | os.O_CREAT)
+        self.place.release(CLAIMS, self.store.row(token))
 
     def version(self, token: str) -> int | None:
-        """When a sample was committed, nanoseconds: tells whether it was written since; None if it is not present."""
-        try:
-            return commit_path(self.store.path, self.store.row(token)).stat().st_mtime_ns
-        except FileNotFoundError:
-            return None
+        """Tells whether a sample was written since; None if it is not present."""
+        return self.place.version(self._commit(token))
 
     def missing(self, tokens: list[str]) -> list[str]:
         """Those of `tokens` that are not present now."""
-        rows = set(committed_rows(self.store.path))
+        rows = set(committed_rows(self.place))
         return [token for token in tokens if self.store.row(token) not in rows]
 
     def discard_damaged(self, tokens: list[str]) -> int:
@@ -119,7 +96,7 @@ class StoreWriter:
             # again, now that nobody is writing it
             if self.version(token) is not None and not self._is_intact(token):
                 with _disk_errors(f"cannot discard the damaged sample {token} of {self.store.path}"):
-                    self._discard(token)
+                    self.place.delete(self._commit(token))
                 damaged += 1
             self.release(token)
         return damaged
@@ -127,86 +104,54 @@ class StoreWriter:
     def write(
         self,
         token: str,
-        voxel_log_probs: np.ndarray,
-        bev_probs: np.ndarray,
-        coverage: np.ndarray,
-        gaussians: Gaussians | None,
+        said: Mapping[str, Any],
+        semantics_XYZ: np.ndarray,
+        coverage_XYZ: np.ndarray,
         frame_digests: np.ndarray,
     ) -> None:
-        """Store a sample; one that is present is replaced. When this returns, it is on disk and no longer claimed.
+        """Write one sample, replacing what the store says about it; when this returns, it is durable.
 
         Args:
             token: of the keyframe.
-            voxel_log_probs: natural log-probabilities (X, Y, Z, C), float16 or float32; -inf is allowed.
-            bev_probs: probabilities (X, Y, C), float32.
-            coverage: which voxels the teacher has modelled, bool (X, Y, Z).
-            gaussians: for a store that holds Gaussians.
-            frame_digests: of what the teacher was given, uint32 (8,) in the order of `schema.DIGESTS`; 0 for what was
-                absent.
+            said: what the teacher says, by the names of the store's signals (`Signal.say`).
+            semantics_XYZ: its classes, uint8; not looked at where it covers nothing.
+            coverage_XYZ: which voxels the teacher has modelled, bool.
+            frame_digests: of what the teacher was given, uint32 (D,) in the order of the identity's `frame_digests`; 0
+                for what was absent.
 
         Raises:
-            InputError: these are no distributions on the store's grid, or no Gaussians of its kind, another process has
+            InputError: a signal refuses what was said, it has another shape than the store's, another process has
                 claimed the sample, or the disk refuses (full, read-only). The sample is as it was, or absent where the
                 disk refuses; all others are untouched.
         """
-        arrays, row, grid = self.store.arrays, self.store.row(token), self.store.grid.shape
-        classes = len(self.store.identity.classes)
-        found = voxel_log_probs.shape, bev_probs.shape, coverage.shape, frame_digests.shape
-        expected = (*grid, classes), (*grid[:2], classes), grid, (len(DIGESTS),)
-        if found != expected:
-            raise InputError(f"sample {token}: shapes {found}, not {expected}")
-        with _teacher_errors(token):
-            sample = self._encode(voxel_log_probs, bev_probs, coverage, gaussians) | {"frame_digests": frame_digests}
-        chunks = [array.pack(sample[name]) for name, array in arrays.items()]
+        sample = {"voxel_coverage": coverage_XYZ, "frame_digests": frame_digests}
+        with teacher_errors(token):
+            sample["voxel_semantics"] = np.where(coverage_XYZ, semantics_XYZ, np.uint8(NOT_COVERED))
+            for name, signal in self.signals.items():
+                sample |= signal.encode(said[name])
+        chunks = self._packed(token, sample)
         with _disk_errors(f"cannot write sample {token} to {self.store.path}"), self._claimed(token):
-            self._discard(token)
-            for array, chunk in zip(arrays.values(), chunks, strict=True):
-                write_durably(array.path(self.store.path, row), chunk)
-            write_durably(commit_path(self.store.path, row), seal(b"".join(chunk[-4:] for chunk in chunks)))
-
-    def as_stored(self, token: str, gaussians: Gaussians) -> Gaussians:
-        """The Gaussians as a reader of the store gets them, on the CPU.
-
-        Raises:
-            InputError: they are not of the kind that the store holds.
-        """
-        kind = self.store.identity.gaussians
-        assert kind is not None
-        with _teacher_errors(token):
-            return decode_gaussians(encode_gaussians(gaussians, kind), kind)
-
-    def _encode(
-        self, voxel_log_probs: np.ndarray, bev_probs: np.ndarray, coverage: np.ndarray, gaussians: Gaussians | None
-    ) -> dict[str, np.ndarray]:
-        """What goes into the arrays, by name; ValueError if it cannot."""
-        levels_XYZC, semantics_XYZ = encode_voxels(voxel_log_probs)
-        semantics_XYZ[~coverage] = NOT_COVERED
-        bev_probs_XYC = round_probs(bev_probs)
-        # of the rounded ones: rounding makes ties, and whoever reads both arrays must find the same class in them
-        bev_semantics_XY = np.where(coverage.any(2), bev_probs_XYC.argmax(-1), NOT_COVERED)
-        sample = {
-            "voxel_logits": levels_XYZC,
-            "voxel_semantics": semantics_XYZ,
-            "voxel_coverage": coverage,
-            "bev_probs": bev_probs_XYC,
-            "bev_semantics": bev_semantics_XY,
-        }
-        kind = self.store.identity.gaussians
-        if kind is not None:
-            if gaussians is None:
-                raise ValueError("it has no Gaussians, which this store holds")
-            sample["gaussians"] = encode_gaussians(gaussians, kind)
-        return sample
+            self.place.delete(self._commit(token))
+            for name, chunk in chunks.items():
+                self.place.write(name, chunk)
+            self.place.write(self._commit(token), seal(b"".join(chunk[-4:] for chunk in chunks.values())))
 
     def summary(self) -> str:
         """One line: samples present and their size."""
         return self.store.summary()
 
-    def _discard(self, token: str) -> None:
-        commit = commit_path(self.store.path, self.store.row(token))
-        if commit.exists():
-            commit.unlink()
-            sync(commit.parent)
+    def _packed(self, token: str, sample: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+        """The chunks of a sample by their names, in the order of the commit record."""
+        row, expected = self.store.row(token), {name: array.shape for name, array in self.store.arrays.items()}
+        found = {name: values.shape for name, values in sample.items()}
+        wrong = [name for name in expected | found if expected.get(name) != found.get(name)]
+        if wrong:
+            told = "; ".join(f"{name} has the shape {found.get(name)}, not {expected.get(name)}" for name in wrong)
+            raise InputError(f"sample {token} was not written: {told}")
+        return {array.chunk(row): array.pack(sample[name]) for name, array in self.store.arrays.items()}
+
+    def _commit(self, token: str) -> str:
+        return commit_name(self.store.row(token))
 
     @contextmanager
     def _claimed(self, token: str) -> Iterator[None]:
@@ -224,41 +169,23 @@ class StoreWriter:
             return False
         return True
 
-    def _remove_partial_files(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Remove what processes that were killed have left of rows that nobody is writing."""
-        for array in (COMMITS, *self.store.arrays):
-            for name in os.listdir(self.store.path / array):
-                partial = _PARTIAL.fullmatch(name)
-                if partial is not None:
-                    token = self.store.tokens[int(partial[1])]
-                    if self.claim(token):
-                        (self.store.path / array / name).unlink(missing_ok=True)
-                        self.release(token)
+        for folder in (COMMITS, *self.store.arrays):
+            for name, leftover in self.place.leftovers(folder):
+                chunk = _CHUNK.fullmatch(name)
+                if chunk is not None and self.claim(token := self.store.tokens[int(chunk[1])]):
+                    self.place.delete(leftover)
+                    self.release(token)
 
 
-def _create_whole(path: Path, identity: StoreIdentity, tokens: list[str], scenes: list[str]) -> None:
-    """Build the store beside its place and move it there whole, unless another process was first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        create(draft, identity, tokens, scenes, code_version())
-        for file in sorted(draft.rglob("*"), reverse=True):
-            sync(file)
-        try:
-            draft.rename(path)
-        except OSError:
-            if not (path / "zarr.json").exists():
-                raise
-        sync(path.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _check_same(store: TeacherStore, identity: StoreIdentity, tokens: list[str]) -> None:
+def _check_same(store: TeacherStore, identity: StoreIdentity, tokens: Sequence[str]) -> None:
     """Refuse to continue a store that somebody else began."""
-    theirs = dict(_leaves({**store.identity.to_dict(), "keyframes": len(store.tokens), "tokens": store.tokens}))
-    ours = dict(_leaves({**identity.to_dict(), "keyframes": len(tokens), "tokens": tokens}))
+    theirs = _facts(store.identity, store.tokens, SCHEMA if store.continued else store.schema)
+    ours = _facts(identity, tokens, SCHEMA)
     different = [key for key in theirs | ours if theirs.get(key, "nothing") != ours.get(key, "nothing")]
+    if "dump.signals" in different:  # which says it all
+        different = [key for key in different if not key.startswith("signals.")]
     if different:
         told = "; ".join(
             f"{key} is {theirs.get(key, 'nothing')!r} there, {ours.get(key, 'nothing')!r} here" for key in different[:3]
@@ -267,18 +194,14 @@ def _check_same(store: TeacherStore, identity: StoreIdentity, tokens: list[str])
         raise InputError(f"{store.path} was dumped differently: {told}{more}; give another store.path")
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything in nested dicts and lists."""
-    if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, item in items:
-            yield from _leaves(item, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value
+def _facts(identity: StoreIdentity, tokens: Sequence[str], schema: int) -> dict[str, Any]:
+    """What must agree, by key; the order in which signals were named does not matter."""
+    named = {"dump.signals": ", ".join(sorted(identity.signals)), "keyframes": len(tokens), "tokens": list(tokens)}
+    return leaves({**identity.to_dict(), "schema": schema, **named}, lists=True)
 
 
 @contextmanager
-def _teacher_errors(token: str) -> Iterator[None]:
+def teacher_errors(token: str) -> Iterator[None]:
     """Say what is wrong with a teacher's output in one line."""
     try:
         yield

@@ -1,0 +1,167 @@
+"""What a signal is: one kind of teacher knowledge, from the teacher's answer to what a loss term is told.
+
+A signal says what it takes from a teacher (`say`), which arrays of a store keep it (`arrays`, `encode`, `decode`), how
+it travels to a student (a `Record`, whose fields declare their geometry), and what it answers there (`listen`). Writer,
+reader, stream and evaluation go through the signals of a store and know none of them.
+
+Letters: B batch, X Y Z voxel axes, C classes, V voxels and K columns of the whole batch. Voxels and columns are named
+by their flat position in (B, X, Y, Z) and (B, X, Y).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from torch import Tensor
+
+from distill.errors import InputError
+from distill.frame import Frame, Record
+from distill.gaussians import Gaussians
+from distill.grids import VoxelGrid
+from distill.signals.arrays import StoredArray
+
+NOTHING_MORE: Mapping[str, Any] = MappingProxyType({})
+
+
+class TeacherPrediction(NamedTuple):
+    """What a teacher says about a batch.
+
+    Attributes:
+        voxel_log_probs_BXYZC: natural log-probabilities, normalised over the classes, of any floating-point type; not
+            looked at where the teacher covers nothing.
+        covered_BXYZ: bool, the voxels that the teacher has modelled; None: all.
+        gaussians: one per sample, from which the voxels follow; None for a teacher without.
+        more: what else it knows, by the name of the signal that keeps it, one item per sample.
+    """
+
+    voxel_log_probs_BXYZC: Tensor
+    covered_BXYZ: Tensor | None = None
+    gaussians: list[Gaussians] | None = None
+    more: Mapping[str, Any] = NOTHING_MORE
+
+
+@dataclass(frozen=True)
+class Signal(ABC):
+    """One kind of teacher knowledge in a store; a frozen dataclass whose further fields are JSON-ready, or described.
+
+    Attributes:
+        name: its own, in stores, configurations and `TeacherPrediction.more`.
+        answers: the questions that a term may ask. Of "voxels" and "columns" the answers are log-probabilities, of
+            "covered" whether the teacher has modelled voxels; a store knows the latter of every teacher.
+        class_ids: whose names a student must share, beside the grid.
+        grid: where the teacher's voxels lie.
+        classes: class names, id order.
+    """
+
+    name: ClassVar[str]
+    answers: ClassVar[frozenset[str]]
+    class_ids: ClassVar[slice] = slice(None)
+
+    grid: VoxelGrid
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, teacher: Any, grid: VoxelGrid, classes: tuple[str, ...]) -> Self:
+        """The signal in a store of this teacher.
+
+        Raises:
+            InputError: the teacher does not have it; what is said continues "teacher NAME ...".
+        """
+        return cls(grid, classes)
+
+    def describe(self) -> dict[str, Any]:
+        """Its fields, beside grid and classes, and whatever a reader of the store should know; JSON-ready."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("grid", "classes")}
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], grid: VoxelGrid, classes: tuple[str, ...]) -> Self:
+        """The inverse of `describe`; lists become tuples.
+
+        Raises:
+            KeyError: a field is not described.
+        """
+        own = [each.name for each in fields(cls) if each.name not in ("grid", "classes")]
+        values = [tuple(value) if isinstance(value := description[name], list) else value for name in own]
+        return cls(grid, classes, **dict(zip(own, values, strict=True)))
+
+    @abstractmethod
+    def arrays(self) -> Sequence[StoredArray]:
+        """What keeps it in a store."""
+
+    def say(self, prediction: TeacherPrediction, free: int) -> list[Any]:
+        """What is to be kept of a batch, one item per keyframe, computed on the teacher's device, moved to the CPU.
+
+        Unless overridden, that is `prediction.more[name]`.
+
+        Args:
+            prediction: float32, without gradients; uniform where nothing is covered.
+            free: id of the free class.
+
+        Raises:
+            InputError: the prediction does not have it.
+        """
+        said, count = prediction.more.get(self.name), len(prediction.voxel_log_probs_BXYZC)
+        if said is None or len(said) != count:
+            found = "nothing" if said is None else f"{len(said)} items"
+            raise InputError(
+                f"signal {self.name}: the teacher's prediction has {found} in more[{self.name!r}] for {count} "
+                "keyframes: give one item per keyframe, or leave it out of dump.signals"
+            )
+        return [item.cpu().numpy() if isinstance(item, Tensor) else item for item in said]
+
+    def check(self, said: Any, frame: Frame, voxel_log_probs_XYZC: Tensor, covered_XYZ: Tensor | None) -> None:
+        """Whether a student will hear what the teacher says; asked about the first keyframe of a dump.
+
+        Unless overridden, whatever can be kept is right.
+
+        Args:
+            said: item 0 of `say`.
+            frame: the batch.
+            voxel_log_probs_XYZC: what the teacher says of the first keyframe.
+            covered_XYZ: bool, where it says anything; None: everywhere.
+
+        Raises:
+            InputError: it will not.
+            ValueError: `encode` refuses it.
+        """
+        self.encode(said)
+
+    @abstractmethod
+    def encode(self, said: Any) -> dict[str, np.ndarray]:
+        """An item of `say` as it lies in the arrays, by their names. Called in the threads of a writer.
+
+        Raises:
+            ValueError: it cannot be kept.
+        """
+
+    @abstractmethod
+    def decode(self, read: Callable[[str], np.ndarray]) -> Record:
+        """What travels to a student. Called in loader workers.
+
+        Args:
+            read: name of an array -> what it holds of the keyframe.
+        """
+
+    @abstractmethod
+    def absent(self) -> Record:
+        """What travels instead, of a frame that the store does not teach."""
+
+    def fits(self, grid: VoxelGrid) -> bool:
+        """Whether it can answer on a student's grid."""
+        return grid == self.grid
+
+    @abstractmethod
+    def listen(self, record: Any, frame: Frame, grid: VoxelGrid, free: int) -> Any:
+        """Its answers about a batch: an object with a method for each of `answers`.
+
+        Args:
+            record: what has travelled, as a batch on the device of the frame.
+            frame: the batch.
+            grid: of the student.
+            free: id of the free class.
+        """
