@@ -24,11 +24,12 @@ from distill.nuscenes.frames import collate
 from distill.nuscenes.index import Keyframe
 from distill.store import GaussianKind, StoreIdentity, StoreWriter, TeacherStore
 from distill.teaching import render
+from student.evaluation.comparison import check_export
 from student.evaluation.folder import begin, default_folder, name_of
-from student.evaluation.opening import check_export, settings_of
 from student.evaluation.pictures import check_wanted, choose
 from student.evaluation.predictions import PredictionsFolder, write_prediction
-from student.evaluation.report import _compared
+from student.evaluation.report import write_numbers
+from student.evaluation.request import settings_of
 from student.evaluation.scorecard import ScenePoses, Scorecard, self_check
 from student.evaluation.sources import Prediction, PredictionsSource, StoreSource
 
@@ -311,11 +312,26 @@ def test_the_frame_of_the_grid_moves_with_the_vehicle():
 # --- the report
 
 
-def test_differences_are_against_the_first_source():
-    assert _compared(27.254, 26.386) == "27.25 (+0.87)"
-    assert _compared(5, 5) == "5"
-    assert _compared(None, 26.39) == ""
-    assert _compared(26.39, None) == "26.39"
+def test_differences_are_against_the_first_source(tmp_path, capsys):
+    sources = {
+        "student": {"mIoU": 26.386, "pairs": 5, "RayIoU": 26.39, "ECE": None},
+        "teacher": {"mIoU": 27.254, "pairs": 5, "RayIoU": None, "ECE": 26.39},
+    }
+    scored = {"convention": "Occ3D-17", "classes": ["car"], "keyframes": 1, "unlabelled": 0, "data": "demo"}
+    results = {
+        "scored": {**scored, "split": "val", "voxels": "visible", "code": "c"},
+        "sources": {
+            name: {"kind": "checkpoint", "path": "p", "facts": {}, "metrics": metrics, "per_class": {}}
+            for name, metrics in sources.items()
+        },
+    }
+    write_numbers(tmp_path, results, {name: {"a": 1.0} for name in sources}, SimpleNamespace(labelled=[]))
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert printed["mIoU"].split(maxsplit=1) == ["26.39", "27.25 (+0.87)"]
+    assert printed["pairs"].split() == ["5", "5"]
+    assert printed["RayIoU"].split() == ["26.39"]
+    assert printed["ECE"].split() == ["26.39"]
+    assert "mIoU,26.39,27.25" in (tmp_path / "summary.csv").read_text().splitlines()
 
 
 def test_best_median_and_worst_are_shown():
