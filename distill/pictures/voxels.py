@@ -30,12 +30,12 @@ class Painter:
         classes: their class set.
 
     Attributes:
+        grid, classes: as given.
         view: how the grid is looked at.
-        classes: colours and the free class.
     """
 
     def __init__(self, grid: VoxelGrid, classes: ClassSet) -> None:
-        self.view, self.classes = View(grid), classes
+        self.grid, self.classes, self.view = grid, classes, View(grid)
 
     def bev_image(self, semantics_XYZ: np.ndarray, mask_XYZ: np.ndarray | None, scale: int) -> np.ndarray:
         """The topmost occupied voxel of each column, brighter the higher it is, with the ego car.
