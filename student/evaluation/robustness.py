@@ -61,11 +61,11 @@ class DroppedCamera:
 
     @property
     def name(self) -> str:
-        """See `Corruption`."""
+        """Which camera gives nothing."""
         return f"{_DROPPED}{self.camera}"
 
     def apply(self, frame: Frame) -> Frame:
-        """See `Corruption`."""
+        """A copy in which that camera's image is black."""
         images_N3HW = frame.images.copy()
         images_N3HW[CAMERAS.index(self.camera)] = 0
         return replace(frame, images=images_N3HW)
@@ -89,11 +89,11 @@ class Blur:
 
     @property
     def name(self) -> str:
-        """See `Corruption`."""
+        """How far the images are out of focus."""
         return f"blur, sigma {self.sigma:g}/1000 of the width"
 
     def apply(self, frame: Frame) -> Frame:
-        """See `Corruption`."""
+        """A copy with blurred images."""
         blur = ImageFilter.GaussianBlur(self.sigma / 1000 * frame.images.shape[-1])
         images = [np.asarray(image.filter(blur)) for image in _pictures(frame.images)]
         return replace(frame, images=np.stack(images).transpose(0, 3, 1, 2))
@@ -119,11 +119,11 @@ class Noise:
 
     @property
     def name(self) -> str:
-        """See `Corruption`."""
+        """How strong the noise is."""
         return f"noise, sigma {self.sigma:g} grey levels"
 
     def apply(self, frame: Frame) -> Frame:
-        """See `Corruption`."""
+        """A copy whose images are noisy."""
         images_N3HW = frame.images
         noise_N3HW = _random(self, self.seed, frame).standard_normal(images_N3HW.shape, dtype=np.float32)
         return replace(frame, images=_grey_levels(images_N3HW + np.float32(self.sigma) * noise_N3HW))
@@ -147,11 +147,11 @@ class Brightness:
 
     @property
     def name(self) -> str:
-        """See `Corruption`."""
+        """By what the grey levels are multiplied."""
         return f"{'darker' if self.factor < 1 else 'brighter'}, grey levels x {self.factor:g}"
 
     def apply(self, frame: Frame) -> Frame:
-        """See `Corruption`."""
+        """A copy with darker or brighter images."""
         table = _grey_levels(self.factor * np.arange(256))
         return replace(frame, images=table[frame.images])
 
@@ -175,11 +175,11 @@ class Jpeg:
 
     @property
     def name(self) -> str:
-        """See `Corruption`."""
+        """How strongly the images are compressed."""
         return f"JPEG, quality {self.quality}"
 
     def apply(self, frame: Frame) -> Frame:
-        """See `Corruption`."""
+        """A copy whose images have been JPEG files."""
         images = [np.asarray(self._compressed(image)) for image in _pictures(frame.images)]
         return replace(frame, images=np.stack(images).transpose(0, 3, 1, 2))
 
@@ -211,11 +211,11 @@ class TurnedCameras:
 
     @property
     def name(self) -> str:
-        """See `Corruption`."""
+        """How far the calibration is turned."""
         return f"calibration turned, sigma {self.degrees:g} degrees"
 
     def apply(self, frame: Frame) -> Frame:
-        """See `Corruption`."""
+        """A copy whose calibration turns every camera by an angle it does not have."""
         cam2ego_N44 = frame.cam2ego.copy()
         vectors_N3 = _random(self, self.seed, frame).normal(0, math.radians(self.degrees), (len(cam2ego_N44), 3))
         cam2ego_N44[:, :3, :3] = cam2ego_N44[:, :3, :3] @ rotations(vectors_N3)
@@ -242,11 +242,11 @@ class MovedCameras:
 
     @property
     def name(self) -> str:
-        """See `Corruption`."""
+        """How far the calibration is moved."""
         return f"calibration moved, sigma {self.centimetres:g} cm"
 
     def apply(self, frame: Frame) -> Frame:
-        """See `Corruption`."""
+        """A copy whose calibration moves every camera to where it is not."""
         cam2ego_N44 = frame.cam2ego.copy()
         metres_N3 = _random(self, self.seed, frame).normal(0, self.centimetres / 100, (len(cam2ego_N44), 3))
         cam2ego_N44[:, :3, 3] += metres_N3.astype(cam2ego_N44.dtype)
