@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from student.evaluation import cost
-from student.evaluation.cost import cpu_name, device_name, milliseconds, network_cost, peak_bytes, precision_name
+from distill.frame import Frame
+from student.evaluation.cost import cpu_name, milliseconds, network_cost, peak_bytes, precision_name
 
 CPU = torch.device("cpu")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -28,21 +29,21 @@ class Known(nn.Module):
         self.register_buffer("ballast", torch.ones(5 * MEGABYTE // 4))
         self.dtypes = []
 
-    def forward(self, batch):
+    def forward(self, frame):
         for _ in range(2):
             torch.ones(20 * MEGABYTE // 4)
-        found = self.second(self.first(batch["images"].float()))
+        found = self.second(self.first(frame.images.float()))
         self.dtypes.append(found.dtype)
         assert torch.is_inference_mode_enabled()
         return found
 
 
-BATCH = {"images": torch.ones(1, 6, 3, 32, 64)}
+FRAME = Frame(images=torch.ones(1, 6, 3, 32, 64))
 
 
 def test_known_network():
     network = Known().eval()
-    found = network_cost(network, BATCH, CPU, torch.float32, warmup=1, runs=5)
+    found = network_cost(network, FRAME, CPU, torch.float32, warmup=1, runs=5)
     assert found["parameters"] == 64 * 100 + 100 * 10
     assert found["gflop"] == pytest.approx(2 * 6 * 3 * 32 * (64 * 100 + 100 * 10) / 1e9)
     assert found["precision"] == "float32"
@@ -55,12 +56,12 @@ def test_known_network():
 
 def test_the_precision_that_is_named_is_the_one_that_runs():
     network = Known().eval()
-    assert network_cost(network, BATCH, CPU, torch.bfloat16, warmup=1, runs=1)["precision"] == "bfloat16"
+    assert network_cost(network, FRAME, CPU, torch.bfloat16, warmup=1, runs=1)["precision"] == "bfloat16"
     assert set(network.dtypes) == {torch.bfloat16}
 
 
 def test_peak_memory_is_the_weights_and_the_largest_moment_of_a_pass():
-    found = network_cost(Known().eval(), BATCH, CPU, torch.float32, warmup=1, runs=1)
+    found = network_cost(Known().eval(), FRAME, CPU, torch.float32, warmup=1, runs=1)
     # the buffer, 20 of the 40 MB that pass through, and small tensors
     assert found["peak_memory_mb"] == pytest.approx(5 + 20, abs=0.2)
 
@@ -83,15 +84,40 @@ def test_every_run_but_the_first_ones_is_timed_by_itself():
     assert times[0] + times[2] < 300
 
 
+class Paced(nn.Module):
+    """Pass after pass takes 1, 2, ... 101, 1, 2, ... ms of a clock that stands still otherwise."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.passes, self.seconds = 0, 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.seconds)
+
+    def forward(self, frame):
+        self.seconds += (self.passes % 101 + 1) / 1000
+        self.passes += 1
+
+
 def test_median_and_p95(monkeypatch):
-    monkeypatch.setattr(cost, "milliseconds", lambda *_: [float(i) for i in range(1, 102)])
-    found = network_cost(Known().eval(), BATCH, CPU, torch.float32, warmup=1, runs=101)
-    assert found["latency_ms"] == {"median": 51.0, "p95": 96.0, "runs": 101}
+    found = network_cost(Paced(monkeypatch), FRAME, CPU, torch.float32, warmup=1, runs=101)
+    assert found["latency_ms"] == {"median": pytest.approx(51), "p95": pytest.approx(96), "runs": 101}
 
 
-def test_hardware_has_a_name():
-    assert cpu_name()
-    assert device_name(CPU).startswith(cpu_name())
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_cpu_is_told_with_the_threads_that_compute(threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = network_cost(Known().eval(), FRAME, CPU, torch.float32, warmup=0, runs=1)["device"]
+    finally:
+        torch.set_num_threads(before)
+    name, told = found.rsplit(" (", 1)
+    assert told == f"{threads} threads)"
+    cpuinfo = Path("/proc/cpuinfo")
+    known = cpuinfo.read_text() if cpuinfo.exists() else ""
+    assert name and name in known + platform.machine()
+
+
+def test_half_precision_has_its_name():
     assert precision_name(torch.float16, CPU) == "float16"
 
 
@@ -99,7 +125,7 @@ def test_hardware_has_a_name():
 def test_known_network_on_a_gpu():
     device = torch.device("cuda")
     network = Known().eval().to(device)
-    found = network_cost(network, {"images": BATCH["images"].to(device)}, device, torch.float32, warmup=1, runs=3)
+    found = network_cost(network, FRAME.to(device), device, torch.float32, warmup=1, runs=3)
     assert found["peak_memory_mb"] == pytest.approx(5, abs=2)
     assert found["device"] == torch.cuda.get_device_name()
     assert peak_bytes(lambda: torch.ones(64 * MEGABYTE // 4, device=device), device) == pytest.approx(
