@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hydra import compose, initialize_config_module
 from torch.utils.data import DataLoader, Dataset
 
 from distill.errors import InputError
-from distill.nuscenes.frames import collate
+from distill.frame import Frame, stack
 from distill.nuscenes.layout import CAMERAS
 from student.evaluation.robustness import (
     Blur,
@@ -32,29 +33,28 @@ RANDOM = (Noise(20.0, seed=0), TurnedCameras(1.0, seed=0), MovedCameras(10.0, se
 ALL = (DroppedCamera("CAM_BACK"), Blur(5.0), Brightness(0.5), Brightness(2.0), Jpeg(10), *RANDOM)
 
 
-def random_sample(token="a" * 32):
+def random_frame(token="a" * 32):
     rng = np.random.default_rng(int(token, 16) % 2**32)
     rotation, _ = np.linalg.qr(rng.normal(size=(6, 3, 3)))
     cam2ego = np.tile(np.eye(4, dtype=np.float32), (6, 1, 1))
     cam2ego[:, :3, :3] = rotation * np.linalg.det(rotation)[:, None, None]
     cam2ego[:, :3, 3] = rng.uniform(-2, 2, (6, 3))
-    return {
-        "token": token,
-        "images": rng.integers(0, 256, (6, 3, HEIGHT, WIDTH), dtype=np.uint8),
-        "intrinsics": np.tile(np.array([[60, 0, 100], [0, 60, 16], [0, 0, 1]], np.float32), (6, 1, 1)),
-        "cam2ego": cam2ego,
-        "semantics": rng.integers(0, 18, (4, 4, 2), dtype=np.uint8),
-    }
+    return Frame(
+        token=token,
+        images=rng.integers(0, 256, (6, 3, HEIGHT, WIDTH), dtype=np.uint8),
+        intrinsics=np.tile(np.array([[60, 0, 100], [0, 60, 16], [0, 0, 1]], np.float32), (6, 1, 1)),
+        cam2ego=cam2ego,
+        semantics=rng.integers(0, 18, (4, 4, 2), dtype=np.uint8),
+    )
 
 
 def grey(level):
-    return random_sample() | {"images": np.full((6, 3, HEIGHT, WIDTH), level, np.uint8)}
+    return replace(random_frame(), images=np.full((6, 3, HEIGHT, WIDTH), level, np.uint8))
 
 
 def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for key in a:
-        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+    for field in fields(Frame):
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
 
 
 class Frames(Dataset):
@@ -65,20 +65,20 @@ class Frames(Dataset):
         return len(self.tokens)
 
     def __getitem__(self, index):
-        return random_sample(self.tokens[index])
+        return random_frame(self.tokens[index])
 
 
 @pytest.mark.parametrize("corruption", ALL, ids=lambda corruption: corruption.name)
-def test_one_thing_changes_and_the_sample_given_does_not(corruption):
-    sample = random_sample()
-    given = copy.deepcopy(sample)
-    worse = corruption.apply(sample)
-    assert_equal(sample, given)
+def test_one_thing_changes_and_the_frame_given_does_not(corruption):
+    frame = random_frame()
+    given = copy.deepcopy(frame)
+    worse = corruption.apply(frame)
+    assert_equal(frame, given)
     changed = "cam2ego" if "calibration" in corruption.name else "images"
-    assert not np.array_equal(worse[changed], sample[changed])
-    assert worse[changed].dtype == sample[changed].dtype
-    assert worse[changed].shape == sample[changed].shape
-    assert_equal(worse | {changed: None}, sample | {changed: None})
+    before, after = getattr(frame, changed), getattr(worse, changed)
+    assert not np.array_equal(after, before)
+    assert (after.dtype, after.shape) == (before.dtype, before.shape)
+    assert_equal(replace(worse, **{changed: None}), replace(frame, **{changed: None}))
 
 
 @pytest.mark.parametrize("corruption", RANDOM, ids=lambda corruption: corruption.name)
@@ -90,29 +90,30 @@ def test_chance_depends_on_the_keyframe_and_the_seed_alone(corruption):
     backwards = DataLoader(frames, batch_size=None, num_workers=2)
     for expected, found in zip(forwards, list(backwards)[::-1], strict=True):
         assert_equal(found, expected)
-    same_world = random_sample(tokens[0]) | {"token": tokens[1]}
+    same_world = replace(random_frame(tokens[0]), token=tokens[1])
     other_seed = type(corruption)(*list(vars(corruption).values())[:-1], seed=1)
-    for other in (corruption.apply(same_world), other_seed.apply(random_sample(tokens[0]))):
-        assert any(not np.array_equal(other[key], forwards[0][key]) for key in ("images", "cam2ego"))
+    for other in (corruption.apply(same_world), other_seed.apply(random_frame(tokens[0]))):
+        assert any(
+            not np.array_equal(getattr(other, name), getattr(forwards[0], name)) for name in ("images", "cam2ego")
+        )
 
 
-def test_corrupted_samples_collate():
-    samples = [corruption.apply(random_sample()) for corruption in ALL]
-    batch = collate(samples)
-    np.testing.assert_array_equal(batch["images"].numpy(), np.stack([sample["images"] for sample in samples]))
+def test_corrupted_frames_make_a_batch():
+    frames = [corruption.apply(random_frame()) for corruption in ALL]
+    np.testing.assert_array_equal(stack(frames).images.numpy(), np.stack([frame.images for frame in frames]))
 
 
 @pytest.mark.parametrize("index", range(6))
 def test_the_named_camera_is_black_and_the_others_see(index):
-    worse = DroppedCamera(CAMERAS[index]).apply(grey(100))["images"]
+    worse = DroppedCamera(CAMERAS[index]).apply(grey(100)).images
     assert not worse[index].any()
     assert (np.delete(worse, index, axis=0) == 100).all()
 
 
 def test_an_edge_blurs_to_the_integral_of_a_gaussian():
-    sample = grey(0)
-    sample["images"][..., WIDTH // 2 :] = 200
-    profile = Blur(15.0).apply(sample)["images"].astype(float)
+    frame = grey(0)
+    frame.images[..., WIDTH // 2 :] = 200
+    profile = Blur(15.0).apply(frame).images.astype(float)
     sigma = 0.015 * WIDTH  # 3 pixels
     distance = np.arange(WIDTH) + 0.5 - WIDTH // 2
     expected = [100 * (1 + math.erf(d / sigma / math.sqrt(2))) for d in distance]
@@ -124,7 +125,7 @@ def test_blur_does_not_depend_on_the_resolution():
         """Share of the image width on which a step from black to white lies between a quarter and three quarters."""
         image = np.zeros((6, 3, 8, width), np.uint8)
         image[..., width // 2 :] = 255
-        row = Blur(10.0).apply({"images": image})["images"][0, 0, 4]
+        row = Blur(10.0).apply(Frame(images=image)).images[0, 0, 4]
         return ((row > 64) & (row < 191)).sum() / width
 
     assert edge_width(1600) == pytest.approx(2 * 0.6745 * 0.010, rel=0.1)
@@ -132,7 +133,7 @@ def test_blur_does_not_depend_on_the_resolution():
 
 
 def test_noise_has_the_stated_strength_in_every_pixel_and_channel():
-    noise = Noise(10.0, seed=0).apply(grey(128))["images"].astype(float) - 128
+    noise = Noise(10.0, seed=0).apply(grey(128)).images.astype(float) - 128
     assert noise.std() == pytest.approx(10, rel=0.02)
     assert noise.mean() == pytest.approx(0, abs=0.2)
     pairs = [(noise[:3], noise[3:]), (noise[:, 0], noise[:, 1]), (noise[..., :-1], noise[..., 1:])]
@@ -141,36 +142,35 @@ def test_noise_has_the_stated_strength_in_every_pixel_and_channel():
 
 def test_noise_and_brightness_stop_at_black_and_white():
     for level in (0, 255):
-        noisy = Noise(10.0, seed=0).apply(grey(level))["images"].astype(int)
+        noisy = Noise(10.0, seed=0).apply(grey(level)).images.astype(int)
         assert 0.4 < (noisy == level).mean() < 0.6
         assert abs(noisy - level).max() < 60
 
 
 @pytest.mark.parametrize(("factor", "level", "expected"), [(0.3, 101, 30), (2.0, 101, 202), (2.0, 200, 255)])
 def test_brightness_multiplies(factor, level, expected):
-    assert (Brightness(factor).apply(grey(level))["images"] == expected).all()
+    assert (Brightness(factor).apply(grey(level)).images == expected).all()
 
 
 def test_jpeg_keeps_a_plain_image_and_loses_more_at_lower_quality():
-    assert (abs(Jpeg(10).apply(grey(128))["images"].astype(int) - 128) <= 1).all()
-    sample = random_sample()
+    assert (abs(Jpeg(10).apply(grey(128)).images.astype(int) - 128) <= 1).all()
+    frame = random_frame()
     errors = [
-        np.square(Jpeg(quality).apply(sample)["images"] - sample["images"].astype(float)).mean()
-        for quality in (95, 50, 10)
+        np.square(Jpeg(quality).apply(frame).images - frame.images.astype(float)).mean() for quality in (95, 50, 10)
     ]
     assert 1 < errors[0] < errors[1] < errors[2]
     ramp = np.broadcast_to(np.arange(WIDTH, dtype=np.uint8), (6, 3, HEIGHT, WIDTH))
-    assert abs(Jpeg(90).apply(sample | {"images": ramp})["images"].astype(int) - ramp).max() < 8  # rows stay rows
+    assert abs(Jpeg(90).apply(replace(frame, images=ramp)).images.astype(int) - ramp).max() < 8  # rows stay rows
 
 
 def turns(degrees, keyframes=200):
     """Rotation of every camera of many keyframes in its own axes, float64 (keyframes * 6, 3, 3)."""
     matrices = []
     for token in range(keyframes):
-        sample = random_sample(f"{token:032x}")
-        worse = TurnedCameras(degrees, seed=0).apply(sample)
-        np.testing.assert_array_equal(worse["cam2ego"][:, :, 3], sample["cam2ego"][:, :, 3])
-        matrices.append(np.linalg.inv(sample["cam2ego"].astype(float)) @ worse["cam2ego"])
+        frame = random_frame(f"{token:032x}")
+        worse = TurnedCameras(degrees, seed=0).apply(frame)
+        np.testing.assert_array_equal(worse.cam2ego[:, :, 3], frame.cam2ego[:, :, 3])
+        matrices.append(np.linalg.inv(frame.cam2ego.astype(float)) @ worse.cam2ego)
     return np.concatenate(matrices)[:, :3, :3]
 
 
@@ -195,10 +195,10 @@ def test_a_stronger_turn_is_the_same_turn_by_more():
 def test_cameras_move_by_the_stated_distance():
     moves = []
     for token in range(200):
-        sample = random_sample(f"{token:032x}")
-        worse = MovedCameras(5.0, seed=0).apply(sample)
-        np.testing.assert_array_equal(worse["cam2ego"][:, :3, :3], sample["cam2ego"][:, :3, :3])
-        moves.append(worse["cam2ego"][:, :3, 3] - sample["cam2ego"][:, :3, 3])
+        frame = random_frame(f"{token:032x}")
+        worse = MovedCameras(5.0, seed=0).apply(frame)
+        np.testing.assert_array_equal(worse.cam2ego[:, :3, :3], frame.cam2ego[:, :3, :3])
+        moves.append(worse.cam2ego[:, :3, 3] - frame.cam2ego[:, :3, 3])
     moves = np.concatenate(moves)
     np.testing.assert_allclose(moves.std(0), 0.05, rtol=0.08)
     np.testing.assert_allclose(moves.mean(0), 0.0, atol=0.006)
@@ -250,7 +250,7 @@ def test_the_standard_conditions():
     assert names[-1].endswith(" cm")
     assert {corruption.seed for corruption in found if hasattr(corruption, "seed")} == {7}
     for corruption in found:
-        corruption.apply(random_sample())
+        corruption.apply(random_frame())
 
 
 def test_none_is_no_condition_and_any_can_be_added_changed_or_left_out():
