@@ -17,13 +17,15 @@ from omegaconf import OmegaConf
 from distill.checkpoint import Checkpoint
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
+from distill.frame import stack
 from distill.gaussians import Gaussians
 from distill.grids import VoxelGrid
 from distill.metrics import RayIoU
-from distill.nuscenes.frames import collate
 from distill.nuscenes.index import Keyframe
-from distill.store import GaussianKind, StoreIdentity, StoreWriter, TeacherStore
-from distill.teaching import render
+from distill.signals import GaussianKind, described
+from distill.signals.gaussians import GaussianSet, render
+from distill.signals.voxels import Voxels
+from distill.store import StoreIdentity, StoreWriter, TeacherStore
 from student.evaluation.comparison import check_export
 from student.evaluation.folder import begin, default_folder, name_of
 from student.evaluation.pictures import check_wanted, choose
@@ -98,14 +100,16 @@ def gaussians():
 
 @pytest.fixture(params=[True, False], ids=["with voxels", "Gaussians alone"])
 def store(request, tmp_path, gaussians):
+    names = OCC3D_CLASSES.names
     kind = GaussianKind(2, gaussians.form, gaussians.reach, gaussians.det)
-    identity = StoreIdentity("t", "", {}, GRID, OCC3D_CLASSES.names, request.param, kind)
+    signals = [Voxels.of(None, GRID, names)] if request.param else []
+    identity = StoreIdentity("t", "", {}, GRID, names, described([*signals, GaussianSet(GRID, names, kind)]))
     token = keyframe(0).token
     writer = StoreWriter.open(tmp_path / "store.zarr", identity, [token], ["scene"])
     log_probs, covered = everything(gaussians, GRID, torch.eye(4))
-    writer.write(
-        token, log_probs.numpy(), log_probs.exp().mean(2).numpy(), covered.numpy(), gaussians, np.zeros(8, np.uint32)
-    )
+    said = {"voxels": log_probs.numpy(), "gaussians": gaussians}
+    semantics = log_probs.argmax(-1).to(torch.uint8).numpy()
+    writer.write(token, said, semantics, covered.numpy(), np.zeros(8, np.uint32))
     return TeacherStore(tmp_path / "store.zarr")
 
 
@@ -118,7 +122,7 @@ def everything(gaussians, grid, lidar2grid):
 def test_a_store_is_free_where_its_teacher_has_modelled_nothing(store, gaussians, grid):
     source = StoreSource("teacher", [store], grid, OCC3D_CLASSES, CPU)
     frame = replace(keyframe(0), lidar2ego=np.eye(4))
-    batch = collate([source.dataset([frame], Labels())[0]])
+    batch = stack([source.dataset([frame], Labels())[0]])
     (prediction,) = source.predict(batch)
     log_probs, covered = everything(gaussians, grid, torch.eye(4))
     assert covered.any()
@@ -134,7 +138,8 @@ def test_a_store_is_free_where_its_teacher_has_modelled_nothing(store, gaussians
 
 
 def test_a_store_of_another_grid_without_gaussians_is_refused(tmp_path):
-    identity = StoreIdentity("t", "", {}, GRID, OCC3D_CLASSES.names)
+    names = OCC3D_CLASSES.names
+    identity = StoreIdentity("t", "", {}, GRID, names, described([Voxels.of(None, GRID, names)]))
     StoreWriter.open(tmp_path / "store.zarr", identity, [keyframe(0).token], ["scene"])
     with pytest.raises(InputError, match="grid"):
         StoreSource("t", [TeacherStore(tmp_path / "store.zarr")], FINER, OCC3D_CLASSES, CPU)
@@ -166,7 +171,12 @@ def test_what_changes_the_scores_is_in_the_name_of_the_folder():
     calls = [
         *([], ["weights=raw"], ["tta=flip"], ["robustness=standard"], ["robustness=standard", "~robustness.blur"]),
         *(["max_samples=2"], ["max_samples=20"], ["data=nuscenes", "data.root=there"], ["data.root=elsewhere"]),
-        *(["sources=[b.zarr]"], ["sources=[c.zarr]"], ["store.paths=[b.zarr]"], ["metrics.f_score_distance=0.4"]),
+        *(
+            ["sources=[b.zarr]"],
+            ["sources=[c.zarr]"],
+            ["teachers.stored.paths=[b.zarr]"],
+            ["metrics.f_score_distance=0.4"],
+        ),
     ]
     folders = [folder_of("checkpoint=runs/a/best.pt", *call) for call in calls]
     assert len(set(folders)) == len(calls)
