@@ -65,6 +65,7 @@ Text = Annotated[str, BeforeValidator(_text), StringConstraints(min_length=1)]
 Name = Annotated[Text, StringConstraints(pattern=r"^[^/\s\x00][^/\x00]*$"), AfterValidator(_no_folder)]
 Place = Annotated[Text, AfterValidator(_place)]
 Split = Annotated[Text, StringConstraints(pattern=r"^\S+$")]
+Signal = Annotated[Text, StringConstraints(pattern=r"^\w+(\.\w+)*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
@@ -408,7 +409,7 @@ class DumpSettings(Node):
     splits: Annotated[list[Split], Field(min_length=1), AfterValidator(_distinct)]
     max_samples: Count | None
     overwrite: bool
-    gaussians: Literal[True, False, "only"]
+    signals: Annotated[list[Signal], Field(min_length=1), AfterValidator(_distinct)]
     verify: bool
     batch_size: Count
     workers: CountOrNone

@@ -11,27 +11,24 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from distill.classes import ClassSet
 from distill.errors import InputError
+from distill.frame import Frame
 from distill.gaussians import Gaussians
 from distill.grids import VoxelGrid
-from distill.store import GaussianKind
+from distill.located import located
+from distill.signals import GaussianKind
 from teacher_dump.teachers import Teacher, TeacherPrediction
 
 # By how much the probabilities of a voxel may miss 1: bfloat16 needs a third of it, and the store's check allows for it
@@ -67,13 +64,11 @@ def open_teacher(config: DictConfig) -> Teacher:
     Raises:
         InputError: there is no such class, it does not take these arguments, or is no `Teacher`.
     """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # last, so that a file there hides nothing that is installed
     node = OmegaConf.to_container(config, resolve=True)
     assert isinstance(node, dict)
     where = f"teacher._target_={node['_target_']}"
     try:
-        signature = inspect.signature(_located(node["_target_"], where))
+        signature = inspect.signature(located(node["_target_"], where))
         if "name" not in signature.parameters:
             del node["name"]
         signature.bind(**{str(key): value for key, value in node.items() if not str(key).startswith("_")})
@@ -96,7 +91,7 @@ def place(teacher: Teacher, device: torch.device) -> Teacher:
     return placed
 
 
-def ask(teacher: Teacher, batch: dict[str, Any], classes: ClassSet, device: torch.device) -> TeacherPrediction:
+def ask(teacher: Teacher, frame: Frame, classes: ClassSet, device: torch.device) -> TeacherPrediction:
     """What the teacher says about a batch, checked; what it raises keeps its traceback.
 
     Returns:
@@ -105,9 +100,9 @@ def ask(teacher: Teacher, batch: dict[str, Any], classes: ClassSet, device: torc
     Raises:
         InputError: it is no `TeacherPrediction` of log-probabilities on the teacher's grid.
     """
-    tokens = batch["token"]
+    tokens = frame.token
     try:
-        prediction = teacher.predict(copy.deepcopy(batch))  # in which it may change what it likes
+        prediction = teacher.predict(copy.deepcopy(frame))  # in which it may change what it likes
     except Exception as error:
         error.add_note(f"raised by {_name(teacher)}.predict, keyframe {', '.join(tokens)}")
         raise
@@ -128,32 +123,14 @@ def ask(teacher: Teacher, batch: dict[str, Any], classes: ClassSet, device: torc
         gaussians = prediction.gaussians
         if gaussians is not None:
             gaussians = _gaussians(gaussians, len(tokens), device)
+        if not isinstance(prediction.more, Mapping):
+            raise InputError(
+                f"more is a {_name(prediction.more)}: give a dict, name of a signal -> one item per keyframe"
+            )
+        more = {name: _copied(value, device) for name, value in prediction.more.items()}
     except InputError as error:
         raise InputError(f"{_name(teacher)}.predict, keyframe {', '.join(tokens)}: {error}") from error
-    return TeacherPrediction(voxel_BXYZC, covered_BXYZ, gaussians)
-
-
-def _located(path: str, where: str) -> Callable[..., Any]:
-    """What lies at a dotted path; an error inside its own module keeps its traceback."""
-    try:
-        target: Callable[..., Any] = instantiate({"_target_": path, "_partial_": True}).func
-    except InstantiationException as error:
-        reason: BaseException = error
-        while reason.__cause__ is not None:
-            reason = reason.__cause__
-        if isinstance(reason, ModuleNotFoundError) and f"{path}.".startswith(f"{reason.name}."):
-            parent, _, name = str(reason.name).rpartition(".")
-            told = (
-                f"{parent} ({sys.modules[parent].__file__}) has no {name}" if parent else f"there is no module {name}"
-            )
-        elif traceback.extract_tb(reason.__traceback__)[-1].filename.startswith(str(Path(hydra.__file__).parent)):
-            told = str(reason).partition("\n")[0]
-        else:
-            raise reason from None
-        raise InputError(
-            f"{where}: {told}; give MODULE.CLASS of a module that is installed, on PYTHONPATH or in the working folder"
-        ) from error
-    return target
+    return TeacherPrediction(voxel_BXYZC, covered_BXYZ, gaussians, more)
 
 
 def _check_members(teacher: Teacher, where: str) -> None:
@@ -222,6 +199,15 @@ def _checked(gaussians: Gaussians, device: torch.device) -> Gaussians:
         _check_shape(tensor, (len(gaussians.means_G3), *_GAUSSIAN_SHAPES[name]), f"gaussians.{name}")
         tensors[name] = tensor.detach().to(device, torch.float32, copy=True)
     return replace(gaussians, **tensors)
+
+
+def _copied(value: Any, device: torch.device) -> Any:
+    """The same, its tensors on the device without gradients."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device, copy=True)
+    if isinstance(value, list | tuple):
+        return [_copied(item, device) for item in value]
+    return copy.deepcopy(value)
 
 
 def _check_values(voxel_BXYZC: Tensor) -> None:

@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
 from distill.classes import ClassSet
 from distill.errors import InputError
-from distill.gaussians import Gaussians
-from distill.grids import VoxelGrid
 from distill.metrics import Confusion
-from distill.store.gaussians import MAX_MEAN_KL
-from distill.teaching import render
 
 _MOST_FREE = 0.99  # of the voxels that a teacher covers: more are no driving scene, which has a ground
-_LOWEST = -100.0  # stands for the logarithm of 0 where a probability of 0 is multiplied with it
 
 
 class Gate:
@@ -82,37 +76,6 @@ class Gate:
             f"0 or 16, here it is {self.classes.free}: let predict put the classes in the order "
             f"{', '.join(self.classes.names)}. Nothing was written for it"
         )
-
-    def check_gaussians(
-        self,
-        token: str,
-        stored: Gaussians,
-        grid: VoxelGrid,
-        lidar2ego_44: torch.Tensor,
-        voxel_log_probs_XYZC: torch.Tensor,
-        covered_XYZ: torch.Tensor | None,
-    ) -> None:
-        """Raise InputError unless Gaussians, as they come out of the store, say what the voxels of the sample say.
-
-        Args:
-            token: of the sample.
-            stored: in the LIDAR_TOP frame, on the device of the other tensors.
-            grid: where the voxels lie.
-            lidar2ego_44: LIDAR_TOP to the frame of the grid.
-            voxel_log_probs_XYZC: what the teacher says.
-            covered_XYZ: bool, where it says anything; None: everywhere.
-        """
-        covered_XYZ = torch.ones_like(voxel_log_probs_XYZC[..., 0]) if covered_XYZ is None else covered_XYZ
-        index_V = covered_XYZ.flatten().nonzero().squeeze(1)
-        teacher_VC = voxel_log_probs_XYZC.flatten(0, -2)[index_V]
-        difference_VC = teacher_VC.clamp_min(_LOWEST) - render(stored, grid, lidar2ego_44, index_V)[0]
-        kl = float((teacher_VC.exp() * difference_VC).sum(1).mean())
-        if not kl <= MAX_MEAN_KL:
-            raise InputError(
-                f"sample {token}: voxels rendered from its stored Gaussians would miss the teacher's by {kl:.1e} nats "
-                f"in the mean, the store promises {MAX_MEAN_KL:.0e}: check the teacher, set "
-                "teacher.network.head.det=stable, or dump.gaussians=false"
-            )
 
     def judge(self, semantics_XYZ: np.ndarray, labels_XYZ: np.ndarray, mask_XYZ: np.ndarray) -> None:
         """Count one labelled sample and stop the run if the teacher has shown to be too weak.

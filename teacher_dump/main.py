@@ -18,18 +18,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from distill import ranks
-from distill.bev import bev_log_probs
+from distill.classes import ClassSet
 from distill.command import command
 from distill.errors import InputError
 from distill.files import write_durably
+from distill.frame import Frame, stack
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.nuscenes.dataroot import open_dataroot, open_labels
-from distill.nuscenes.frames import FrameDataset, collate, to_device
+from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.index import Keyframes, NuScenesIndex
-from distill.nuscenes.inventory import Inventory, settle_missing, summary, take_stock
+from distill.nuscenes.inventory import Inventory, settle_missing, sources_of, summary, take_stock
 from distill.nuscenes.layout import LIDAR
-from distill.store import GaussianKind, StoreIdentity, StoreWriter, TeacherStore
-from distill.store.schema import DIGESTS
+from distill.signals import Signal, described, signal_class
+from distill.store import StoreIdentity, StoreWriter, TeacherStore
+from distill.store.writer import teacher_errors
 from teacher_dump.border import ask, open_teacher, place
 from teacher_dump.gate import Gate
 from teacher_dump.panel import panel
@@ -87,15 +89,16 @@ class Dump:
             batch_size=self.config.dump.batch_size,
             sampler=positions,
             num_workers=self.config.dump.workers,
-            collate_fn=collate,
+            collate_fn=stack,
         )
         writing: deque[Future[None]] = deque()
-        for batch in loader:
-            batch = to_device(batch, self.device)
-            prediction = ask(self.teacher, batch, self.gate.classes, self.device)
-            samples = self._samples(batch, prediction)
+        for frame in loader:
+            frame = frame.to(self.device)
+            prediction = ask(self.teacher, frame, self.gate.classes, self.device)
+            said = self._said(prediction)
+            samples = self._samples(frame, prediction, said)
             if progress.n == 0:
-                self._inspect(batch, prediction)
+                self._inspect(frame, prediction, said)
             for sample in samples:
                 writing.append(pool.submit(self.writer.write, **sample))
                 # a bounded queue: the teacher waits for the disk instead of filling the memory
@@ -120,18 +123,16 @@ class Dump:
             else:
                 self.writer.release(token)
 
-    def _inspect(self, batch: dict[str, Any], prediction: TeacherPrediction) -> None:
-        """The first keyframe: its Gaussians must say what its voxels do, and a picture of it goes beside the store."""
-        voxel_BXYZC, covered_BXYZ, gaussians = prediction
-        if self.writer.store.identity.gaussians is not None and gaussians is not None:
-            token, covered_XYZ = batch["token"][0], None if covered_BXYZ is None else covered_BXYZ[0]
-            stored = self.writer.as_stored(token, gaussians[0]).to(self.device)
-            self.gate.check_gaussians(
-                token, stored, self.teacher.grid, batch["lidar2ego"][0], voxel_BXYZC[0], covered_XYZ
-            )
+    def _inspect(self, frame: Frame, prediction: TeacherPrediction, said: dict[str, list[Any]]) -> None:
+        """The first keyframe: what is kept must say what the teacher says; a picture of it goes beside the store."""
+        voxel_BXYZC, covered_BXYZ, *_ = prediction
+        covered_XYZ = None if covered_BXYZ is None else covered_BXYZ[0]
+        for name, signal in self.writer.signals.items():
+            with teacher_errors(frame.token[0]):
+                signal.check(said[name][0], frame, voxel_BXYZC[0], covered_XYZ)
         if ranks.rank() == 0:
             picture, path = io.BytesIO(), beside(self.writer.store, ".png")
-            Image.fromarray(panel(batch, prediction, self.teacher.grid, self.gate.classes)).save(picture, "png")
+            Image.fromarray(panel(frame, prediction, self.teacher.grid, self.gate.classes)).save(picture, "png")
             try:
                 write_durably(path, picture.getvalue())
             except OSError as error:
@@ -139,31 +140,33 @@ class Dump:
                     f"{path}: cannot write it ({error.strerror}): free some space, or make it writable"
                 ) from error
 
-    def _samples(self, batch: dict[str, Any], prediction: TeacherPrediction) -> list[dict[str, Any]]:
-        """Show a batch to the gate; arguments of `StoreWriter.write` for each sample."""
+    def _said(self, prediction: TeacherPrediction) -> dict[str, list[Any]]:
+        """What the store is going to keep, by signal and keyframe of the batch."""
+        return {name: signal.say(prediction, self.gate.classes.free) for name, signal in self.writer.signals.items()}
+
+    def _samples(self, frame: Frame, prediction: TeacherPrediction, said: dict[str, list[Any]]) -> list[dict[str, Any]]:
+        """Show a batch to the gate; arguments of `StoreWriter.write` for each keyframe."""
         free = self.gate.classes.free
-        voxel_BXYZC, covered_BXYZ, gaussians = prediction
-        bev_BXYC = bev_log_probs(voxel_BXYZC, free, covered_BXYZ).exp()
-        semantics_BXYZ = voxel_BXYZC.argmax(-1).to(torch.uint8)
+        semantics_BXYZ = prediction.voxel_log_probs_BXYZC.argmax(-1).to(torch.uint8)
+        covered_BXYZ = prediction.covered_BXYZ
         if covered_BXYZ is None:
             covered_BXYZ = torch.ones_like(semantics_BXYZ, dtype=torch.bool)
         # a teacher that has not modelled a voxel has not found anything there
-        found_BXYZ = semantics_BXYZ.masked_fill(~covered_BXYZ, free).cpu().numpy()
+        semantics_BXYZ = semantics_BXYZ.masked_fill(~covered_BXYZ, free)
         samples = []
-        for index, token in enumerate(batch["token"]):
-            found_XYZ, covered_XYZ = found_BXYZ[index], covered_BXYZ[index].cpu().numpy()
+        for index, token in enumerate(frame.token):
+            found_XYZ, covered_XYZ = semantics_BXYZ[index].cpu().numpy(), covered_BXYZ[index].cpu().numpy()
             # a keyframe without labels has a mask of nothing
-            labels_XYZ, mask_XYZ = batch["semantics"][index].cpu().numpy(), batch["mask_camera"][index].cpu().numpy()
+            labels_XYZ, mask_XYZ = frame.semantics[index].cpu().numpy(), frame.mask_camera[index].cpu().numpy()
             self.gate.check_classes(token, found_XYZ, covered_XYZ, mask_XYZ & (labels_XYZ == free))
-            if batch["labelled"][index]:
+            if frame.labelled[index]:
                 self.gate.judge(found_XYZ, labels_XYZ, mask_XYZ)
             samples.append(
                 {
                     "token": token,
-                    "voxel_log_probs": voxel_BXYZC[index].cpu().numpy(),
-                    "bev_probs": bev_BXYC[index].cpu().numpy(),
-                    "coverage": covered_XYZ,
-                    "gaussians": gaussians and gaussians[index],
+                    "said": {name: items[index] for name, items in said.items()},
+                    "semantics_XYZ": found_XYZ,
+                    "coverage_XYZ": covered_XYZ,
                     "frame_digests": self.digests[token],
                 }
             )
@@ -260,8 +263,9 @@ def has_scans(teacher: Teacher) -> bool:
 
 def given_to(teacher: Teacher, stock: Inventory) -> dict[str, np.ndarray]:
     """Token -> digests of what the teacher is given, for `StoreWriter.write`."""
-    given = np.array([source != LIDAR or has_scans(teacher) for source in DIGESTS], np.uint32)
-    return {token: stock.digests[token][: len(DIGESTS)] * given for token in stock.keyframes.tokens}
+    sources = stock.sources[:-1]  # all but the labels
+    given = np.array([source != LIDAR or has_scans(teacher) for source in sources], np.uint32)
+    return {token: stock.digests[token][: len(sources)] * given for token in stock.keyframes.tokens}
 
 
 def beside(store: TeacherStore, ending: str) -> Path:
@@ -274,30 +278,33 @@ def open_writer(config: DictConfig, index: NuScenesIndex, teacher: Teacher) -> S
     description = OmegaConf.to_container(config.teacher, resolve=True)
     assert isinstance(description, dict)
     description.pop("checkpoint", None)  # known by its digest, wherever the file lies
+    classes = instantiate(config.classes)
     identity = StoreIdentity(
         teacher=config.teacher.name,
         checkpoint_sha256=teacher.checkpoint_sha256,
         config={str(key): value for key, value in description.items()},
         grid=teacher.grid,
-        classes=instantiate(config.classes).names,
-        voxels=config.dump.gaussians != "only",
-        gaussians=gaussians_of(config, teacher),
+        classes=classes.names,
+        signals=described(signals_of(config, teacher, classes)),
+        frame_digests=sources_of(index.channels)[:-1],  # of all but the labels, which no teacher is given
     )
     return StoreWriter.open(config.store.path, identity, index.tokens, index.scenes)
 
 
-def gaussians_of(config: DictConfig, teacher: Teacher) -> GaussianKind | None:
-    """The Gaussians that are to be stored; None for none.
+def signals_of(config: DictConfig, teacher: Teacher, classes: ClassSet) -> list[Signal]:
+    """The signals that are to be stored.
 
     Raises:
-        InputError: the teacher has none.
+        InputError: there is no such signal, or the teacher does not have it.
     """
-    if not config.dump.gaussians:
-        return None
-    kind: GaussianKind | None = getattr(teacher, "gaussians", None)
-    if kind is None:
-        raise InputError(f"teacher {config.teacher.name} predicts no Gaussians: set dump.gaussians=false")
-    return kind
+    signals = []
+    for name in config.dump.signals:
+        kind = signal_class(name)
+        try:
+            signals.append(kind.of(teacher, teacher.grid, classes.names))
+        except InputError as error:
+            raise InputError(f"teacher {config.teacher.name} {error}") from error
+    return signals
 
 
 def outstanding(config: DictConfig, writer: StoreWriter, mine: list[str]) -> dict[str, int | None]:

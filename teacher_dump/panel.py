@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from distill.classes import ClassSet
+from distill.frame import Frame
 from distill.grids import VoxelGrid
 from distill.pictures.gaussians import draw_gaussians
 from distill.pictures.panel import draw_panel
@@ -14,11 +13,11 @@ from distill.pictures.voxels import Painter
 from teacher_dump.teachers import TeacherPrediction
 
 
-def panel(batch: dict[str, Any], prediction: TeacherPrediction, grid: VoxelGrid, classes: ClassSet) -> np.ndarray:
+def panel(frame: Frame, prediction: TeacherPrediction, grid: VoxelGrid, classes: ClassSet) -> np.ndarray:
     """The first keyframe of a batch; Gaussians are drawn over its cameras, too.
 
     Args:
-        batch: as the teacher was given it.
+        frame: the batch as the teacher was given it.
         prediction: what it said.
         grid: of the prediction.
         classes: of the prediction.
@@ -26,21 +25,21 @@ def panel(batch: dict[str, Any], prediction: TeacherPrediction, grid: VoxelGrid,
     Returns:
         RGB uint8.
     """
-    cameras = list(batch["images"][0].permute(0, 2, 3, 1).cpu().numpy())
+    cameras = list(frame.images[0].permute(0, 2, 3, 1).cpu().numpy())
     semantics_XYZ = prediction.voxel_log_probs_BXYZC[0].argmax(-1)
     if prediction.covered_BXYZ is not None:
         semantics_XYZ = semantics_XYZ.masked_fill(~prediction.covered_BXYZ[0], classes.free)
-    columns = {"teacher": semantics_XYZ.to(dtype=batch["images"].dtype).cpu().numpy()}
+    columns = {"teacher": semantics_XYZ.to(dtype=frame.images.dtype).cpu().numpy()}
     mask_XYZ = None
-    if batch["labelled"][0]:
-        columns = {"ground truth": batch["semantics"][0].cpu().numpy(), **columns}
-        mask_XYZ = batch["mask_camera"][0].cpu().numpy()
+    if frame.labelled[0]:
+        columns = {"ground truth": frame.semantics[0].cpu().numpy(), **columns}
+        mask_XYZ = frame.mask_camera[0].cpu().numpy()
     gaussians = None
     if prediction.gaussians is not None:
-        lidar2ego_44 = batch["lidar2ego"][0].cpu().double().numpy()
+        lidar2ego_44 = frame.lidar2ego[0].cpu().double().numpy()
         gaussians = (prediction.gaussians[0], lidar2ego_44)
         for camera, image in enumerate(cameras):
-            ego2cam_44 = np.linalg.inv(batch["cam2ego"][0, camera].cpu().double().numpy())
-            lidar2img_34 = batch["intrinsics"][0, camera].cpu().double().numpy() @ (ego2cam_44 @ lidar2ego_44)[:3]
+            ego2cam_44 = np.linalg.inv(frame.cam2ego[0, camera].cpu().double().numpy())
+            lidar2img_34 = frame.intrinsics[0, camera].cpu().double().numpy() @ (ego2cam_44 @ lidar2ego_44)[:3]
             cameras[camera] = draw_gaussians(image, gaussians[0], lidar2img_34, classes)
     return draw_panel(Painter(grid, classes), cameras, columns, mask_XYZ, gaussians)

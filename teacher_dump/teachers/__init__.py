@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 
-from distill.gaussians import Gaussians
+from distill.frame import Frame
 from distill.grids import VoxelGrid
-from distill.store import GaussianKind
+from distill.signals import GaussianKind, TeacherPrediction
 
-
-class TeacherPrediction(NamedTuple):
-    """What a teacher says about a batch.
-
-    Attributes:
-        voxel_log_probs_BXYZC: natural log-probabilities, normalised over the classes, of any floating-point type; not
-            looked at where the teacher covers nothing.
-        covered_BXYZ: bool, the voxels that the teacher has modelled; None: all.
-        gaussians: one per sample, from which the voxels follow; None for a teacher without.
-    """
-
-    voxel_log_probs_BXYZC: torch.Tensor
-    covered_BXYZ: torch.Tensor | None = None
-    gaussians: list[Gaussians] | None = None
+__all__ = ["Teacher", "TeacherPrediction"]
 
 
 class Teacher(Protocol):
@@ -49,6 +36,6 @@ class Teacher(Protocol):
         """Move to a device and return itself."""
         ...
 
-    def predict(self, batch: dict[str, Any]) -> TeacherPrediction:
-        """Predict from a batch made by `distill.nuscenes.frames.collate`."""
+    def predict(self, frame: Frame) -> TeacherPrediction:
+        """Predict from a batch of frames; what it may ask of them by name, `frame["token"]`, too."""
         ...

@@ -8,6 +8,7 @@ import torch
 from hydra.utils import instantiate
 
 from distill.checkpoint import load_checkpoint
+from distill.frame import Frame
 from teacher_dump.teachers import TeacherPrediction
 
 
@@ -36,6 +37,6 @@ class NetworkTeacher:
         return self
 
     @torch.inference_mode()
-    def predict(self, batch: dict[str, Any]) -> TeacherPrediction:
+    def predict(self, frame: Frame) -> TeacherPrediction:
         """Log-probabilities of all voxels."""
-        return TeacherPrediction(self.network(batch).voxel_logits_BXYZC.float().log_softmax(-1))
+        return TeacherPrediction(self.network(frame).voxel_logits_BXYZC.float().log_softmax(-1))

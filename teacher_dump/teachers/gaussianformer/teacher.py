@@ -14,10 +14,10 @@ from torch import Tensor
 from distill.checkpoint import resolve, sha256_of
 from distill.errors import InputError
 from distill.frame import Frame
-from distill.grids import VoxelGrid
+from distill.grids import SURROUNDOCC, VoxelGrid
 from distill.nuscenes.layout import CAMERAS
-from distill.store import GaussianKind
 from distill.signals.gaussians import render
+from distill.store import GaussianKind
 from teacher_dump.teachers import TeacherPrediction
 from teacher_dump.teachers.gaussianformer.draws import SeededDraws
 from teacher_dump.teachers.gaussianformer.network import GaussianFormer, check_image_size
@@ -34,7 +34,7 @@ _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 class GaussianFormerTeacher:
     """Predicts with upstream's weights; see `teacher_dump.teachers.Teacher`.
 
-    Gaussians are continuous: whatever the grid, they are evaluated at its voxel centres (`distill.teaching.render`).
+    Gaussians are continuous: whatever the grid, they are evaluated at its voxel centres (`distill.signals.gaussians.render`).
 
     Args:
         checkpoint: upstream's `.pth` file.
@@ -62,7 +62,7 @@ class GaussianFormerTeacher:
         self.inputs: dict[str, Any] = {"image_size": image_size, "lidar": False, "depth_stride": None, "bicubic": True}
         self.checkpoint_sha256 = sha256_of(resolve(checkpoint))
         head, count = network.head, len(network.lifter.instance_feature) + network.head.empty
-        self.gaussians = GaussianKind(count, head.form, head.reach, head.det)
+        self.gaussians = GaussianKind(count, head.form, head.reach, head.det, SURROUNDOCC)
 
     def to(self, device: torch.device) -> GaussianFormerTeacher:
         """Move the network to a device and return itself."""
