@@ -66,7 +66,8 @@ def _config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _supervised(loss: dict[str, Any]) -> dict[str, dict[str, Any]]:
     at, classes = "distill.losses.supervised.", loss["classes"]
-    ce = {"_target_": f"{at}CrossEntropy", "weight": loss["ce_weight"], "balance": loss["balance"]}
+    balance = loss.get("balance", "log")  # the only one at first
+    ce = {"_target_": f"{at}CrossEntropy", "weight": loss["ce_weight"], "balance": balance}
     lovasz = {"_target_": f"{at}LovaszSoftmax", "weight": loss["lovasz_weight"]}
     where = {"mask": loss["mask"], "classes": classes}
     return {

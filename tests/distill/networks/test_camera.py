@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.errors import InputError
+from distill.frame import Frame
 from distill.grids import OCC3D, VoxelGrid
 from distill.networks.lift import LiftSplat
 
@@ -214,11 +215,11 @@ def keyframes(inputs, batch):
     intrinsics, cam2ego = (torch.tensor(np.stack(part)).float() for part in zip(*pairs, strict=True))
     intrinsics[:, :2] *= torch.tensor([[width / 96], [height / 64]])
     generator = torch.Generator().manual_seed(0)
-    return {
-        "images": torch.randint(0, 256, (batch, 6, 3, height, width), dtype=torch.uint8, generator=generator),
-        "intrinsics": intrinsics.repeat(batch, 1, 1, 1),
-        "cam2ego": cam2ego.repeat(batch, 1, 1, 1),
-    }
+    return Frame(
+        images=torch.randint(0, 256, (batch, 6, 3, height, width), dtype=torch.uint8, generator=generator),
+        intrinsics=intrinsics.repeat(batch, 1, 1, 1),
+        cam2ego=cam2ego.repeat(batch, 1, 1, 1),
+    )
 
 
 def millions(network):
@@ -226,10 +227,13 @@ def millions(network):
 
 
 @pytest.mark.parametrize(
-    ("name", "most_millions", "most_gflop"), [("effnet_lite0", 10, 60), ("demo", 2, 12)], ids=["default", "demo"]
+    ("name", "most_millions", "most_gflop", "stride"),
+    [("effnet_lite0", 10, 60, 16), ("demo", 2, 12, 8)],
+    ids=["default", "demo"],
 )
-def test_budget_and_shapes(name, most_millions, most_gflop):
+def test_budget_and_shapes(name, most_millions, most_gflop, stride):
     network, inputs = student(name)
+    assert network.depth_stride == stride
     assert millions(network) < most_millions
     batch = keyframes(inputs, batch=1)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -237,9 +241,10 @@ def test_budget_and_shapes(name, most_millions, most_gflop):
     assert counter.get_total_flops() / 1e9 < most_gflop
     assert prediction.voxel_logits_BXYZC.shape == (1, 200, 200, 16, 18)
     height, width = inputs.image_size
-    cells = (height // inputs.depth_stride, width // inputs.depth_stride)
+    cells = (height // stride, width // stride)
     # the depth bins are counted on their own, not by the 16 heights of the grid
     assert prediction.depth.logits_BNDHW.shape == (1, 6, 88 if name == "effnet_lite0" else 44, *cells)
+    assert prediction.depth.stride == stride
     assert (prediction.depth.lower, prediction.depth.upper) == (1.0, 45.0)
     assert prediction.voxel_logits_BXYZC.isfinite().all()
 
@@ -265,5 +270,6 @@ def test_a_sample_does_not_depend_on_its_batch_and_a_copy_gives_the_same():
     batch = keyframes(inputs, batch=2)
     with torch.inference_mode():
         both = network(batch).voxel_logits_BXYZC
-        second = copy.deepcopy(network)({key: value[1:] for key, value in batch.items()}).voxel_logits_BXYZC
+        alone = Frame(images=batch.images[1:], intrinsics=batch.intrinsics[1:], cam2ego=batch.cam2ego[1:])
+        second = copy.deepcopy(network)(alone).voxel_logits_BXYZC
     torch.testing.assert_close(both[1:], second, rtol=1e-4, atol=1e-4)

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from conf.schema import checked
-from distill.earlier_formats import from_format_2
+from distill.checkpoint import load_checkpoint
+from distill.frame import Frame
 from distill.grids import OCC3D, VoxelGrid
 from distill.networks.fusion import PointEncoder, paint
 
@@ -100,12 +101,12 @@ def keyframes(batch, size=(64, 160)):
     turn[:, 0, 0] = turn[:, 1, 1] = yaw.cos()
     turn[:, 0, 1], turn[:, 1, 0] = -yaw.sin(), yaw.sin()
     cam2ego = turn @ FORWARD.inverse()
-    return {
-        "images": torch.randint(0, 256, (batch, 6, 3, height, width), dtype=torch.uint8),
-        "intrinsics": intrinsics.repeat(batch, 6, 1, 1),
-        "cam2ego": cam2ego.repeat(batch, 1, 1, 1),
-        "points": [some_points(2000 + b, seed=b) for b in range(batch)],
-    }
+    return Frame(
+        images=torch.randint(0, 256, (batch, 6, 3, height, width), dtype=torch.uint8),
+        intrinsics=intrinsics.repeat(batch, 6, 1, 1),
+        cam2ego=cam2ego.repeat(batch, 1, 1, 1),
+        points=[some_points(2000 + b, seed=b) for b in range(batch)],
+    )
 
 
 def test_budget():
@@ -131,7 +132,8 @@ def test_a_sample_does_not_depend_on_its_batch():
     batch = keyframes(2)
     with torch.inference_mode():
         both = network(batch).voxel_logits_BXYZC
-        second = network({key: value[1:] for key, value in batch.items()}).voxel_logits_BXYZC
+        fields = ("images", "intrinsics", "cam2ego", "points")
+        second = network(Frame(**{name: getattr(batch, name)[1:] for name in fields})).voxel_logits_BXYZC
     torch.testing.assert_close(both[1:], second, rtol=1e-4, atol=1e-4)
 
 
@@ -159,14 +161,11 @@ def test_values_of_a_part_that_the_network_completes_are_checked(override, said)
     assert problem.endswith(said)
 
 
-def test_a_network_of_an_earlier_format_says_its_widths_no_longer():
+def test_the_shipped_teacher_of_an_earlier_format_says_its_widths_no_longer():
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("common", ["+grid=occ3d", "+student=fusion"])
-    today = OmegaConf.to_container(config, resolve=True)
-    earlier = OmegaConf.to_container(config, resolve=True)
-    network = earlier["student"]["network"]
-    network["_target_"] = "teacher_dump.teachers.fusion.FusionNetwork"
-    for part, width in (("bev_encoder", 80), ("head", 48)):
-        del network[part]["_partial_"]
-        network[part]["in_channels"] = width
-    assert from_format_2({"config": earlier}) == {"config": today}
+    shipped = load_checkpoint("pkg://teacher_dump/weights/fusion_demo.safetensors", "ema")
+    described = shipped.config["student"]["network"]
+    assert described["bev_encoder"] == OmegaConf.to_container(config.student.network.bev_encoder)
+    assert described["head"].keys() == config.student.network.head.keys()
+    assert shipped.network().depth_stride is None
