@@ -59,7 +59,7 @@ def open_teachers(config: DictConfig, objective: Objective, tokens: Sequence[str
     objective.check_teachers([str(name) for name in config.teachers])
     shared = {"grid": instantiate(config.grid), "classes": instantiate(config.classes), "tokens": tokens}
     return [
-        instantiate(node, name=name, asked=asked, **shared)
+        instantiate(node, _partial_=True)(name=name, asked=asked, **shared)
         for name, node in config.teachers.items()
         if (asked := objective.asked(str(name)))
     ]
