@@ -9,7 +9,9 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_store import GRID, TOKENS, coverage, digests, open_writer, teacher_gaussians, teacher_output
+from tiny_store import GRID, TOKENS, coverage, everything, open_writer
+
+from distill.signals.bev import Columns
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +24,11 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_semantics_and_probabilities_of_columns_agree(path: Path, seed: int, spread: float) -> None:
     scores = np.exp(np.random.default_rng(seed).normal(0, spread, (*GRID.shape[:2], 18)))
     bev = (scores / scores.sum(-1, keepdims=True)).astype(np.float32)
-    known, token = coverage(TOKENS[0]), TOKENS[0]
-    open_writer(path).write(token, teacher_output(token)[0], bev, known, teacher_gaussians(token), digests(token))
+    said, *rest = everything(TOKENS[0])
+    known = coverage(TOKENS[0]).any(2)
+    open_writer(path).write(TOKENS[0], said | {"bev": Columns(bev, known)}, *rest)
     group = zarr.open_group(path, mode="r")
     probs, semantics = group["bev_probs"][0], group["bev_semantics"][0]
-    known = coverage(TOKENS[0]).any(2)
     np.testing.assert_array_equal(semantics, np.where(known, probs.argmax(-1), 255))
     # one of the teacher's best, as far as the store tells them apart: two errors of at most 1/128
     said = np.take_along_axis(bev[known], semantics[known][:, None].astype(int), 1)[:, 0]

@@ -10,20 +10,28 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_store import (
+    BEV,
+    GAUSSIANS,
     GRID,
     IDENTITY,
     KIND,
     SCENES,
     TOKENS,
+    VOXELS,
+    bev_probs,
+    codes,
     contents,
     coverage,
     digests,
     everything,
+    gaussians,
+    log_probs,
     open_writer,
     teacher_gaussians,
     teacher_output,
@@ -32,19 +40,22 @@ from tiny_store import (
 
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
+from distill.frame import stack
 from distill.gaussians import Gaussians
 from distill.grids import OCC3D, SURROUNDOCC
 from distill.nuscenes.layout import CAMERAS
+from distill.signals import Signal, described
+from distill.signals.arrays import seal
+from distill.signals.voxels import LOG_PROBS, MAX_KL, code_table, decode_codes, encode_voxels
 from distill.store import DamagedSample, StoreIdentity, StoreWriter, TeacherStore
-from distill.store.codec import LOG_PROBS, MAX_KL, code_table, decode_codes, encode_voxels
-from distill.store.schema import DIGESTS, seal
+from distill.store.schema import DIGESTS
 
 READERS: dict[str, Callable[[TeacherStore, str], object]] = {
-    "voxel_logits": TeacherStore.codes,
+    "voxel_logits": codes,
     "voxel_semantics": TeacherStore.semantics,
     "voxel_coverage": TeacherStore.coverage,
-    "bev_probs": TeacherStore.bev_probs,
-    "gaussians": TeacherStore.gaussians,
+    "bev_probs": bev_probs,
+    "gaussians": gaussians,
     "frame_digests": TeacherStore.frame_digests,
 }
 ARRAYS = (*READERS, "bev_semantics")
@@ -56,8 +67,17 @@ def chunk(path: Path, array: str, row: int) -> Path:
 
 
 def codes_of(token: str) -> np.ndarray:
-    levels, _ = encode_voxels(teacher_output(token)[0])
-    return decode_codes(levels, code_table(LOG_PROBS))
+    return decode_codes(encode_voxels(teacher_output(token)[0]), code_table(LOG_PROBS))
+
+
+def of_kind(**changes: Any) -> Signal:
+    """Gaussians of another kind."""
+    return dataclasses.replace(GAUSSIANS, kind=dataclasses.replace(KIND, **changes))
+
+
+def holding(*signals: Signal, **changes: Any) -> StoreIdentity:
+    """The identity of a store of other signals."""
+    return dataclasses.replace(IDENTITY, signals=described(signals), **changes)
 
 
 def flip_a_byte(file: Path, position: int) -> None:
@@ -81,17 +101,16 @@ def test_reads_back_what_the_teacher_said(path: Path) -> None:
     assert store.tokens == TOKENS
     assert store.identity == IDENTITY
     for token in store.present:
-        log_probs, bev = teacher_output(token)
-        codes = store.codes(token)
-        assert codes.dtype == np.uint8
-        p, q = np.exp(log_probs), store.log_prob_table[codes]
+        teacher, bev = teacher_output(token)
+        assert codes(store, token).dtype == np.uint8
+        p, q = np.exp(teacher), log_probs(store, token)
         q = q - np.log(np.exp(q).sum(-1, keepdims=True))
-        assert (p * (log_probs - q)).sum(-1).max() < MAX_KL[1]
+        assert (p * (teacher - q)).sum(-1).max() < MAX_KL[1]
         covered = coverage(token)
         np.testing.assert_array_equal(store.coverage(token), covered)
-        np.testing.assert_array_equal(store.semantics(token), np.where(covered, log_probs.argmax(-1), 255))
-        assert_close(store.gaussians(token), teacher_gaussians(token))
-        np.testing.assert_allclose(store.bev_probs(token), bev, rtol=1 / 128, atol=3e-9)
+        np.testing.assert_array_equal(store.semantics(token), np.where(covered, teacher.argmax(-1), 255))
+        assert_close(gaussians(store, token), teacher_gaussians(token))
+        np.testing.assert_allclose(bev_probs(store, token), bev, rtol=1 / 128, atol=3e-9)
         assert store.frame_digests(token).dtype == np.uint32
         np.testing.assert_array_equal(store.frame_digests(token), digests(token))
 
@@ -114,43 +133,47 @@ assert group["checksums"][row].all() and not group["checksums"][4].any()
 assert not group["frame_digests"][4].any()
 assert group["checksums"].nchunks_initialized == group["frame_digests"].nchunks_initialized == 3
 assert dict(group.members()).keys() == {"tokens", "scenes", "checksums", *sys.argv[4].split()}
-names = ("voxel_semantics", "voxel_coverage", "bev_probs", "bev_semantics", "gaussians", "frame_digests")
+names = ("voxel_semantics", "voxel_coverage", "bev_probs", "bev_semantics", "gaussians", "frame_digests",
+         "checksums")
 sample = {name: group[name][row] for name in names}
 np.savez(sys.argv[3], voxel_logits=logits, **sample)
-assert {"schema", "teacher", "checkpoint_sha256", "config", "grid", "classes", "content", "quantisation",
-        "bev_rule", "code_version"} <= set(group.attrs)
+assert {"schema", "teacher", "checkpoint_sha256", "config", "grid", "classes", "signals", "frame_digests",
+        "columns", "code_version"} <= set(group.attrs)
 """
     arguments = [str(path), TOKENS[1], str(tmp_path / "read.npz"), " ".join(ARRAYS)]
     subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, check=True)
     read, store = np.load(tmp_path / "read.npz"), TeacherStore(path)
-    np.testing.assert_array_equal(read["voxel_logits"], store.log_prob_table[store.codes(TOKENS[1])])
+    np.testing.assert_array_equal(read["voxel_logits"], log_probs(store, TOKENS[1]))
     np.testing.assert_array_equal(read["voxel_semantics"], store.semantics(TOKENS[1]))
-    np.testing.assert_array_equal(read["bev_probs"], store.bev_probs(TOKENS[1]))
+    np.testing.assert_array_equal(read["bev_probs"], bev_probs(store, TOKENS[1]))
     np.testing.assert_array_equal(read["frame_digests"], digests(TOKENS[1]))
-    columns = json.loads((path / "zarr.json").read_text())["attributes"]["frame_digests"]
-    assert columns == [*CAMERAS, "LIDAR_TOP", "calibration"]
+    attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    assert attributes["frame_digests"] == [*CAMERAS, "LIDAR_TOP", "calibration"]
+    for column, array in enumerate(attributes["columns"]):
+        checksum = int.from_bytes(chunk(path, array, 1).read_bytes()[-4:], "little")
+        assert read["checksums"][column] == checksum
     covered = read["voxel_coverage"]
     np.testing.assert_array_equal(covered, store.coverage(TOKENS[1]))
     bev_semantics = np.where(covered.any(2), teacher_output(TOKENS[1])[1].argmax(-1), 255)
     np.testing.assert_array_equal(read["bev_semantics"], bev_semantics)
     assert read["bev_semantics"][1, 2] == 255
-    rows, gaussians = read["gaussians"], teacher_gaussians(TOKENS[1])
-    count = len(gaussians.means_G3)
+    rows, told = read["gaussians"], teacher_gaussians(TOKENS[1])
+    count = len(told.means_G3)
     assert rows.shape == (KIND.count, len(store_columns(path)))
     assert np.isnan(rows[count:]).all()
-    np.testing.assert_allclose(rows[:count, :3], gaussians.means_G3, atol=2**-12)
-    np.testing.assert_allclose(rows[:count, store_columns(path).index("opacity")], gaussians.opacities_G, rtol=2**-7)
+    np.testing.assert_allclose(rows[:count, :3], told.means_G3, atol=2**-12)
+    np.testing.assert_allclose(rows[:count, store_columns(path).index("opacity")], told.opacities_G, rtol=2**-7)
 
 
 def store_columns(path: Path) -> list[str]:
     """As any reader finds them."""
-    return json.loads((path / "zarr.json").read_text())["attributes"]["gaussians"]["columns"]
+    return json.loads((path / "zarr.json").read_text())["attributes"]["signals"]["gaussians"]["columns"]
 
 
 def test_can_be_sent_to_loader_workers(path: Path) -> None:
     store = TeacherStore(path)
     sent = pickle.loads(pickle.dumps(store))
-    np.testing.assert_array_equal(sent.codes(TOKENS[0]), store.codes(TOKENS[0]))
+    np.testing.assert_array_equal(codes(sent, TOKENS[0]), codes(store, TOKENS[0]))
 
 
 def test_writing_again_replaces_a_sample(path: Path) -> None:
@@ -158,7 +181,7 @@ def test_writing_again_replaces_a_sample(path: Path) -> None:
     writer.write(TOKENS[0], *everything(TOKENS[4]))
     store = TeacherStore(path)
     np.testing.assert_array_equal(store.coverage(TOKENS[0]), coverage(TOKENS[4]))
-    np.testing.assert_array_equal(store.codes(TOKENS[0]), codes_of(TOKENS[4]))
+    np.testing.assert_array_equal(codes(store, TOKENS[0]), codes_of(TOKENS[4]))
     store.verify(TOKENS[0])
     assert writer.missing(TOKENS) == TOKENS[3:]
 
@@ -261,20 +284,21 @@ def test_damaged_tokens_are_found(path: Path) -> None:
 def test_absent_and_foreign_samples_are_told_apart(path: Path) -> None:
     store = TeacherStore(path)
     with pytest.raises(InputError, match="occ-dump") as absent:
-        store.codes(TOKENS[4])
+        codes(store, TOKENS[4])
     assert not isinstance(absent.value, DamagedSample)
     with pytest.raises(InputError, match="another dataset version"):
-        store.codes("no such token")
+        codes(store, "no such token")
 
 
 def test_another_grid_or_class_set_is_refused(path: Path) -> None:
     store = TeacherStore(path)
-    store.check(GRID, OCC3D_CLASSES)
-    with pytest.raises(InputError, match="grid"):
-        store.check(dataclasses.replace(GRID, frame="lidar"), OCC3D_CLASSES)
+    store.check(GRID, OCC3D_CLASSES, ["voxels", "bev"])
     renamed = dataclasses.replace(OCC3D_CLASSES, names=("noise", *OCC3D_CLASSES.names[1:]))
-    with pytest.raises(InputError, match="noise"):
-        store.check(GRID, renamed)
+    for name in ("voxels", "bev"):
+        with pytest.raises(InputError, match="grid"):
+            store.check(dataclasses.replace(GRID, frame="lidar"), OCC3D_CLASSES, [name])
+        with pytest.raises(InputError, match="noise"):
+            store.check(GRID, renamed, [name])
 
 
 @pytest.mark.parametrize(
@@ -286,18 +310,26 @@ def test_another_grid_or_class_set_is_refused(path: Path) -> None:
         ({"config": {"width": 32, "views": ["front"]}}, "config.views.1 is 'back' there, 'nothing' here"),
         ({"grid": dataclasses.replace(GRID, voxel_size=0.5)}, "grid.voxel_size is 1.0 there, 0.5 here"),
         ({"classes": ("noise", *IDENTITY.classes[1:])}, "classes.0 is 'others' there, 'noise' here"),
-        ({"bev_rule": "topmost"}, "bev_rule is 'noisy_or' there, 'topmost' here"),
-        ({"gaussians": None}, "content is 'log_probabilities+gaussians' there, 'log_probabilities' here"),
-        ({"voxels": False}, "content is 'log_probabilities+gaussians' there, 'gaussians' here"),
-        ({"gaussians": dataclasses.replace(KIND, count=13)}, "gaussians.count is 12 there, 13 here"),
-        ({"gaussians": dataclasses.replace(KIND, det="upstream")}, "gaussians.det is 'stable' there, 'upstream' here"),
-        ({"levels": (0.0, -1.0, *IDENTITY.levels[2:])}, "quantisation.levels.1 is"),
+        ({"frame_digests": (*DIGESTS[:7], "map")}, "frame_digests.7 is 'calibration' there, 'map' here"),
+        ([VOXELS, dataclasses.replace(BEV, rule="topmost"), GAUSSIANS], "rule is 'noisy_or' there, 'topmost' here"),
+        ([VOXELS, BEV], "differently: dump.signals is 'bev, gaussians, voxels' there, 'bev, voxels' here; give"),
+        ([GAUSSIANS], "dump.signals is 'bev, gaussians, voxels' there, 'gaussians' here"),
+        ([VOXELS, BEV, of_kind(count=13)], "gaussians.count is 12 there, 13 here"),
+        ([VOXELS, BEV, of_kind(det="upstream")], "gaussians.det is 'stable' there, 'upstream' here"),
+        ([dataclasses.replace(VOXELS, levels=(0.0, -1.0, *VOXELS.levels[2:])), BEV, GAUSSIANS], "voxels.levels.1 is"),
     ],
 )
-def test_another_dump_is_not_continued(path: Path, change: dict, expected: str) -> None:
+def test_another_dump_is_not_continued(path: Path, change: dict | list[Signal], expected: str) -> None:
+    identity = dataclasses.replace(IDENTITY, **change) if isinstance(change, dict) else holding(*change)
     with pytest.raises(InputError, match=r"give another store\.path") as raised:
-        StoreWriter.open(path, dataclasses.replace(IDENTITY, **change), TOKENS, SCENES)
+        StoreWriter.open(path, identity, TOKENS, SCENES)
     assert expected in str(raised.value)
+
+
+def test_the_order_in_which_signals_are_named_does_not_matter(path: Path) -> None:
+    write(open_writer(path, holding(GAUSSIANS, BEV, VOXELS)), TOKENS[3])
+    TeacherStore(path).verify(TOKENS[3])
+    np.testing.assert_array_equal(codes(TeacherStore(path), TOKENS[3]), codes_of(TOKENS[3]))
 
 
 def test_another_dataset_version_is_not_continued(path: Path) -> None:
@@ -312,7 +344,7 @@ def test_a_surroundocc_store_is_no_occ3d_store(tmp_path: Path) -> None:
     identity = dataclasses.replace(IDENTITY, grid=SURROUNDOCC)
     store = StoreWriter.open(tmp_path / "gaussians.zarr", identity, TOKENS, SCENES).store
     with pytest.raises(InputError, match=r"is on grid .*surroundocc.* this run on .*occ3d"):
-        store.check(OCC3D, OCC3D_CLASSES)
+        store.check(OCC3D, OCC3D_CLASSES, ["voxels"])
 
 
 def test_what_is_no_store_is_refused(path: Path, tmp_path: Path) -> None:
@@ -328,72 +360,119 @@ def test_what_is_no_store_is_refused(path: Path, tmp_path: Path) -> None:
     description = json.loads((path / "zarr.json").read_text())
     description["attributes"]["schema"] = 1
     (path / "zarr.json").write_text(json.dumps(description))
-    with pytest.raises(InputError, match="schema 1, this version reads schemas 2 and 3"):
+    with pytest.raises(InputError, match="schema 1, this version reads schemas 2, 3 and 4"):
         TeacherStore(path)
 
 
-def make_schema_2(path: Path) -> None:
-    """What the version before has left: no digests, and a commit record without their column."""
-    shutil.rmtree(path / "frame_digests")
-    (path / "checksums" / "claims").unlink()
+EARLIER_COLUMNS = ("voxel_logits", "voxel_semantics", "voxel_coverage", "bev_probs", "bev_semantics", "gaussians")
+
+
+def make_earlier(path: Path, schema: int) -> None:
+    """What the versions before have left: arrays in another order, described elsewhere; schema 2 had no digests."""
+    columns = [*EARLIER_COLUMNS, "frame_digests"] if schema == 3 else list(EARLIER_COLUMNS)
+    if schema == 2:
+        shutil.rmtree(path / "frame_digests")
+        (path / "checksums" / "claims").unlink()
+        told = json.loads((path / "checksums" / "zarr.json").read_text())
+        (path / "checksums" / "zarr.json").write_text(json.dumps({**told, "shape": [5, 6]}))
     for record in (path / "checksums").glob("c.*"):
-        record.write_bytes(seal(record.read_bytes()[:-8]))
-    for description, change in (
-        (path / "zarr.json", lambda told: told["attributes"].update(schema=2)),
-        (path / "checksums" / "zarr.json", lambda told: told.update(shape=[5, 6])),
-    ):
-        told = json.loads(description.read_text())
-        change(told)
-        description.write_text(json.dumps(told))
+        row = int(record.name.split(".")[1])
+        record.write_bytes(seal(b"".join(chunk(path, name, row).read_bytes()[-4:] for name in columns)))
+    told = json.loads((path / "zarr.json").read_text())
+    told["attributes"] = EARLIER | {"schema": schema, "frame_digests": list(DIGESTS)}
+    (path / "zarr.json").write_text(json.dumps(told))
 
 
-def test_a_store_of_schema_2_is_read_but_not_continued(path: Path) -> None:
+# the attributes of a store of schema 3
+EARLIER = {
+    **{key: value for key, value in IDENTITY.to_dict().items() if key not in ("signals", "frame_digests", "schema")},
+    "content": "log_probabilities+gaussians",
+    "bev_rule": "noisy_or",
+    "quantisation": {
+        "max_kl_nats": {"T=1": 1e-4, "T=2": 1e-3},
+        "bev_probs_significant_bits": 7,
+        "levels": LOG_PROBS.tolist(),
+    },
+    "gaussians": {**dataclasses.asdict(KIND), "columns": [], "quantisation": {}},
+    "code_version": "",
+}
+
+
+@pytest.mark.parametrize("schema", [2, 3])
+def test_stores_of_earlier_schemas_are_read(path: Path, schema: int) -> None:
     new = TeacherStore(path)
     expected = {name: READERS[name](new, TOKENS[1]) for name in ("voxel_logits", "voxel_semantics", "bev_probs")}
-    make_schema_2(path)
+    make_earlier(path, schema)
     store = TeacherStore(path)
     assert store.present == set(TOKENS[:3])
     store.verify(TOKENS[1])
     for name, value in expected.items():
         np.testing.assert_array_equal(READERS[name](store, TOKENS[1]), value)
-    assert store.frame_digests(TOKENS[1]) is None
-    assert store.identity == dataclasses.replace(IDENTITY, schema=2)
-    with pytest.raises(InputError, match=r"schema is 2 there, 3 here; give another store\.path"):
+    assert_close(gaussians(store, TOKENS[1]), teacher_gaussians(TOKENS[1]))
+    assert store.identity == IDENTITY
+    assert store.knows_frames == (schema == 3)
+
+
+def test_a_store_of_schema_2_is_not_continued(path: Path) -> None:
+    make_earlier(path, 2)
+    assert TeacherStore(path).frame_digests(TOKENS[1]) is None
+    with pytest.raises(InputError, match=r"schema is 2 there, 4 here; give another store\.path"):
         open_writer(path)
 
 
+def test_a_store_of_schema_3_is_continued(path: Path) -> None:
+    make_earlier(path, 3)
+    attributes = (path / "zarr.json").read_text()
+    writer = open_writer(path)
+    write(writer, TOKENS[0], TOKENS[3])
+    store = TeacherStore(path)
+    assert store.present == set(TOKENS[:4])
+    for token in store.present:
+        store.verify(token)
+        np.testing.assert_array_equal(codes(store, token), codes_of(token))
+    record = (path / "checksums" / "c.3.0").read_bytes()
+    assert record[:4] == chunk(path, "voxel_logits", 3).read_bytes()[-4:]  # as the version before expects it
+    assert (path / "zarr.json").read_text() == attributes
+
+
 def test_an_identity_is_known_again_from_its_description() -> None:
-    """Those that the version before has put into checkpoints do not name the schema."""
-    assert StoreIdentity.from_dict(IDENTITY.to_dict()) == IDENTITY
-    old = {key: value for key, value in IDENTITY.to_dict().items() if key != "schema"}
-    assert StoreIdentity.from_dict(old) == dataclasses.replace(IDENTITY, schema=2)
+    """That of schema 2, which checkpoints may hold, did not name the schema."""
+    assert StoreIdentity.from_dict(json.loads(json.dumps(IDENTITY.to_dict()))) == IDENTITY
+    assert StoreIdentity.from_dict({"schema": 3, **EARLIER}) == IDENTITY
+    assert StoreIdentity.from_dict(EARLIER) == IDENTITY
+    for content, kind, signals in (
+        ("log_probabilities", None, [VOXELS, BEV]),
+        ("gaussians", EARLIER["gaussians"], [GAUSSIANS]),
+    ):
+        assert StoreIdentity.from_dict(EARLIER | {"content": content, "gaussians": kind}) == holding(*signals)
+    assert StoreIdentity.from_dict(EARLIER | {"bev_rule": "topmost"}) != IDENTITY
 
 
 def test_output_that_is_no_distribution_is_not_written(path: Path) -> None:
-    writer, (log_probs, bev, covered, gaussians, told) = open_writer(path), everything(TOKENS[3])
-    with pytest.raises(InputError, match="shapes"):
-        writer.write(TOKENS[3], log_probs[:4], bev, covered, gaussians, told)
-    with pytest.raises(InputError, match="shapes"):
-        writer.write(TOKENS[3], log_probs, bev, covered[..., 0], gaussians, told)
-    with pytest.raises(InputError, match="shapes"):
-        writer.write(TOKENS[3], log_probs, bev, covered, gaussians, told[:7])
-    with pytest.raises(InputError, match=f"{TOKENS[3]} was not written: it has no Gaussians"):
-        writer.write(TOKENS[3], log_probs, bev, covered, None, told)
-    log_probs[1, 2, 3, 4] = np.nan
+    writer, (said, semantics, covered, told) = open_writer(path), everything(TOKENS[3])
+    refused = pytest.raises(InputError, match=f"{TOKENS[3]} was not written: .*shape")
+    with refused:
+        writer.write(TOKENS[3], said | {"voxels": said["voxels"][:4]}, semantics, covered, told)
+    with refused:
+        writer.write(TOKENS[3], said, semantics[..., 0], covered[..., 0], told)
+    with refused:
+        writer.write(TOKENS[3], said, semantics, covered, told[:7])
+    wrong = said["voxels"].copy()
+    wrong[1, 2, 3, 4] = np.nan
     with pytest.raises(InputError, match=f"{TOKENS[3]} was not written: 1 of 256 voxels"):
-        writer.write(TOKENS[3], log_probs, bev, covered, gaussians, told)
+        writer.write(TOKENS[3], said | {"voxels": wrong}, semantics, covered, told)
     assert writer.missing(TOKENS) == TOKENS[3:]
 
 
 def test_a_store_holds_what_it_is_asked_for(tmp_path: Path) -> None:
-    small = {"voxel_semantics", "voxel_coverage", "frame_digests"}
-    voxels = {"voxel_logits", "bev_probs", "bev_semantics"}
-    for identity, expected in (
-        (dataclasses.replace(IDENTITY, gaussians=None), small | voxels),
-        (dataclasses.replace(IDENTITY, voxels=False), small | {"gaussians"}),
-        (IDENTITY, small | voxels | {"gaussians"}),
+    every = {"voxel_semantics", "voxel_coverage", "frame_digests"}
+    for signals, expected in (
+        ([VOXELS, BEV], every | {"voxel_logits", "bev_probs", "bev_semantics"}),
+        ([VOXELS], every | {"voxel_logits"}),
+        ([GAUSSIANS], every | {"gaussians"}),
+        ([VOXELS, BEV, GAUSSIANS], set(ARRAYS)),
     ):
-        path = tmp_path / identity.to_dict()["content"]
+        path, identity = tmp_path / "".join(signal.name for signal in signals), holding(*signals)
         write(open_writer(path, identity), TOKENS[0])
         store = TeacherStore(path)
         assert store.identity == identity
@@ -404,19 +483,46 @@ def test_a_store_holds_what_it_is_asked_for(tmp_path: Path) -> None:
             READERS[array](store, TOKENS[0])
 
 
+def test_nothing_is_read_but_what_is_asked_for(path: Path) -> None:
+    """Every other chunk may be damaged."""
+    needed = {"voxels": ["voxel_logits"], "bev": ["bev_probs"], "gaussians": ["gaussians"]}
+    for name, arrays in needed.items():
+        write(open_writer(path), TOKENS[1])
+        for array in set(ARRAYS) - set(arrays):
+            os.truncate(chunk(path, array, 1), 0)
+        told = TeacherStore(path).told(TOKENS[1], [name], coverage=False)
+        assert (set(told.signals), told.covered, told.taught) == ({name}, None, True)
+    write(open_writer(path), TOKENS[1])
+    os.truncate(chunk(path, "voxel_logits", 1), 0)
+    told = TeacherStore(path).told(TOKENS[1], [], coverage=True)
+    np.testing.assert_array_equal(told.covered, coverage(TOKENS[1]))
+
+
+def test_what_is_not_taught_looks_the_same(path: Path) -> None:
+    store = TeacherStore(path)
+    told, silence = store.told(TOKENS[0], list(store.signals), True), store.silence(list(store.signals), True)
+    assert (told.taught, silence.taught) == (True, False)
+    batch = stack([told, silence])
+    assert batch.taught.tolist() == [True, False]
+    assert not batch.covered[1].any()
+    assert batch.signals["voxels"].codes.shape == (2, *GRID.shape, 18)
+    assert batch.signals["bev"].probs.shape == (2, *GRID.shape[:2], 18)
+    assert [len(each.means_G3) for each in batch.signals["gaussians"].gaussians] == [8, 0]
+
+
 def test_students_are_told_what_a_store_does_not_hold(tmp_path: Path) -> None:
-    only = open_writer(tmp_path / "only", dataclasses.replace(IDENTITY, voxels=False)).store
-    none = open_writer(tmp_path / "none", dataclasses.replace(IDENTITY, gaussians=None)).store
-    with pytest.raises(InputError, match=r"Gaussians alone: set store\.render=true"):
-        only.check(GRID, OCC3D_CLASSES)
-    with pytest.raises(InputError, match=r"no Gaussians: set store\.render=false"):
-        none.check_gaussians(OCC3D_CLASSES)
-    none.check(GRID, OCC3D_CLASSES)
-    only.check_gaussians(OCC3D_CLASSES)
-    only.check_gaussians(SURROUNDOCC_CLASSES)  # noise and empty have other names there
+    only = open_writer(tmp_path / "only", holding(GAUSSIANS)).store
+    none = open_writer(tmp_path / "none", holding(VOXELS, BEV)).store
+    with pytest.raises(InputError, match=r"only holds gaussians and no voxels: .*dump\.signals=\[gaussians, voxels\]"):
+        only.check(GRID, OCC3D_CLASSES, ["voxels"])
+    with pytest.raises(InputError, match=r"none holds voxels, bev and no gaussians"):
+        none.check(GRID, OCC3D_CLASSES, ["bev", "gaussians"])
+    none.check(GRID, OCC3D_CLASSES, ["bev"])
+    only.check(OCC3D, OCC3D_CLASSES, ["gaussians"])
+    only.check(SURROUNDOCC, SURROUNDOCC_CLASSES, ["gaussians"])  # noise and empty have other names there
     cars = tuple(name.replace("car", "vehicle") for name in OCC3D_CLASSES.names)
     with pytest.raises(InputError, match="vehicle"):
-        only.check_gaussians(dataclasses.replace(OCC3D_CLASSES, names=cars))
+        only.check(GRID, dataclasses.replace(OCC3D_CLASSES, names=cars), ["gaussians"])
 
 
 @pytest.mark.parametrize("array", [*ARRAYS, "checksums"])

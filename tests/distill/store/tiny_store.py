@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from distill.classes import OCC3D_CLASSES
 from distill.gaussians import Gaussians
-from distill.grids import VoxelGrid
-from distill.store import GaussianKind, StoreIdentity, StoreWriter
+from distill.grids import SURROUNDOCC, VoxelGrid
+from distill.signals import GaussianKind, described
+from distill.signals.bev import Bev, Columns
+from distill.signals.gaussians import GaussianSet
+from distill.signals.voxels import Voxels
+from distill.store import StoreIdentity, StoreWriter, TeacherStore
+from distill.store.place import Place
 
 GRID = VoxelGrid("tiny", "ego", (-4.0, -4.0, -1.0), 1.0, (8, 8, 4))
 TOKENS = [f"{number:032x}" for number in range(5)]
 SCENES = ["scene-0001"] * 3 + ["scene-0002"] * 2
-KIND = GaussianKind(count=12, form="probabilistic", reach=4.0, det="stable")
+KIND = GaussianKind(count=12, form="probabilistic", reach=4.0, det="stable", space=SURROUNDOCC)
+VOXELS, BEV = Voxels(GRID, OCC3D_CLASSES.names), Bev(GRID, OCC3D_CLASSES.names)
+GAUSSIANS = GaussianSet(GRID, OCC3D_CLASSES.names, KIND)
 IDENTITY = StoreIdentity(
     "fusion",
     "5f" * 32,
     {"width": 32, "views": ["front", "back"]},
     GRID,
     OCC3D_CLASSES.names,
-    gaussians=KIND,
+    described([VOXELS, BEV, GAUSSIANS]),
 )
 
 
@@ -56,6 +64,7 @@ def teacher_gaussians(token: str) -> Gaussians:
         KIND.form,
         KIND.reach,
         KIND.det,
+        KIND.space,
     )
 
 
@@ -66,9 +75,11 @@ def digests(token: str) -> np.ndarray:
     return random
 
 
-def everything(token: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, Gaussians, np.ndarray]:
+def everything(token: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray]:
     """What `StoreWriter.write` takes beside the token."""
-    return *teacher_output(token), coverage(token), teacher_gaussians(token), digests(token)
+    (log_probs, bev), covered = teacher_output(token), coverage(token)
+    said = {"voxels": log_probs, "bev": Columns(bev, covered.any(2)), "gaussians": teacher_gaussians(token)}
+    return said, log_probs.argmax(-1).astype(np.uint8), covered, digests(token)
 
 
 def write(writer: StoreWriter, *tokens: str) -> None:
@@ -76,8 +87,26 @@ def write(writer: StoreWriter, *tokens: str) -> None:
         writer.write(token, *everything(token))
 
 
-def open_writer(path: Path, identity: StoreIdentity = IDENTITY) -> StoreWriter:
-    return StoreWriter.open(path, identity, TOKENS, SCENES)
+def open_writer(place: Path | Place, identity: StoreIdentity = IDENTITY) -> StoreWriter:
+    return StoreWriter.open(place, identity, TOKENS, SCENES)
+
+
+def codes(store: TeacherStore, token: str) -> np.ndarray:
+    return store.told(token, ["voxels"], coverage=False).signals["voxels"].codes
+
+
+def log_probs(store: TeacherStore, token: str) -> np.ndarray:
+    """As any reader of the array finds them, (X, Y, Z, C)."""
+    told = store.told(token, ["voxels"], coverage=False).signals["voxels"]
+    return told.table[told.codes]
+
+
+def bev_probs(store: TeacherStore, token: str) -> np.ndarray:
+    return store.told(token, ["bev"], coverage=False).signals["bev"].probs
+
+
+def gaussians(store: TeacherStore, token: str) -> Gaussians:
+    return store.told(token, ["gaussians"], coverage=False).signals["gaussians"].gaussians
 
 
 def contents(path: Path) -> dict[str, bytes]:

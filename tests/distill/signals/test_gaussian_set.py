@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from distill.store.gaussians import COLUMNS, MAX_MEAN_KL, GaussianKind, decode_gaussians, encode_gaussians
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,6 @@ from distill.classes import OCC3D_CLASSES
 from distill.gaussians import Gaussians
 from distill.grids import SURROUNDOCC
 from distill.store import StoreIdentity
-from distill.store.gaussians import COLUMNS, MAX_MEAN_KL, GaussianKind, decode_gaussians, encode_gaussians
 from distill.store.schema import data_arrays
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
@@ -23,7 +23,7 @@ LOWER, SIZE = (-50.0, -50.0, -5.0), (12.0, 12.0, 8.0)
 
 
 def kind_of(gaussians: Gaussians) -> GaussianKind:
-    return GaussianKind(len(gaussians.means_G3), gaussians.form, gaussians.reach, gaussians.det)
+    return GaussianKind(len(gaussians.means_G3), gaussians.form, gaussians.reach, gaussians.det, gaussians.space)
 
 
 def stored(gaussians: Gaussians) -> Gaussians:
@@ -51,6 +51,7 @@ def random_gaussians(
         form,
         4.0,
         det,
+        SURROUNDOCC,
     )
 
 
@@ -78,6 +79,7 @@ def solid(seed: int) -> Gaussians:
         "additive",
         3.0,
         "stable",
+        SURROUNDOCC,
     )
 
 
@@ -150,7 +152,7 @@ def test_the_voxels_of_upstream_are_kept(golden: str) -> None:
     rotations = torch.from_numpy(values["gaussian.rotations"][0])
     rotations = torch.cat([rotations, torch.tensor([[1.0, 0, 0, 0]]).repeat(len(means) - len(rotations), 1)])
     form, reach = ("additive", 3.0) if golden == "tiny_v1" else ("probabilistic", 4.0)
-    teacher = Gaussians(means, scales, rotations, opacities, semantics, form, reach, "upstream")
+    teacher = Gaussians(means, scales, rotations, opacities, semantics, form, reach, "upstream", SURROUNDOCC)
     points = torch.from_numpy(SURROUNDOCC.centres()[::5, ::5].reshape(-1, 3)).float()
     kl = mean_kl(teacher, stored(teacher), points)
     assert kl < MAX_MEAN_KL / 2
@@ -169,7 +171,7 @@ def test_a_keyframe_takes_about_a_megabyte(form: str, peaked: float) -> None:
 
 
 def test_fewer_gaussians_than_rows_come_back_alone() -> None:
-    gaussians, kind = random_gaussians(0, 7), GaussianKind(20, "probabilistic", 4.0, "stable")
+    gaussians, kind = random_gaussians(0, 7), GaussianKind(20, "probabilistic", 4.0, "stable", SURROUNDOCC)
     rows = encode_gaussians(gaussians, kind)
     assert rows.shape == (20, 29)
     assert np.isnan(rows[7:]).all()
