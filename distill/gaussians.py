@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill.grids import SURROUNDOCC
+from distill.grids import VoxelGrid
 from kernels.splat import splat
 
 EMPTY = 17
@@ -33,9 +33,10 @@ class Gaussians:
         semantics_GS: float32, what is mixed: 17 probabilities and 0 for channel 17 ("probabilistic"), or scores that
             sum to anything ("additive").
         form: "probabilistic" (GaussianFormer-2) or "additive" (GaussianFormer).
-        reach: a Gaussian ends `reach` times its largest scale, rounded up to whole 0.5 m cells, from its own cell.
+        reach: a Gaussian ends `reach` times its largest scale, rounded up to whole cells of `space`, from its own cell.
         det: "upstream" inverts the covariance in float32, which breaks down for very flat Gaussians (NaN, hence "any
             class", docs/formulas.md 7.4); "stable" takes inverse and determinant from the scales.
+        space: what the teacher was trained to model, in the LIDAR_TOP frame.
     """
 
     means_G3: Tensor
@@ -46,6 +47,7 @@ class Gaussians:
     form: Literal["probabilistic", "additive"]
     reach: float
     det: Literal["upstream", "stable"]
+    space: VoxelGrid
 
     def to(self, device: torch.device | str) -> Gaussians:
         """The same Gaussians on another device."""
@@ -78,12 +80,12 @@ class Gaussians:
             Finite natural log-probabilities, float32 (V, 18). Channel 0, noise, was never supervised: what it holds of
             the occupied mass goes to channels 1..16 in proportion, and p(empty) stays. Every probability is at least
             2^-24 before the logarithm, and the sum is 1.
-            Which points the teacher has modelled, bool (V,): those in the range it was trained for where a Gaussian
-            says something. Without one the probabilistic form says that nothing is there, the additive form nothing at
-            all: its scores leave the softmax uniform wherever 1 - prod_g(1 - p_g), in float32, is 0.
+            Which points the teacher has modelled, bool (V,): those in its `space` where a Gaussian says something.
+            Without one the probabilistic form says that nothing is there, the additive form nothing at all: its scores
+            leave the softmax uniform wherever 1 - prod_g(1 - p_g), in float32, is 0.
         """
         values_VS, empty_V = self._mixed(points_V3)
-        lower_3, upper_3 = points_V3.new_tensor(SURROUNDOCC.lower), points_V3.new_tensor(SURROUNDOCC.upper)
+        lower_3, upper_3 = points_V3.new_tensor(self.space.lower), points_V3.new_tensor(self.space.upper)
         covered_V = ((points_V3 >= lower_3) & (points_V3 < upper_3)).all(1)
         if self.form == "additive":
             values_VS = values_VS.softmax(1)
@@ -94,9 +96,9 @@ class Gaussians:
     def _mixed(self, points_V3: Tensor) -> tuple[Tensor, Tensor]:
         """`occupancy`, and prod_g(1 - p_g) (V,)."""
         precisions_G33, root_det_G = self._precisions()
-        radius_G = torch.ceil(self.scales_G3.amax(1) * self.reach / SURROUNDOCC.voxel_size).int()
+        radius_G = torch.ceil(self.scales_G3.amax(1) * self.reach / self.space.voxel_size).int()
         geometry = (points_V3, self.means_G3, precisions_G33, radius_G)
-        cells = (SURROUNDOCC.lower, SURROUNDOCC.voxel_size)
+        cells = (self.space.lower, self.space.voxel_size)
         if self.form == "additive":
             return splat(*geometry, self.opacities_G, self.semantics_GS, *cells)
         weights_G = (2 * math.pi) ** -1.5 * root_det_G * self.opacities_G

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from distill.gaussians import Gaussians
-from distill.grids import VoxelGrid
+from distill.grids import SURROUNDOCC, VoxelGrid
+from distill.signals.gaussians import render
 from distill.store import GaussianKind
-from distill.teaching import render
 from teacher_dump.teachers import TeacherPrediction
 
 ROAD, VEGETATION = 11, 16
@@ -25,7 +25,7 @@ class RoadTeacher:
         self.name = name
         self.grid = grid
         self.inputs = {"image_size": [64, 160], "lidar": False, "depth_stride": None}
-        self.gaussians = GaussianKind(200, "probabilistic", 4.0, det)
+        self.gaussians = GaussianKind(200, "probabilistic", 4.0, det, SURROUNDOCC)
         self.device = torch.device("cpu")
 
     def to(self, device: torch.device) -> RoadTeacher:
@@ -62,4 +62,5 @@ class RoadTeacher:
             kind.form,
             kind.reach,
             kind.det,
+            kind.space,
         )

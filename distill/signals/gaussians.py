@@ -15,7 +15,7 @@ and K columns of the whole batch, R rendered voxels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -63,13 +63,14 @@ class GaussianKind:
 
     Attributes:
         count: how many a keyframe has at most.
-        form, reach, det: see `Gaussians`.
+        form, reach, det, space: see `Gaussians`.
     """
 
     count: int
     form: Literal["probabilistic", "additive"]
     reach: float
     det: Literal["upstream", "stable"]
+    space: VoxelGrid
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,13 @@ class GaussianSet(Signal):
     @override
     def describe(self) -> dict[str, Any]:
         bounds = {"max_errors": MAX_ERRORS, "max_mean_kl_nats": MAX_MEAN_KL}
-        return {**asdict(self.kind), "columns": list(COLUMNS), **bounds}
+        return {**asdict(self.kind), "space": self.kind.space.to_dict(), "columns": list(COLUMNS), **bounds}
 
     @override
     @classmethod
     def from_description(cls, description: Mapping[str, Any], grid: VoxelGrid, classes: tuple[str, ...]) -> Self:
-        return cls(grid, classes, GaussianKind(**{each.name: description[each.name] for each in fields(GaussianKind)}))
+        kind = {each.name: description[each.name] for each in fields(GaussianKind)}
+        return cls(grid, classes, GaussianKind(**kind | {"space": VoxelGrid.from_dict(kind["space"])}))
 
     @override
     def arrays(self) -> Sequence[StoredArray]:
@@ -243,15 +245,16 @@ def encode_gaussians(gaussians: Gaussians, kind: GaussianKind) -> np.ndarray:
     Raises:
         ValueError: the Gaussians are of another kind, or not all numbers.
     """
-    found = GaussianKind(len(gaussians.means_G3), gaussians.form, gaussians.reach, gaussians.det)
-    if found.count > kind.count or (found.form, found.reach, found.det) != (kind.form, kind.reach, kind.det):
+    count = len(gaussians.means_G3)
+    found = GaussianKind(count, gaussians.form, gaussians.reach, gaussians.det, gaussians.space)
+    if count > kind.count or replace(found, count=kind.count) != kind:
         raise ValueError(f"the Gaussians are of the kind {found}, not of the announced {kind}")
     fields = (gaussians.means_G3, gaussians.scales_G3, gaussians.rotations_G4, gaussians.opacities_G.unsqueeze(1))
     values_GN = torch.cat((*fields, gaussians.semantics_GS), 1).cpu().numpy()
     if not np.isfinite(values_GN).all():
         raise ValueError("a Gaussian is not all numbers")
     rows_GN = np.full((kind.count, len(COLUMNS)), np.nan, np.float32)
-    rows_GN[: found.count] = _rounded(values_GN, kind.form)
+    rows_GN[:count] = _rounded(values_GN, kind.form)
     return rows_GN
 
 
@@ -271,6 +274,7 @@ def decode_gaussians(rows_GN: np.ndarray, kind: GaussianKind) -> Gaussians:
         kind.form,
         kind.reach,
         kind.det,
+        kind.space,
     )
 
 

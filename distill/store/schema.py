@@ -40,7 +40,7 @@ from zarr.codecs import Crc32cCodec, TransposeCodec
 from zarr.storage import MemoryStore
 
 from distill.errors import InputError
-from distill.grids import VoxelGrid
+from distill.grids import SURROUNDOCC, VoxelGrid
 from distill.nuscenes.layout import CAMERAS, LIDAR
 from distill.signals import GaussianKind, Signal, SignalsOf, described
 from distill.signals.arrays import StoredArray, bit_planes
@@ -122,8 +122,9 @@ def _earlier_signals(description: Mapping[str, Any]) -> dict[str, dict[str, Any]
         signals.append(Bev(grid, classes, description["bev_rule"]))
     kind = description["gaussians"]
     if kind is not None:
-        kind = GaussianKind(**{each.name: kind[each.name] for each in fields(GaussianKind)})
-        signals.append(GaussianSet(grid, classes, kind))
+        # what GaussianFormer, the only teacher of Gaussians then, models
+        known = {each.name: kind[each.name] for each in fields(GaussianKind) if each.name != "space"}
+        signals.append(GaussianSet(grid, classes, GaussianKind(**known, space=SURROUNDOCC)))
     return described(signals)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.gaussians import FLOOR, Gaussians
-from distill.grids import OCC3D, SURROUNDOCC
+from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 
 LOWER = torch.tensor(SURROUNDOCC.lower)
 LIDAR2EGO = torch.tensor([[0.0, 1.0, 0.0, 0.9], [-1.0, 0.0, 0.02, 0.0], [0.02, 0.0, 1.0, 1.84], [0.0, 0.0, 0.0, 1.0]])
@@ -29,6 +29,7 @@ def make(seed, count=40, form="probabilistic", det="stable", scales=(0.1, 1.8)):
         form=form,
         reach=4.0,
         det=det,
+        space=SURROUNDOCC,
     )
 
 
@@ -36,7 +37,7 @@ def one(scales=(1.0, 1.0, 1.0), rotation=(1.0, 0.0, 0.0, 0.0), semantics=None, *
     """One Gaussian of car (4), a little noise (0) and bus (3), at the centre of a voxel."""
     row = torch.zeros(1, 18)
     row[0, [0, 3, 4]] = torch.tensor([0.2, 0.2, 0.6])
-    fields = dict(form="probabilistic", reach=4.0, det="stable") | others
+    fields = dict(form="probabilistic", reach=4.0, det="stable", space=SURROUNDOCC) | others
     return Gaussians(
         means_G3=torch.tensor([[0.25, 0.25, 0.25]]),
         scales_G3=torch.tensor([scales]),
@@ -214,6 +215,17 @@ def test_the_probabilistic_form_covers_the_box_it_was_trained_for():
         assert covered.tolist() == [True, True, True, False, False, False, False]
         assert gaussians.told(torch.from_numpy(SURROUNDOCC.centres()).reshape(-1, 3).float())[1].all()
         assert 0.5 < gaussians.told(occ3d_points())[1].float().mean() < 1
+
+
+def test_a_teacher_of_another_space_knows_that_space_and_ends_in_its_cells():
+    """A Gaussian that reaches 1 m from its cell, along x: of 1 m it covers -1 to 2 m, of 0.5 m -1 to 1.5 m."""
+    space = VoxelGrid("small", "lidar", (-8.0, -8.0, -2.0), 1.0, (16, 16, 4))
+    points = torch.tensor([[x, 0.25, 0.25] for x in (-1.1, -0.9, 1.4, 1.6, 2.1)])
+    for cell, reached in ((space, [False, True, True, True, False]), (SURROUNDOCC, [False, True, True, False, False])):
+        assert (one(reach=1.0, space=cell).occupancy(points)[:, 17] < 1).tolist() == reached
+    corners = torch.tensor([[-8.0, -8.0, -2.0], [7.9, 7.9, 1.9], [8.1, 0.0, 0.0], [0.0, 0.0, 2.1]])
+    assert one(space=space).told(corners)[1].tolist() == [True, True, False, False]
+    assert one().told(corners)[1].all()
 
 
 def test_the_additive_form_covers_what_its_gaussians_speak_of():

@@ -19,7 +19,7 @@ from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
 from distill.frame import stack
 from distill.gaussians import Gaussians
-from distill.grids import VoxelGrid
+from distill.grids import SURROUNDOCC, VoxelGrid
 from distill.metrics import RayIoU
 from distill.nuscenes.index import Keyframe
 from distill.signals import GaussianKind, described
@@ -95,13 +95,13 @@ def gaussians():
     semantics[:, CAR] = 1.0
     means, scales = torch.tensor([[0.5, 0.5, 1.5], [-1.5, 1.5, 4.0]]), torch.full((2, 3), 0.8)
     rotations = torch.tensor([[1.0, 0.0, 0.0, 0.0]]).repeat(2, 1)
-    return Gaussians(means, scales, rotations, torch.ones(2), semantics, "probabilistic", 4.0, "stable")
+    return Gaussians(means, scales, rotations, torch.ones(2), semantics, "probabilistic", 4.0, "stable", SURROUNDOCC)
 
 
 @pytest.fixture(params=[True, False], ids=["with voxels", "Gaussians alone"])
 def store(request, tmp_path, gaussians):
     names = OCC3D_CLASSES.names
-    kind = GaussianKind(2, gaussians.form, gaussians.reach, gaussians.det)
+    kind = GaussianKind(2, gaussians.form, gaussians.reach, gaussians.det, gaussians.space)
     signals = [Voxels.of(None, GRID, names)] if request.param else []
     identity = StoreIdentity("t", "", {}, GRID, names, described([*signals, GaussianSet(GRID, names, kind)]))
     token = keyframe(0).token

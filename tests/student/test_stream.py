@@ -9,7 +9,7 @@ from distill.augment import Transform
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.gaussians import Gaussians
-from distill.grids import VoxelGrid
+from distill.grids import SURROUNDOCC, VoxelGrid
 from distill.nuscenes.frames import collate, to_device
 from distill.store import DamagedSample, GaussianKind, StoreIdentity, StoreWriter, TeacherStore
 from distill.teaching import teaching
@@ -17,7 +17,7 @@ from student.stream import TeacherStream, open_stores
 
 GRID = VoxelGrid("tiny", "ego", (-2.0, -2.0, -1.0), 1.0, (4, 4, 2))
 TOKENS = ["a" * 32, "b" * 32, "c" * 32]
-KIND = GaussianKind(6, "probabilistic", 4.0, "stable")
+KIND = GaussianKind(6, "probabilistic", 4.0, "stable", SURROUNDOCC)
 
 
 class Frames:
@@ -47,6 +47,7 @@ def gaussians_of(index):
         KIND.form,
         KIND.reach,
         KIND.det,
+        KIND.space,
     )
 
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.gaussians import Gaussians
-from distill.grids import OCC3D, VoxelGrid
+from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.nuscenes.frames import FrameDataset
 from teacher_dump.border import ask, open_teacher, place
 from teacher_dump.teachers import TeacherPrediction
@@ -149,7 +149,7 @@ def gaussians(count=3, **changed):
         "opacities_G": torch.ones(count).requires_grad_(),
         "semantics_GS": torch.full((count, 18), 1 / 18),
     }
-    return Gaussians(**tensors | changed, form="probabilistic", reach=4.0, det="stable")
+    return Gaussians(**tensors | changed, form="probabilistic", reach=4.0, det="stable", space=SURROUNDOCC)
 
 
 def test_gaussians_are_brought_into_form():

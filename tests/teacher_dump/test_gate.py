@@ -7,7 +7,7 @@ import torch
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
 from distill.gaussians import Gaussians
-from distill.grids import VoxelGrid
+from distill.grids import SURROUNDOCC, VoxelGrid
 from distill.teaching import render
 from teacher_dump.gate import Gate
 
@@ -123,6 +123,7 @@ def a_gaussian(mean):
         "probabilistic",
         4.0,
         "stable",
+        SURROUNDOCC,
     )
 
 

@@ -25,7 +25,7 @@ from teacher_dump.teachers import TeacherPrediction
 
 GRID = VoxelGrid("tiny", "ego", (-2.0, -2.0, 1.0), 0.5, (8, 8, 6))  # up to 4 m, a metre above what Gaussians cover
 TOKENS = ["a" * 32, "b" * 32]
-KIND = GaussianKind(3, "probabilistic", 4.0, "stable")
+KIND = GaussianKind(3, "probabilistic", 4.0, "stable", SURROUNDOCC)
 
 
 class Teacher:
@@ -57,6 +57,7 @@ def frame_gaussians(token):
         KIND.form,
         KIND.reach,
         KIND.det,
+        KIND.space,
     )
 
 

@@ -68,7 +68,7 @@ class GaussianHead(nn.Module):
         fields = decoded._replace(semantics_GS=F.pad(scores_GS, (0, EMPTY + 1 - scores_GS.shape[1])))
         if self.empty:
             fields = DecodedAnchors._make(map(torch.cat, zip(fields, self._empty_gaussian(), strict=True)))
-        return Gaussians(*fields, form=self.form, reach=self.reach, det=self.det)
+        return Gaussians(*fields, form=self.form, reach=self.reach, det=self.det, space=SURROUNDOCC)
 
     def _empty_gaussian(self) -> DecodedAnchors:
         return DecodedAnchors(

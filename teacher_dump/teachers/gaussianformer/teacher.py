@@ -34,7 +34,8 @@ _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 class GaussianFormerTeacher:
     """Predicts with upstream's weights; see `teacher_dump.teachers.Teacher`.
 
-    Gaussians are continuous: whatever the grid, they are evaluated at its voxel centres (`distill.signals.gaussians.render`).
+    Gaussians are continuous: whatever the grid, they are evaluated at its voxel centres
+    (`distill.signals.gaussians.render`).
 
     Args:
         checkpoint: upstream's `.pth` file.

@@ -8,6 +8,7 @@ import torch
 
 from distill.classes import OCC3D_CLASSES
 from distill.gaussians import Gaussians
+from distill.grids import SURROUNDOCC
 from distill.pictures.gaussians import draw_gaussians
 
 CAR = 4
@@ -26,6 +27,7 @@ def one_gaussian(mean: tuple[float, ...], scale: tuple[float, ...], label: int) 
         form="probabilistic",
         reach=3.0,
         det="stable",
+        space=SURROUNDOCC,
     )
 
 
