@@ -13,19 +13,21 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import zarr
 
-from distill.bev import bev_log_probs
 from distill.classes import OCC3D_CLASSES
 from distill.gaussians import Gaussians
-from distill.grids import OCC3D
-from distill.store import GaussianKind, StoreIdentity, StoreWriter, TeacherStore
-from distill.store.gaussians import decode_gaussians, encode_gaussians
+from distill.grids import OCC3D, SURROUNDOCC
+from distill.signals import GaussianKind, Signal, TeacherPrediction, described
+from distill.signals.bev import Bev
+from distill.signals.gaussians import GaussianSet, decode_gaussians, encode_gaussians
+from distill.signals.voxels import Voxels
+from distill.store import StoreIdentity, StoreWriter, TeacherStore
 from student.evaluation.cost import cpu_name
 
 TOKEN = "0" * 32
@@ -77,34 +79,42 @@ def kl(teacher: torch.Tensor, decoded: torch.Tensor, temperature: float) -> floa
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
+def open_writer(path: Path, signals: Sequence[Signal]) -> StoreWriter:
+    """A store of one keyframe."""
+    identity = StoreIdentity("benchmark", "", {}, OCC3D, signals[0].classes, described(signals))
+    return StoreWriter.open(path, identity, [TOKEN], ["scene-0000"])
+
+
 def measure(log_probs: torch.Tensor, folder: Path) -> None:
     """Print the table."""
-    classes = log_probs.shape[-1]
-    identity = StoreIdentity("benchmark", "", {}, OCC3D, OCC3D_CLASSES.names[:classes])
-    writer = StoreWriter.open(folder / "teacher.zarr", identity, [TOKEN], ["scene-0000"])
-    everywhere = np.ones(OCC3D.shape, bool)
-    voxel, bev = log_probs.numpy(), bev_log_probs(log_probs, free=classes - 1).exp().numpy()
-    write_ms = best_ms(lambda: writer.write(TOKEN, voxel, bev, everywhere, None, np.zeros(8, np.uint32)), repeats=3)
+    names = OCC3D_CLASSES.names[: log_probs.shape[-1]]
+    signals: tuple[Signal, ...] = (Voxels(OCC3D, names), Bev(OCC3D, names))
+    writer = open_writer(folder / "teacher.zarr", signals)
+    prediction = TeacherPrediction(log_probs.unsqueeze(0))
+    said = {signal.name: signal.say(prediction, free=len(names) - 1)[0] for signal in signals}
+    classes, everywhere = log_probs.argmax(-1).to(torch.uint8).numpy(), np.ones(OCC3D.shape, bool)
+    write_ms = best_ms(lambda: writer.write(TOKEN, said, classes, everywhere, np.zeros(8, np.uint32)), repeats=3)
     store = TeacherStore(writer.store.path)
 
-    file, channels_first = folder / "prototype.npz", voxel.transpose(3, 0, 1, 2).astype(np.float16)
+    file, channels_first = folder / "prototype.npz", log_probs.permute(3, 0, 1, 2).numpy().astype(np.float16)
     npz_ms = best_ms(lambda: np.savez_compressed(file, logits=channels_first), repeats=1)
     plain = zarr.open_array(store.path / "voxel_logits", mode="r")
-    sizes = {name: array.path(store.path, 0).stat().st_size for name, array in store.arrays.items()}
+    sizes = {name: (store.path / array.chunk(0)).stat().st_size for name, array in store.arrays.items()}
 
     print(f"{'':38s}{'MB':>8s}{'write ms':>10s}{'read ms':>9s}")
     rows: tuple[tuple[str, int, str, Callable[[], object]], ...] = (
         ("prototype: savez_compressed float16", file.stat().st_size, f"{npz_ms:.0f}", lambda: np.load(file)["logits"]),
-        ("voxel_logits, to uint8 codes", sizes["voxel_logits"], "", lambda: store.codes(TOKEN)),
+        ("voxel_logits, to uint8 codes", sizes["voxel_logits"], "", lambda: store.told(TOKEN, ["voxels"], False)),
         ("voxel_logits, to float16, plain zarr", sizes["voxel_logits"], "", lambda: plain[0]),
-        ("bev_probs", sizes["bev_probs"], "", lambda: store.bev_probs(TOKEN)),
+        ("bev_probs", sizes["bev_probs"], "", lambda: store.told(TOKEN, ["bev"], False)),
         ("voxel_semantics", sizes["voxel_semantics"], "", lambda: store.semantics(TOKEN)),
         ("voxel_coverage", sizes["voxel_coverage"], "", lambda: store.coverage(TOKEN)),
     )
     for name, size, written, read in rows:
         print(f"{name:38s}{size / 1e6:8.2f}{written:>10s}{best_ms(read):9.1f}")
     print(f"{'sample, all these arrays, fsynced':38s}{sum(sizes.values()) / 1e6:8.2f}{write_ms:10.0f}")
-    decoded = torch.from_numpy(store.log_prob_table[store.codes(TOKEN)])
+    voxels = store.told(TOKEN, ["voxels"], False).signals["voxels"]
+    decoded = torch.from_numpy(voxels.table[voxels.codes])
     for temperature in (1, 2):
         print(f"mean KL(teacher || stored), T={temperature}: {kl(log_probs, decoded, temperature):.1e} nats")
 
@@ -126,15 +136,15 @@ def random_gaussians(seed: int, count: int = 25600) -> Gaussians:
         "probabilistic",
         4.0,
         "stable",
+        SURROUNDOCC,
     )
 
 
 def measure_gaussians(gaussians: Gaussians, folder: Path) -> None:
     """Print the row of the Gaussians, and what the voxels rendered from them lose."""
-    kind = GaussianKind(len(gaussians.means_G3), gaussians.form, gaussians.reach, gaussians.det)
-    identity = StoreIdentity("benchmark", "", {}, OCC3D, OCC3D_CLASSES.names, voxels=False, gaussians=kind)
-    store = StoreWriter.open(folder / "gaussians.zarr", identity, [TOKEN], ["scene-0000"]).store
-    array = store.arrays["gaussians"]
+    kind = GaussianKind(len(gaussians.means_G3), gaussians.form, gaussians.reach, gaussians.det, gaussians.space)
+    signal = GaussianSet(OCC3D, OCC3D_CLASSES.names, kind)
+    array = open_writer(folder / "gaussians.zarr", [signal]).store.arrays["gaussians"]
     chunk = array.pack(encode_gaussians(gaussians, kind))
     read_ms = best_ms(lambda: decode_gaussians(array.unpack(chunk), kind))
     write_ms = best_ms(lambda: array.pack(encode_gaussians(gaussians, kind)), repeats=3)
