@@ -1,35 +1,28 @@
 """What the teachers of a batch say, from voxels and from Gaussians."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from made import FREE, gaussians, taught, told_by_gaussians
 
-from distill.augment import Transform
 from distill.bev import bev_log_probs
-from distill.gaussians import Gaussians
+from distill.frame import Frame, Mirror, Told, stack
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
-from distill.losses import distillation_kl
-from distill.store.codec import MAX_KL, PROBABILITY_BITS, round_probs
-from distill.teaching import RenderedTeaching, StoredTeaching, render, teaching, voxels_of
+from distill.losses.logits import distillation_kl
+from distill.signals.bev import PROBABILITY_BITS, BevProbs, round_probs
+from distill.signals.gaussians import render
+from distill.signals.voxels import MAX_KL, VoxelCodes, voxels_of
 
-FREE = 17
 # its highest layer, at 3.4 m, lies above what the teacher has modelled: 3 m and 0.2 m
 GRID = VoxelGrid("tiny", "ego", (-4.0, -4.0, -1.0), 0.8, (10, 10, 6))
 
 
 def make_gaussians(seed, count=120):
-    random = torch.Generator().manual_seed(seed)
-    rotations = torch.randn(count, 4, generator=random)
-    semantics = torch.randn(count, 17, generator=random).softmax(1)
-    return Gaussians(
-        torch.rand(count, 3, generator=random) * torch.tensor([8.0, 8.0, 4.0]) - torch.tensor([4.0, 4.0, 2.0]),
-        torch.rand(count, 3, generator=random) + 0.3,
-        rotations / rotations.norm(dim=1, keepdim=True),
-        torch.rand(count, generator=random),
-        torch.nn.functional.pad(semantics, (0, 1)),
-        "probabilistic",
-        4.0,
-        "stable",
+    return replace(
+        gaussians(seed, count, (8.0, 8.0, 4.0), (0.0, 0.0, 0.0)),
+        scales_G3=torch.rand(count, 3, generator=torch.Generator().manual_seed(seed)) + 0.3,
     )
 
 
@@ -43,34 +36,32 @@ def make_pose(seed):
 
 
 @pytest.fixture
-def batch():
-    return {
-        "teacher_gaussians": [make_gaussians(0), make_gaussians(1, count=90)],
-        "lidar2ego": torch.stack([make_pose(0), make_pose(1)]),
-    }
+def frame():
+    told = told_by_gaussians([make_gaussians(0), make_gaussians(1, count=90)])
+    return Frame(token=["a", "b"], lidar2ego=torch.stack([make_pose(0), make_pose(1)]), teachers={"stored": told})
 
 
-def everywhere(batch, grid=GRID):
-    return torch.ones(len(batch["teacher_gaussians"]), *grid.shape, dtype=torch.bool)
+def gaussians_of(frame):
+    return frame.teachers["stored"].signals["gaussians"].gaussians
 
 
-def everything(batch):
+def everything(frame):
     """Log-probabilities and coverage of all voxels, (B, X, Y, Z, C) and (B, X, Y, Z)."""
-    needed = everywhere(batch)
-    teacher = RenderedTeaching(batch, needed, GRID, FREE)
-    index = torch.arange(needed.numel())
-    return teacher.voxels(index).view(*needed.shape, -1), teacher.covered(index).view(needed.shape)
+    shape = (len(frame.token), *GRID.shape)
+    teacher = taught(frame, grid=GRID)
+    index = torch.arange(np.prod(shape))
+    return teacher.voxels(index).view(*shape, -1), teacher.covered(index).view(shape)
 
 
-def test_gaussians_are_rendered_at_the_voxel_centres_in_the_lidar_frame(batch):
-    log_probs_BXYZC, covered_BXYZ = everything(batch)
-    for frame, gaussians in enumerate(batch["teacher_gaussians"]):
+def test_gaussians_are_rendered_at_the_voxel_centres_in_the_lidar_frame(frame):
+    log_probs_BXYZC, covered_BXYZ = everything(frame)
+    for row, told in enumerate(gaussians_of(frame)):
         centres_V3 = torch.from_numpy(GRID.centres().reshape(-1, 3))
-        pose_44 = batch["lidar2ego"][frame].double()
+        pose_44 = frame.lidar2ego[row].double()
         points_V3 = torch.linalg.solve(pose_44[:3, :3], (centres_V3 - pose_44[:3, 3]).T).T.float()
-        log_probs_VC, covered_V = gaussians.told(points_V3)
-        torch.testing.assert_close(log_probs_BXYZC[frame].view(-1, 18), log_probs_VC)
-        assert torch.equal(covered_BXYZ[frame].flatten(), covered_V)
+        log_probs_VC, covered_V = told.told(points_V3)
+        torch.testing.assert_close(log_probs_BXYZC[row].view(-1, 18), log_probs_VC)
+        assert torch.equal(covered_BXYZ[row].flatten(), covered_V)
     assert covered_BXYZ.float().mean((0, 1, 2)).tolist() == [1.0] * 5 + [0.0]
     assert 0.1 < (log_probs_BXYZC.argmax(-1) != FREE).float().mean() < 0.9
 
@@ -92,20 +83,26 @@ def test_occ3d_is_covered_up_to_the_height_of_the_range():
     assert per_layer_Z.tolist() == [1.0] * 15 + [0.0]  # the last two centres are at 4.8 and 5.2 m
 
 
-def test_only_what_is_needed_is_rendered_and_found_again(batch):
-    expected_BXYZC, covered_BXYZ = everything(batch)
+def test_only_what_is_asked_for_is_rendered_once_and_found_again(frame, monkeypatch):
+    expected_BXYZC, covered_BXYZ = everything(frame)
+    rendered = []
+    monkeypatch.setattr(
+        "distill.signals.gaussians.render", lambda *told: rendered.append(len(told[-1])) or render(*told)
+    )
     needed = torch.rand(2, *GRID.shape, generator=torch.Generator().manual_seed(0)) < 0.2
-    teacher = teaching(batch, needed, GRID, FREE)
+    teacher = taught(frame, grid=GRID)
     index_V = needed.flatten().nonzero().squeeze(1)
-    assert len(teacher.log_probs_RC) == len(index_V)
     some_V = index_V[torch.randperm(len(index_V), generator=torch.Generator().manual_seed(1))[:50]]
     torch.testing.assert_close(teacher.voxels(some_V), expected_BXYZC.flatten(0, -2)[some_V])
-    assert torch.equal(teacher.covered(some_V), covered_BXYZ.flatten()[some_V])
+    assert sum(rendered) == 50
+    torch.testing.assert_close(teacher.voxels(index_V), expected_BXYZC.flatten(0, -2)[index_V])
+    assert torch.equal(teacher.covered(index_V), covered_BXYZ.flatten()[index_V])
+    assert sum(rendered) == len(index_V)
 
 
-def test_columns_follow_the_bev_rule_over_what_is_covered(batch):
-    log_probs_BXYZC, covered_BXYZ = everything(batch)
-    teacher = teaching(batch, everywhere(batch), GRID, FREE)
+def test_columns_follow_the_bev_rule_over_what_is_covered(frame):
+    log_probs_BXYZC, covered_BXYZ = everything(frame)
+    teacher = taught(frame, grid=GRID)
     index_K = torch.tensor([3, 57, 190])
     expected = bev_log_probs(log_probs_BXYZC, FREE, covered_BXYZ).flatten(0, -2)[index_K]
     torch.testing.assert_close(teacher.columns(index_K), expected)
@@ -113,34 +110,23 @@ def test_columns_follow_the_bev_rule_over_what_is_covered(batch):
     assert not torch.allclose(expected, ignoring)
 
 
-def test_frames_without_gaussians_do_not_disturb_the_others(batch):
-    expected_BXYZC, _ = everything(batch)
-    batch["teacher_gaussians"][0] = make_gaussians(0, count=0)
-    needed = everywhere(batch)
-    needed[0] = False
-    teacher = teaching(batch, needed, GRID, FREE)
+def test_frames_without_gaussians_do_not_disturb_the_others(frame):
+    expected_BXYZC, _ = everything(frame)
+    gaussians_of(frame)[0] = make_gaussians(0, count=0)
     index_V = torch.arange(600, 1200)
-    torch.testing.assert_close(teacher.voxels(index_V), expected_BXYZC[1].view(-1, 18))
+    torch.testing.assert_close(taught(frame, grid=GRID).voxels(index_V), expected_BXYZC[1].view(-1, 18))
 
 
 @pytest.mark.parametrize("flips", [(True, False), (False, True), (True, True)])
-def test_flip_then_render_is_render_then_flip(batch, flips):
+def test_flip_then_render_is_render_then_flip(frame, flips):
     """The Gaussians stay where they are; the grid they are asked about is mirrored, through `lidar2ego`."""
-    transform = Transform(images=(), flip_x=flips[0], flip_y=flips[1])
     axes = [axis + 1 for axis, flip in enumerate(flips) if flip]
-    flipped = dict(batch)
-    moved = [
-        transform.apply({"lidar2ego": pose.numpy(), "teacher_gaussians": gaussians})
-        for pose, gaussians in zip(batch["lidar2ego"], batch["teacher_gaussians"], strict=True)
-    ]
-    flipped["lidar2ego"] = torch.from_numpy(np.stack([sample["lidar2ego"] for sample in moved]))
-    flipped["teacher_gaussians"] = [sample["teacher_gaussians"] for sample in moved]
-    for before, after in zip(everything(batch), everything(flipped), strict=True):
+    flipped = frame.mirrored(Mirror(*flips))
+    for before, after in zip(everything(frame), everything(flipped), strict=True):
         torch.testing.assert_close(after, before.flip(axes))
-    assert not torch.allclose(everything(batch)[0], everything(flipped)[0])
+    assert not torch.allclose(everything(frame)[0], everything(flipped)[0])
 
-    index_K = torch.arange(200)
-    columns, mirrored = (teaching(b, everywhere(b), GRID, FREE).columns(index_K) for b in (batch, flipped))
+    columns, mirrored = (taught(each, grid=GRID).columns(torch.arange(200)) for each in (frame, flipped))
     torch.testing.assert_close(mirrored.view(2, 10, 10, -1), columns.view(2, 10, 10, -1).flip(axes))
 
 
@@ -151,14 +137,9 @@ def test_stored_voxels_are_looked_up_in_the_table_of_their_frame():
     covered_BXYZ = torch.rand(2, 3, 4, 5, generator=random) < 0.5
     bev_BXYC = torch.rand(2, 3, 4, 18, generator=random)
     bev_BXYC[0, 0, 0, 0] = 0
-    batch = {
-        "teacher_voxel": codes_BXYZC,
-        "teacher_table": table_B256,
-        "teacher_covered": covered_BXYZ,
-        "teacher_bev": bev_BXYC,
-    }
-    teacher = teaching(batch, covered_BXYZ, GRID, FREE)
-    assert isinstance(teacher, StoredTeaching)
+    signals = {"voxels": VoxelCodes(codes=codes_BXYZC, table=table_B256), "bev": BevProbs(probs=bev_BXYC)}
+    told = Told(taught=torch.ones(2, dtype=torch.bool), covered=covered_BXYZ, signals=signals)
+    teacher = taught(Frame(token=["a", "b"], teachers={"stored": told}))
     for position in (0, 7, 59, 60, 101, 119):
         b, x, y, z = np.unravel_index(position, (2, 3, 4, 5))
         index_V = torch.tensor([position])
@@ -174,9 +155,9 @@ def test_a_student_that_says_what_the_stored_columns_say_has_nothing_to_learn():
     scores_KC = -20 * torch.rand(2000, 18, generator=torch.Generator().manual_seed(0))
     scores_KC[:, 5] = 0
     student_KC = scores_KC.log_softmax(-1).clamp_min(-20)
-    bev_BXYC = torch.from_numpy(round_probs(student_KC.exp().view(1, 40, 50, 18).numpy()))
-    rest = {name: torch.zeros(1, 40, 50, 4) for name in ("teacher_voxel", "teacher_table", "teacher_covered")}
-    teacher_KC = StoredTeaching(rest | {"teacher_bev": bev_BXYC}).columns(torch.arange(2000))
+    probs_XYC = round_probs(student_KC.exp().view(40, 50, 18).numpy())
+    told = stack([Told(taught=True, signals={"bev": BevProbs(probs=probs_XYC)})])
+    teacher_KC = taught(Frame(token=["a"], teachers={"stored": told})).columns(torch.arange(2000))
     assert (student_KC < -18).sum() > 1000
     # the last digit that the store keeps
     assert (teacher_KC - student_KC).abs().max() < 2**-PROBABILITY_BITS
