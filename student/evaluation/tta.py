@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,10 @@ from distill.grids import VoxelGrid
 
 # the axis from left to right
 _SIDEWAYS = {"ego": 1, "lidar": 0}
+# what no network may read of a frame
+_UNSEEN: dict[str, Any] = dict.fromkeys(
+    ("token", "scene", "semantics", "mask_camera", "mask_lidar", "labelled", "depth", "teachers")
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class View:
 
     def of(self, frame: Frame, grid: VoxelGrid) -> Frame:
         """The batch as the network sees it in this view: all that it may read of it, no labels."""
-        seen = replace(frame, semantics=None, mask_camera=None, mask_lidar=None, labelled=None, depth=None)
+        seen = replace(frame, **_UNSEEN)
         seen = _with_mirrored_images(seen) if self.images else seen
         sideways = _SIDEWAYS[grid.frame]
         return seen.mirrored(Mirror(x=sideways == 0, y=sideways == 1)) if self.world else seen

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
+from same import assert_same
 from torch import nn
 
-from distill.augment import ImageTransform, Transform
+from distill.augment import ImageTransform
 from distill.errors import InputError
+from distill.frame import Frame, Mirror, stack
 from distill.grids import VoxelGrid
 from distill.networks.prediction import Occupancy
-from distill.nuscenes.frames import collate
 from student.evaluation.tta import View, average_views
 
 HEIGHT, WIDTH, POINTS = 64, 160, 100
 # not symmetric along the axis of travel
 EGO = VoxelGrid("coarse", "ego", (-20.0, -40.0, -16.0), 2.0, (32, 40, 16))
 LIDAR = VoxelGrid("coarse", "lidar", (-40.0, -20.0, -16.0), 2.0, (40, 32, 16))
+# what a network is never told
+UNSEEN = ("token", "scene", "semantics", "mask_camera", "mask_lidar", "labelled", "depth", "teachers")
 PLAIN = View(images=False, world=False)
 FLIP = [View(images, world) for world in (False, True) for images in (False, True)]
 
 
 def keyframe(seed, grid):
-    """A sample as `FrameDataset` gives it: six cameras looking around, LiDAR points."""
+    """A frame as `FrameDataset` gives it: six cameras looking around, LiDAR points."""
     rng = np.random.default_rng(seed)
     cam2ego = np.tile(np.eye(4), (6, 1, 1))
     for pose, yaw in zip(cam2ego, np.arange(6) * np.pi / 3 + rng.uniform(-0.2, 0.2, 6), strict=True):
@@ -35,20 +40,24 @@ def keyframe(seed, grid):
         forward /= np.linalg.norm(forward)
         pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], 1)
         pose[:3, 3] = rng.uniform([-1, -1, 1], [1, 1, 2])
-    return {
-        "token": f"{seed:032x}",
-        "scene": "scene-0001",
-        "images": rng.integers(0, 256, (6, 3, HEIGHT, WIDTH), dtype=np.uint8),
-        "intrinsics": np.tile(np.array([[110, 0, 83], [0, 110, 30], [0, 0, 1]], np.float32), (6, 1, 1)),
-        "cam2ego": cam2ego.astype(np.float32),
-        "lidar2ego": np.eye(4, dtype=np.float32) if grid.frame == "lidar" else cam2ego[3].astype(np.float32),
-        "points": (rng.normal(size=(POINTS, 4)) * [15, 15, 1, 1]).astype(np.float32),
-        "semantics": rng.integers(0, 18, grid.shape, dtype=np.uint8),
-    }
+    return Frame(
+        token=f"{seed:032x}",
+        scene="scene-0001",
+        images=rng.integers(0, 256, (6, 3, HEIGHT, WIDTH), dtype=np.uint8),
+        intrinsics=np.tile(np.array([[110, 0, 83], [0, 110, 30], [0, 0, 1]], np.float32), (6, 1, 1)),
+        cam2ego=cam2ego.astype(np.float32),
+        lidar2ego=np.eye(4, dtype=np.float32) if grid.frame == "lidar" else cam2ego[3].astype(np.float32),
+        points=(rng.normal(size=(POINTS, 4)) * [15, 15, 1, 1]).astype(np.float32),
+        depth=rng.uniform(0, 60, (6, 4, 10)).astype(np.float32),
+        semantics=rng.integers(0, 18, grid.shape, dtype=np.uint8),
+        mask_camera=rng.random(grid.shape) < 0.5,
+        mask_lidar=rng.random(grid.shape) < 0.5,
+        labelled=True,
+    )
 
 
 def batch_of(grid, seeds=(0, 1)):
-    return collate([keyframe(seed, grid) for seed in seeds])
+    return stack([keyframe(seed, grid) for seed in seeds])
 
 
 class Projection(nn.Module):
@@ -62,21 +71,20 @@ class Projection(nn.Module):
         self.centres_V3 = torch.from_numpy(grid.centres()).double().reshape(-1, 3)
         self.grid = grid
 
-    def forward(self, batch):
-        assert not batch.keys() & {"semantics", "token"}
-        return Occupancy(torch.stack([self.painted(batch, b) for b in range(len(batch["images"]))]))
+    def forward(self, frame):
+        assert [getattr(frame, name) for name in UNSEEN] == [None] * len(UNSEEN)
+        return Occupancy(torch.stack([self.painted(frame, b) for b in range(len(frame.images))]))
 
-    def painted(self, batch, b):
-        ego2cam_N44 = torch.linalg.inv(batch["cam2ego"][b].double())
+    def painted(self, frame, b):
+        ego2cam_N44 = torch.linalg.inv(frame.cam2ego[b].double())
         camera_NV3 = self.centres_V3 @ ego2cam_N44[:, :3, :3].mT + ego2cam_N44[:, None, :3, 3]
-        u, v, depth = (camera_NV3 @ batch["intrinsics"][b].double().mT).unbind(-1)
+        u, v, depth = (camera_NV3 @ frame.intrinsics[b].double().mT).unbind(-1)
         uv_NV2 = torch.stack([u / WIDTH, v / HEIGHT], -1) / depth.clamp(min=0.1).unsqueeze(-1) * 2 - 1
-        colours_N3V = nn.functional.grid_sample(batch["images"][b].double() / 50, uv_NV2[:, None], align_corners=False)[
-            :, :, 0
-        ]
+        images_N3HW = frame.images[b].double() / 50
+        colours_N3V = nn.functional.grid_sample(images_N3HW, uv_NV2[:, None], align_corners=False)[:, :, 0]
         colours_V3 = (colours_N3V * (depth > 0.1).unsqueeze(1)).sum(0).T
-        near_V1 = torch.cdist(self.centres_V3, batch["points"][b][:, :3].double()).amin(1, keepdim=True)
-        to_lidar_V1 = (self.centres_V3 - batch["lidar2ego"][b, :3, 3].double()).norm(dim=1, keepdim=True) / 10
+        near_V1 = torch.cdist(self.centres_V3, frame.points[b][:, :3].double()).amin(1, keepdim=True)
+        to_lidar_V1 = (self.centres_V3 - frame.lidar2ego[b, :3, 3].double()).norm(dim=1, keepdim=True) / 10
         return torch.cat([colours_V3, near_V1, to_lidar_V1], 1).unflatten(0, self.grid.shape)
 
 
@@ -99,23 +107,33 @@ def test_mirrored_twice_is_as_before(grid, view):
     batch = batch_of(grid)
     once = view.of(batch, grid)
     twice = view.of(once, grid)
-    for key in ("images", "intrinsics", "cam2ego", "lidar2ego"):
-        torch.testing.assert_close(twice[key], batch[key])
-        mirrored = view.images if key in ("images", "intrinsics") else view.world
-        assert torch.equal(once[key], batch[key]) != mirrored
-    for before, after in zip(batch["points"], twice["points"], strict=True):
+    for name in ("images", "intrinsics", "cam2ego", "lidar2ego"):
+        torch.testing.assert_close(getattr(twice, name), getattr(batch, name))
+        mirrored = view.images if name in ("images", "intrinsics") else view.world
+        assert torch.equal(getattr(once, name), getattr(batch, name)) != mirrored
+    for before, after in zip(batch.points, twice.points, strict=True):
         assert torch.equal(after, before)
     voxels = torch.randn(2, *grid.shape, 3)
     assert torch.equal(view.undone(view.undone(voxels, grid), grid), voxels)
 
 
+@pytest.mark.parametrize("grid", [EGO, LIDAR], ids=["ego", "lidar"])
+@pytest.mark.parametrize("view", FLIP)
+def test_the_past_is_seen_in_the_same_view(grid, view):
+    """As a keyframe of its own, whose cameras stand where they stood in the frame of the present."""
+    alone = batch_of(grid, seeds=[1])
+    ego2present = alone.cam2ego[:, 2]  # some rigid motion
+    past = replace(alone, ego2present=ego2present, points=None)
+    (seen,) = view.of(replace(batch_of(grid, seeds=[0]), past=(past,)), grid).past
+    expected = view.of(replace(alone, cam2ego=ego2present @ alone.cam2ego), grid)
+    assert torch.equal(seen.images, expected.images) and torch.equal(seen.intrinsics, expected.intrinsics)
+    torch.testing.assert_close(seen.ego2present @ seen.cam2ego, expected.cam2ego)
+
+
 def test_the_batch_itself_stays():
-    batch, again = batch_of(EGO), batch_of(EGO)
+    batch = batch_of(EGO)
     average_views(Projection(EGO), batch, FLIP, EGO)
-    assert batch.keys() == again.keys()
-    for key in ("images", "intrinsics", "cam2ego", "lidar2ego"):
-        assert torch.equal(batch[key], again[key])
-    assert all(torch.equal(a, b) for a, b in zip(batch["points"], again["points"], strict=True))
+    assert_same(batch, batch_of(EGO))
 
 
 def configured(student, grid):
@@ -130,18 +148,18 @@ def configured(student, grid):
 def by_hand(network, grid, seeds):
     """Mean probabilities of the four views, mirrored keyframe by keyframe as training does, float64."""
     axis = 1 if grid.frame == "ego" else 0
-    mirror = ImageTransform(scale=1.0, offset=(0.0, 0.0), flip=True).matrix(WIDTH).astype(np.float32)
+    mirror_33 = ImageTransform(scale=1.0, offset=(0.0, 0.0), flip=True).matrix(WIDTH).astype(np.float32)
     total = 0
     for images in (False, True):
         for world in (False, True):
-            samples = [keyframe(seed, grid) for seed in seeds]
+            frames = [keyframe(seed, grid) for seed in seeds]
             if images:
-                samples = [
-                    {**sample, "images": sample["images"][..., ::-1], "intrinsics": mirror @ sample["intrinsics"]}
-                    for sample in samples
+                frames = [
+                    replace(frame, images=frame.images[..., ::-1], intrinsics=mirror_33 @ frame.intrinsics)
+                    for frame in frames
                 ]
-            transform = Transform(images=(), flip_x=world and axis == 0, flip_y=world and axis == 1)
-            logits = network(collate([transform.apply(sample) for sample in samples])).voxel_logits_BXYZC
+            mirror = Mirror(x=world and axis == 0, y=world and axis == 1)
+            logits = network(stack([frame.mirrored(mirror) for frame in frames])).voxel_logits_BXYZC
             probs = logits.double().softmax(-1).numpy()
             total = total + (np.flip(probs, 1 + axis) if world else probs)
     return total / 4
@@ -182,7 +200,7 @@ class Certain(nn.Module):
         super().__init__()
         self.calls = 0
 
-    def forward(self, batch):
+    def forward(self, frame):
         logits = torch.full((1, 4, 4, 1, 4), -1e4)
         logits[..., self.calls] = 0.0
         self.calls += 1

@@ -7,10 +7,11 @@ import torch
 from distill.augment import Augmentation
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
+from distill.frame import stack
 from distill.grids import OCC3D, SURROUNDOCC
 from distill.networks.fusion import paint
 from distill.networks.lift import LiftSplat, frustum
-from distill.nuscenes.frames import FrameDataset, collate
+from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.index import load_index
 from distill.nuscenes.labels import SurroundOccLabels
 from distill.nuscenes.layout import CAMERAS
@@ -23,7 +24,6 @@ from teacher_dump.teachers.gaussianformer.teacher import lidar2image
 
 VERSION, SIZE, STRIDE = "v1.0-tiny", (48, 112), 16
 ABSENT = [1, 4]  # CAM_FRONT and CAM_BACK of keyframe "late"
-POINTED = ("points", "intrinsics", "cam2ego")
 MIRRORED = Augmentation(resize=(0.8, 1.3), image_flip=0.5, colour=0.2, bev_flip=1.0)
 
 
@@ -43,7 +43,7 @@ def index(dataroot, edit, tmp_path):
     return load_index(dataroot, VERSION, tmp_path / "cache")
 
 
-def sample_of(index, augmentation=None, labels=None):
+def frame_of(index, augmentation=None, labels=None):
     return FrameDataset(index.select(["late"]), SIZE, STRIDE, True, labels, augmentation, 0)[0]
 
 
@@ -57,27 +57,27 @@ def test_which_cameras_are_absent(index):
 
 
 def test_its_image_is_black_and_its_depth_map_empty(index):
-    sample = sample_of(index)
-    assert [i for i in range(6) if not sample["images"][i].any()] == ABSENT
-    assert [i for i in range(6) if not sample["depth"][i].any()] == ABSENT
+    frame = frame_of(index)
+    assert [i for i in range(6) if not frame.images[i].any()] == ABSENT
+    assert [i for i in range(6) if not frame.depth[i].any()] == ABSENT
 
 
 @pytest.mark.parametrize("augmentation", [None, MIRRORED])
 @pytest.mark.parametrize("labels", [None, SurroundOccLabels(None)])
 def test_nothing_that_it_shows_reaches_the_grid(index, augmentation, labels):
     """No point of its image within 60 m lies on the grid, and nothing measured or modelled is in front of it."""
-    sample = sample_of(index, augmentation, labels)
+    frame = frame_of(index, augmentation, labels)
     grid = SURROUNDOCC if labels else OCC3D
     depths = torch.arange(0.5, 60.5, 1.0)
-    pose = {key: torch.from_numpy(sample[key])[None] for key in ("intrinsics", "cam2ego", "lidar2ego")}
-    points = frustum(3, 7, STRIDE, depths, pose["intrinsics"], pose["cam2ego"])[0].numpy()
+    batch = stack([frame])
+    points = frustum(3, 7, STRIDE, depths, batch.intrinsics, batch.cam2ego)[0].numpy()
     inside_N = ((points >= grid.lower) & (points < grid.upper)).all(-1).any((1, 2, 3))
     assert [i for i in range(6) if not inside_N[i]] == ABSENT
 
-    _, _, depth_NP = project(sample["points"], sample["intrinsics"], sample["cam2ego"])
+    _, _, depth_NP = project(frame.points, frame.intrinsics, frame.cam2ego)
     assert [i for i in range(6) if not (depth_NP[i] > 0).any()] == ABSENT
 
-    view = View([], lidar2image(pose["intrinsics"], pose["cam2ego"], pose["lidar2ego"])[0], SIZE)
+    view = View([], lidar2image(batch.intrinsics, batch.cam2ego, batch.lidar2ego)[0], SIZE)
     corners = torch.rand(500, 1, 3) * (torch.tensor(grid.upper) - torch.tensor(grid.lower)) + torch.tensor(grid.lower)
     _, seen_GPN = project_keypoints(corners, view)
     assert [i for i in range(6) if not seen_GPN[..., i].any()] == ABSENT
@@ -85,7 +85,7 @@ def test_nothing_that_it_shows_reaches_the_grid(index, augmentation, labels):
 
 @pytest.mark.parametrize("augmentation", [None, MIRRORED])
 def test_lift_does_not_depend_on_its_pixels(index, augmentation):
-    batch = collate([sample_of(index, augmentation)])
+    batch = stack([frame_of(index, augmentation)])
     torch.manual_seed(0)
     lift = LiftSplat(8, 4, (1.0, 60.0), 20, 2, 1, OCC3D).eval()
     feat_BNCHW = torch.randn(1, 6, 8, 3, 7)
@@ -94,7 +94,7 @@ def test_lift_does_not_depend_on_its_pixels(index, augmentation):
         feat = feat_BNCHW.clone()
         feat[:, changed] = 10 * torch.randn(1, len(changed), 8, 3, 7)
         with torch.no_grad():
-            return lift(feat, STRIDE, batch["intrinsics"], batch["cam2ego"])[0]
+            return lift(feat, STRIDE, batch.intrinsics, batch.cam2ego)[0]
 
     assert lifted([]).any()
     torch.testing.assert_close(lifted(ABSENT), lifted([]), rtol=0, atol=0)
@@ -103,20 +103,21 @@ def test_lift_does_not_depend_on_its_pixels(index, augmentation):
 
 @pytest.mark.parametrize("augmentation", [None, MIRRORED])
 def test_points_are_not_painted_with_its_pixels(index, augmentation):
-    sample = {key: torch.from_numpy(value) for key, value in sample_of(index, augmentation).items() if key in POINTED}
+    frame = frame_of(index, augmentation)
+    points, intrinsics, cam2ego = map(torch.from_numpy, (frame.points, frame.intrinsics, frame.cam2ego))
     black, bright = torch.zeros(6, 2, 3, 7), torch.zeros(6, 2, 3, 7)
     bright[ABSENT] = 1.0
-    ego2cam = torch.linalg.inv(sample["cam2ego"])
-    painted = [paint(sample["points"][:, :3], feat, sample["intrinsics"], ego2cam, SIZE) for feat in (black, bright)]
+    ego2cam = torch.linalg.inv(cam2ego)
+    painted = [paint(points[:, :3], feat, intrinsics, ego2cam, SIZE) for feat in (black, bright)]
     assert painted[0][:, -1].any()
     torch.testing.assert_close(painted[0], painted[1], rtol=0, atol=0)
 
 
 def test_batches_mix_keyframes_with_all_and_with_fewer_cameras(index):
     whole = FrameDataset(index.keyframes("all"), SIZE, STRIDE, False, None, MIRRORED, 0)
-    batch = collate([whole[i] for i in range(3)])
-    assert batch["images"].shape == (3, 6, 3, 48, 112)
-    assert torch.isfinite(batch["intrinsics"]).all() and torch.isfinite(torch.linalg.inv(batch["cam2ego"])).all()
+    batch = stack([whole[i] for i in range(3)])
+    assert batch.images.shape == (3, 6, 3, 48, 112)
+    assert torch.isfinite(batch.intrinsics).all() and torch.isfinite(torch.linalg.inv(batch.cam2ego)).all()
 
 
 def test_pictures_leave_it_as_it_is(index):

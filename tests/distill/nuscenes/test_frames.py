@@ -6,11 +6,13 @@ import torch
 from nuscenes import NuScenes
 from nuscenes.utils.geometry_utils import transform_matrix
 from pyquaternion import Quaternion
+from same import assert_same, held
 from torch.utils.data import DataLoader
 
 from distill.augment import Augmentation
 from distill.errors import InputError
-from distill.nuscenes.frames import FrameDataset, collate, to_device
+from distill.frame import stack
+from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.index import load_index
 from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
 from distill.nuscenes.layout import CAMERAS
@@ -25,16 +27,12 @@ def frames(index, augmentation=None, depth_stride=STRIDE, lidar=True, labels=Tru
     return FrameDataset(index.keyframes("all"), SIZE, depth_stride, lidar, source, augmentation, seed)
 
 
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for key in a:
-        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
-
-
-def test_everything_of_a_sample(index):
-    sample = frames(index)[2]
-    assert (sample["token"], sample["scene"], sample["labelled"]) == ("late", "scene-0002", False)
-    shapes = {key: (value.dtype.name, value.shape) for key, value in sample.items() if isinstance(value, np.ndarray)}
+def test_everything_of_a_frame(index):
+    frame = frames(index)[2]
+    assert (frame.token, frame.scene, frame.labelled) == ("late", "scene-0002", False)
+    shapes = {
+        key: (value.dtype.name, value.shape) for key, value in held(frame).items() if isinstance(value, np.ndarray)
+    }
     points = shapes.pop("points")
     assert points[0] == "float32" and points[1][1:] == (4,)
     assert shapes == {
@@ -53,8 +51,8 @@ def test_only_what_is_asked_for_is_read(dataroot, tmp_path):
     index = load_index(dataroot, "v1.0-tiny", tmp_path)
     for keyframe in index.keyframes("all"):
         keyframe.lidar_path.unlink()
-    sample = frames(index, depth_stride=None, lidar=False, labels=None)[0]
-    assert sample.keys() == {"token", "scene", "images", "intrinsics", "cam2ego", "lidar2ego"}
+    frame = frames(index, depth_stride=None, lidar=False, labels=None)[0]
+    assert held(frame).keys() == {"token", "scene", "images", "intrinsics", "cam2ego", "lidar2ego"}
     with pytest.raises(InputError, match="LiDAR scan of keyframe alone is missing"):
         frames(index, lidar=False)[0]
 
@@ -66,22 +64,22 @@ def test_labels_are_joined_by_token(dataroot, tmp_path):
     semantics = np.random.default_rng(0).integers(0, 18, (200, 200, 16), dtype=np.uint8)
     np.savez(path, semantics=semantics, mask_camera=semantics > 8, mask_lidar=semantics > 4)
     alone, early, late = frames(index)
-    assert [sample["labelled"] for sample in (alone, early, late)] == [False, True, False]
-    np.testing.assert_array_equal(early["semantics"], semantics)
-    np.testing.assert_array_equal(early["mask_camera"], semantics > 8)
+    assert [frame.labelled for frame in (alone, early, late)] == [False, True, False]
+    np.testing.assert_array_equal(early.semantics, semantics)
+    np.testing.assert_array_equal(early.mask_camera, semantics > 8)
 
 
 @pytest.mark.parametrize("epoch", range(4))
-def test_depth_is_what_the_sample_itself_projects(index, epoch):
+def test_depth_is_what_the_frame_itself_projects(index, epoch):
     """Points, cameras and depth stay consistent whatever is drawn."""
     dataset = frames(index, STRONG)
     dataset.set_epoch(epoch)
     whole = np.tile([0, 0, SIZE[1], SIZE[0]], (6, 1))
-    for sample in dataset:
-        again = depth_maps(sample["points"], sample["intrinsics"], sample["cam2ego"], whole, SIZE, STRIDE)
-        assert (sample["depth"] > 0).mean() > 0.2
+    for frame in dataset:
+        again = depth_maps(frame.points, frame.intrinsics, frame.cam2ego, whole, SIZE, STRIDE)
+        assert (frame.depth > 0).mean() > 0.2
         # A point within float32 of a cell border may change cells.
-        assert np.isclose(sample["depth"], again, rtol=1e-4).mean() > 0.98
+        assert np.isclose(frame.depth, again, rtol=1e-4).mean() > 0.98
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(index):
@@ -90,40 +88,40 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(index):
         data.set_epoch(3)
     first = [dataset[i] for i in (0, 1, 2)]
     for i in (2, 0, 1):
-        assert_equal(other[i], first[i])
+        assert_same(other[i], first[i])
     other.set_epoch(4)
-    assert not np.array_equal(other[0]["intrinsics"], first[0]["intrinsics"])
+    assert not np.array_equal(other[0].intrinsics, first[0].intrinsics)
     reseeded = frames(index, STRONG, seed=1)
     reseeded.set_epoch(3)
-    assert not np.array_equal(reseeded[0]["intrinsics"], first[0]["intrinsics"])
-    assert not np.array_equal(first[1]["intrinsics"], first[2]["intrinsics"])
+    assert not np.array_equal(reseeded[0].intrinsics, first[0].intrinsics)
+    assert not np.array_equal(first[1].intrinsics, first[2].intrinsics)
 
 
 def test_persistent_workers_follow_the_epoch(index):
     dataset = frames(index, STRONG, lidar=False, labels=None)
-    loader = DataLoader(dataset, batch_size=3, num_workers=1, persistent_workers=True, collate_fn=collate)
+    loader = DataLoader(dataset, batch_size=3, num_workers=1, persistent_workers=True, collate_fn=stack)
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
         (batch,) = loader
-        assert_equal(batch, collate([dataset[i] for i in range(3)]))
+        assert_same(batch, stack([dataset[i] for i in range(3)]))
 
 
-def test_collate(index):
-    samples = list(frames(index, STRONG))
-    batch = collate(samples)
-    assert batch["token"] == ["alone", "early", "late"]
-    assert [len(points) for points in batch["points"]] == [len(sample["points"]) for sample in samples]
-    assert batch["labelled"].tolist() == [False, False, False]
-    assert batch["semantics"].shape == (3, 200, 200, 16) and batch["semantics"].dtype == torch.uint8
-    np.testing.assert_array_equal(batch["cam2ego"][1], samples[1]["cam2ego"])
+def test_stack(index):
+    loaded = list(frames(index, STRONG))
+    batch = stack(loaded)
+    assert batch.token == ["alone", "early", "late"]
+    assert [len(points) for points in batch.points] == [len(frame.points) for frame in loaded]
+    assert batch.labelled.tolist() == [False, False, False]
+    assert batch.semantics.shape == (3, 200, 200, 16) and batch.semantics.dtype == torch.uint8
+    np.testing.assert_array_equal(batch.cam2ego[1], loaded[1].cam2ego)
 
 
-def test_to_device_moves_tensors_and_lists_of_tensors(index):
-    batch = collate(list(frames(index)))
-    moved = to_device(batch, torch.device("meta"))
-    assert moved.keys() == batch.keys()
-    assert moved["images"].is_meta and all(points.is_meta for points in moved["points"])
-    assert moved["token"] == batch["token"]
+def test_to_moves_tensors_and_lists_of_tensors(index):
+    batch = stack(list(frames(index)))
+    moved = batch.to(torch.device("meta"))
+    assert held(moved).keys() == held(batch).keys()
+    assert moved.images.is_meta and all(points.is_meta for points in moved.points)
+    assert moved.token == batch.token
 
 
 def test_image_size_must_fit_the_depth_stride(index):
@@ -131,7 +129,7 @@ def test_image_size_must_fit_the_depth_stride(index):
         frames(index, depth_stride=24)
 
 
-def test_real_sample(real_data, tmp_path):
+def test_real_frame(real_data, tmp_path):
     """LiDAR depth agrees with the calibration: below the horizon the road gets farther towards the top."""
     index = load_index(real_data / "nuscenes", "v1.0-mini", tmp_path)
     front = FrameDataset(index.keyframes("mini_train"), (256, 704), 16, False, None, None, 0)[0]["depth"][1]
@@ -154,11 +152,11 @@ def with_surroundocc(dataroot, cache):
 def test_surroundocc_labels_are_joined_by_lidar_file(dataroot, tmp_path):
     index, source = with_surroundocc(dataroot, tmp_path)
     alone, early, _ = frames(index, labels=source)
-    assert [alone["labelled"], early["labelled"]] == [False, True]
-    assert early["semantics"][30, 150, 2] == 4
-    assert (early["semantics"] != 17).sum() == 2
-    assert np.argwhere(~early["mask_camera"]).tolist() == [[31, 150, 2]]
-    assert not alone["mask_camera"].any()
+    assert [alone.labelled, early.labelled] == [False, True]
+    assert early.semantics[30, 150, 2] == 4
+    assert (early.semantics != 17).sum() == 2
+    assert np.argwhere(~early.mask_camera).tolist() == [[31, 150, 2]]
+    assert not alone.mask_camera.any()
 
 
 @pytest.mark.parametrize("epoch", range(3))
@@ -168,17 +166,17 @@ def test_on_the_lidar_grid_everything_is_in_the_lidar_frame(dataroot, tmp_path, 
     ego, lidar = frames(index, STRONG), frames(index, STRONG, labels=source)
     for dataset in (ego, lidar):
         dataset.set_epoch(epoch)
-    for sample, reference in zip(lidar, ego, strict=True):
-        np.testing.assert_array_equal(sample["images"], reference["images"])
-        pixels = [project(s["points"], s["intrinsics"], s["cam2ego"]) for s in (sample, reference)]
+    for frame, reference in zip(lidar, ego, strict=True):
+        np.testing.assert_array_equal(frame.images, reference.images)
+        pixels = [project(s.points, s.intrinsics, s.cam2ego) for s in (frame, reference)]
         front = pixels[0][2] > 0.5
         for found, expected in zip(*pixels, strict=True):
             np.testing.assert_allclose(found[front], expected[front], rtol=1e-4, atol=1e-2)
-        assert np.isclose(sample["depth"], reference["depth"], rtol=1e-4).mean() > 0.98
+        assert np.isclose(frame.depth, reference.depth, rtol=1e-4).mean() > 0.98
     scan = np.fromfile(index.keyframe("early").lidar_path, np.float32).reshape(-1, 5)[:, :3]
     unmoved = FrameDataset([index.keyframe("early")], SIZE, None, True, source, None, 0)[0]
-    np.testing.assert_allclose(unmoved["lidar2ego"], np.eye(4), atol=1e-6)
-    distance = np.abs(unmoved["points"][:, None, :3] - scan[None]).max(-1).min(1)
+    np.testing.assert_allclose(unmoved.lidar2ego, np.eye(4), atol=1e-6)
+    distance = np.abs(unmoved.points[:, None, :3] - scan[None]).max(-1).min(1)
     assert len(distance) > 300
     assert distance.max() < 1e-5
 
@@ -190,13 +188,13 @@ def test_a_lidar_point_keeps_its_pixel_whatever_is_drawn(dataroot, tmp_path, lab
     source = True if labels == "occ3d" else source
     mirrored = frames(index, Augmentation((1.0, 1.0), 0.0, 0.0, bev_flip=1.0), labels=source)[1]
     plain = frames(index, labels=source)[1]
-    assert not np.allclose(mirrored["lidar2ego"], plain["lidar2ego"])
-    ours, recorded = (lidar2img(sample) for sample in (mirrored, plain))
+    assert not np.allclose(mirrored.lidar2ego, plain.lidar2ego)
+    ours, recorded = (lidar2img(frame) for frame in (mirrored, plain))
     np.testing.assert_allclose(ours, recorded, rtol=1e-5, atol=1e-3)
 
 
-def lidar2img(sample):
-    return sample["intrinsics"] @ (np.linalg.inv(sample["cam2ego"]) @ sample["lidar2ego"])[:, :3]
+def lidar2img(frame):
+    return frame.intrinsics @ (np.linalg.inv(frame.cam2ego) @ frame.lidar2ego)[:, :3]
 
 
 def test_lidar2img_is_upstreams(real_data, tmp_path):
@@ -215,10 +213,10 @@ def test_lidar2img_is_upstreams(real_data, tmp_path):
     keyframes = load_index(root, "v1.0-mini", tmp_path).keyframes("all")
     checked = 0
     for source in (None, SurroundOccLabels(None)):
-        for sample in FrameDataset(keyframes, (864, 1600), None, False, source, None, 0):
-            data = nusc.get("sample", sample["token"])["data"]
+        for frame in FrameDataset(keyframes, (864, 1600), None, False, source, None, 0):
+            data = nusc.get("sample", frame.token)["data"]
             lidar2global, _ = to_global(nusc.get("sample_data", data["LIDAR_TOP"]))
-            for channel, found in zip(CAMERAS, lidar2img(sample).astype(np.float64), strict=True):
+            for channel, found in zip(CAMERAS, lidar2img(frame).astype(np.float64), strict=True):
                 camera2global, intrinsics = to_global(nusc.get("sample_data", data[channel]))
                 crop = np.array([[1.0, 0, 0], [0, 1, -36], [0, 0, 1]])
                 expected = crop @ intrinsics @ (np.linalg.inv(camera2global) @ lidar2global)[:3]
