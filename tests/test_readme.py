@@ -1,47 +1,182 @@
-"""The README's commands and code do what it says."""
+"""The commands, values and code in README and docs do what they say."""
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
-from workshop import Workshop
+from omegaconf import DictConfig, OmegaConf
+from workshop import BIN, SMALL_STUDENT, SMALL_WORLD, Workshop
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-COMMANDS = re.findall(r"^\$ (occ-.+)$", README, re.MULTILINE)
+from conf.renamed import renamed
+from conf.schema import checked
+from distill.demo import WorldConfig, ensure_world
+from distill.nuscenes.index import load_index
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+README = (ROOT / "README.md").read_text()
+GUIDE, STORE, METRICS = (ROOT.joinpath("docs", f"{name}.md").read_text() for name in ("guide", "store", "metrics"))
+TEXTS = [README, *(file.read_text() for file in sorted(ROOT.glob("docs/*.md")))]
+COMMANDS = list(dict.fromkeys(re.findall(r"^\$ (occ-.+)$", "\n".join(TEXTS), re.MULTILINE)))
+MARKED = re.compile(r"<!-- run by tests/test_readme\.py -->\n```console\n(.+?)```", re.DOTALL)
+GROUPS = {folder.name for folder in CONF.iterdir() if any(folder.glob("*.yaml"))} - {"teacher_on_data"}
 # what a user does not choose
-HIDDEN = {"data": {"checkpoint", "demo_teacher"}, "store": {"checkpoint"}, "grid": {"source"}}
+HIDDEN = {
+    "data": {"checkpoint", "demo_teacher"},
+    "teachers": {"checkpoint"},
+    "grid": {"source"},
+}
 CONFIGS = {"occ-dump": "dump", "occ-train-student": "train", "occ-eval": "eval"}
 
 
-def test_the_readme_shows_all_three_programs():
-    assert {command.split()[0] for command in COMMANDS} == CONFIGS.keys()
+def composed(command: str) -> DictConfig:
+    """The configuration of a command line."""
+    program, *overrides = shlex.split(command)
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose(CONFIGS[program], overrides)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_compose(command):
-    """The values of every command exist; whole runs of all three programs are in test_programs.py."""
+def test_commands_are_right(command):
+    """The values of every command exist, are what they may be, and have today's names."""
     program, *overrides = shlex.split(command)
-    with initialize_config_module("conf", version_base="1.3"):
-        config = compose(CONFIGS[program], overrides)
-    assert "seed" in OmegaConf.to_container(config, resolve=True)
+    assert renamed(CONFIGS[program], overrides) == (overrides, [])
+    config = OmegaConf.to_container(composed(command), resolve=True)
+    assert checked(CONFIGS[program], config)[1] == []
+
+
+def test_marked_commands_run(workshop: Workshop):
+    """A reader's shell, which knows none of our programs until .venv is activated, goes through README and guide.
+
+    What a reader does not add makes it quick: the world and the student are small, and little is scored.
+    """
+    if not (BIN / "activate").exists():
+        pytest.skip("these tests run in no virtual environment")
+    lines = [line for text in (README, GUIDE) for block in MARKED.findall(text) for line in block.splitlines()]
+    commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    assert commands[0] == "source .venv/bin/activate"
+    assert {command.split()[0] for command in commands[1:]} == CONFIGS.keys()
+    quick = [command if command == commands[0] else shlex.join(quickly(command)) for command in commands]
+    (workshop.folder / ".venv").symlink_to(sys.prefix)
+    shell = [shutil.which("bash"), "--norc", "-ec", "\n".join(quick)]
+    path = {"PATH": "/usr/bin:/bin", "HOME": str(workshop.folder), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(shell, cwd=workshop.folder, env=path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert (workshop.folder / "predictions/student").is_dir()
+
+
+def quickly(command: str) -> list[str]:
+    """The words of a command line, and what makes it quick."""
+    given = shlex.split(command)
+    if given[0] == "occ-dump":
+        return [*given, *SMALL_WORLD, "gate.min_miou=1"]
+    if given[0] == "occ-train-student":
+        small = [override for override in SMALL_STUDENT if override not in given]
+        return [*given, *SMALL_WORLD, *small, f"output={composed(command).output}"]
+    return [*given, "cost.warmup=0", "cost.runs=1", "max_samples=1", "pictures=[]"]
+
+
+def test_a_demo_world_says_where_it_is_made(tmp_path, monkeypatch, capsys):
+    """Who starts a program in another folder sees why it begins with that."""
+    monkeypatch.chdir(tmp_path)
+    config = WorldConfig(
+        seed=0, train_scenes=1, val_scenes=0, keyframes_per_scene=1, image_size=(64, 36), jpeg_quality=80
+    )
+    ensure_world(Path("data/demo"), config, workers=1)
+    assert str(tmp_path / "data/demo") in capsys.readouterr().err
+    ensure_world(Path("data/demo"), config, workers=1)
+    assert capsys.readouterr().err == ""
+
+
+def code(text: str) -> str:
+    """The Python of a text."""
+    (block,) = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+    return block
 
 
 def test_the_store_reads_as_shown(workshop: Workshop, monkeypatch):
-    (block,) = [code for code in re.findall(r"```python\n(.+?)```", README, re.DOTALL) if "zarr" in code]
     monkeypatch.chdir(workshop.folder)
     names: dict = {}
-    exec(block, names)
-    logits = names["store"]["voxel_logits"][0]
+    exec(code(STORE), names)
+    store, row = names["store"], names["row"]
+    logits = store["voxel_logits"][row]
     assert logits.shape == (200, 200, 16, 18)
     assert abs(float(np.exp(logits[0, 0, 0].astype("f4")).sum()) - 1) < 0.05
+    assert store["tokens"][row] != ""
+    assert names["dumped"].all()
 
 
-def test_the_documented_groups_exist():
-    conf = Path(__file__).parent.parent / "conf"
-    for group, cells in re.findall(r"^\| `(\w+)=` \| (.+) \|$", README, re.MULTILINE):
-        documented = {name for name in re.findall(r"`(\w+)`", cells) if (conf / group / f"{name}.yaml").exists()}
-        assert documented == {file.stem for file in (conf / group).glob("*.yaml")} - HIDDEN.get(group, set())
+def test_arrays_and_attributes_of_a_store_are_documented(workshop: Workshop):
+    store = zarr.open_group(workshop.folder / "stores/demo-fusion-occ3d.zarr", mode="r")
+    documented = {name for names in re.findall(r"^\|(.+?\|.+?)\|", STORE, re.MULTILINE) for name in ticked(names)}
+    assert {*store.array_keys(), *store.attrs} - documented == set()
+    assert f"| `schema` | {store.attrs['schema']} |" in STORE
+
+
+def test_metrics_are_used_alone_as_shown(workshop: Workshop):
+    root = workshop.folder / "data/demo"
+    keyframes = load_index(root, "v1.0-demo", workshop.folder / "cache").keyframes("val")
+    scene = [keyframe for keyframe in keyframes if keyframe.scene == keyframes[0].scene]
+    label = np.load(root / "gts" / scene[1].scene / scene[1].token / "labels.npz")["semantics"]
+    names = {
+        "prediction_XYZ": label,
+        "semantics_XYZ": label,
+        "lidar2ego_K44": np.stack([keyframe.lidar2ego for keyframe in scene]),
+        "ego2global_K44": np.stack([keyframe.ego2global for keyframe in scene]),
+        "keyframe": 1,
+    }
+    exec(code(METRICS), names)
+    assert float(names["metric"].compute()["RayIoU"]) == 100
+
+
+def test_the_groups_are_documented():
+    rows = dict(re.findall(r"^\| `(\w+)=` \| (.+) \|$", GUIDE, re.MULTILINE))
+    assert rows.keys() == GROUPS
+    for group, cells in rows.items():
+        options = {file.stem for file in (CONF / group).glob("*.yaml")}
+        assert {name for name in ticked(cells) if name in options} == options - HIDDEN.get(group, set())
+
+
+def test_values_that_are_named_exist():
+    for text in TEXTS:
+        for token in ticked(text):
+            key, equals, _ = token.split()[0].partition("=")
+            value = equals or (key.partition(".")[0] in GROUPS and re.fullmatch(r"[a-z_]\w*(\.[a-z_]\w*)+", key))
+            module = ROOT / key.replace(".", "/")
+            if value and not (module.is_dir() or module.with_suffix(".py").exists()):
+                assert key.lstrip("+") in known_values(), token
+
+
+def ticked(text: str) -> list[str]:
+    """What stands between backticks."""
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+@cache
+def known_values() -> frozenset[str]:
+    """Every group, and every value in any of the YAML files."""
+    found = set(GROUPS)
+    for file in CONF.rglob("*.yaml"):
+        group = "" if file.parent == CONF or "@package _global_" in file.read_text() else file.parent.name
+        found |= set(below(OmegaConf.load(file), group))
+    return frozenset(found)
+
+
+def below(node: object, key: str) -> list[str]:
+    """Names of the values below a node, with its own."""
+    if not isinstance(node, DictConfig):
+        return [key]
+    children = [(f"{key}.{name}".lstrip("."), node._get_node(name)) for name in node]
+    return [key, *(name for path, child in children for name in below(child, path))]
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 120

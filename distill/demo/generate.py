@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -92,6 +93,7 @@ def _make(root: Path, config: WorldConfig, workers: int) -> None:
     if building.exists():
         shutil.rmtree(building)
     building.mkdir()
+    print(f"making the demo world in {root}, once (minutes)", file=sys.stderr)
     _generate(building, config, workers)
     if root.exists():
         root.rmdir()
