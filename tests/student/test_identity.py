@@ -14,18 +14,24 @@ from hydra import compose, initialize_config_module
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.grids import OCC3D
+from distill.losses.objective import Objective
+from distill.signals import described
+from distill.signals.bev import Bev
+from distill.signals.voxels import Voxels
 from distill.store import StoreIdentity
 from student.identity import check_same_run, run_facts
 
-TEACHER = StoreIdentity("fusion", "ab" * 32, {"weights": "ema"}, OCC3D, OCC3D_CLASSES.names)
+NAMES = OCC3D_CLASSES.names
+SIGNALS = described([Voxels(OCC3D, NAMES), Bev(OCC3D, NAMES)])
+TEACHER = StoreIdentity("fusion", "ab" * 32, {"weights": "ema"}, OCC3D, NAMES, SIGNALS)
 LAST = Path("run/last.pt")
 
 
 def facts_of(*overrides: str, teacher: StoreIdentity = TEACHER, **data: str) -> dict[str, Any]:
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", ["experiment=demo", "trainer.init=null", *overrides])
-    facts = run_facts(config, [], {"train": "1", "val": "2"} | data)
-    return facts | {"stores": [teacher.to_dict()]}
+    facts = run_facts(config, Objective({}), [], {"train": "1", "val": "2"} | data)
+    return facts | {"teachers": {"stored": {"weight": 1.0, "stores": [teacher.to_dict()], "terms": ["kd_voxel"]}}}
 
 
 def check(facts: dict[str, Any], saved: dict[str, Any] | None = None, device: str = "cpu") -> None:
@@ -39,11 +45,12 @@ def check(facts: dict[str, Any], saved: dict[str, Any] | None = None, device: st
         "data.root=/elsewhere",
         "data.cache_dir=/other/home/.cache",
         "device=cuda:1",
-        "store.paths=[/elsewhere/s.zarr]",
+        "teachers.stored.paths=[/elsewhere/s.zarr]",
+        "teachers.stored.folder=/elsewhere",
         "output=/elsewhere/run",
         "trainer.workers=7",
         "data.world.seed=3",
-        "data.fusion_checkpoint=/elsewhere/f.pt",
+        "trainer.gradient_norms_every=7",
     ],
 )
 def test_where_things_lie_does_not_matter(moved):
@@ -51,7 +58,16 @@ def test_where_things_lie_does_not_matter(moved):
 
 
 @pytest.mark.parametrize(
-    "changed", ["trainer.learning_rate=1", "seed=1", "kd=voxel", "student.inputs.image_size=[64,160]"]
+    "changed",
+    [
+        "trainer.learning_rate=1",
+        "seed=1",
+        "kd=voxel",
+        "student.inputs.image_size=[64,160]",
+        "objective.terms.ce.weight=2",
+        "teachers.stored.signals=[gaussians]",
+        "teachers.stored.weight=2",
+    ],
 )
 def test_what_numbers_depend_on_is_named(changed):
     with pytest.raises(InputError, match=changed.partition("=")[0]):
@@ -64,7 +80,8 @@ def test_what_numbers_depend_on_is_named(changed):
         replace(TEACHER, teacher="mine"),
         replace(TEACHER, checkpoint_sha256="cd" * 32),
         replace(TEACHER, config={"weights": "raw"}),
-        replace(TEACHER, bev_rule="maximum"),
+        replace(TEACHER, signals=described([Voxels(OCC3D, NAMES), Bev(OCC3D, NAMES, rule="maximum")])),
+        replace(TEACHER, signals=described([Voxels(OCC3D, NAMES)])),
     ],
 )
 def test_another_teacher_in_the_same_place_is_refused(other):

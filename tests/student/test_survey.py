@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from workshop import SMALL_STUDENT, STORE, Workshop
 
+from distill.signals.arrays import seal
 from distill.store import TeacherStore
-from distill.store.schema import seal
 
 QUICK = (*SMALL_STUDENT, "trainer.epochs=1", "trainer.max_samples=1")
 
@@ -36,7 +36,7 @@ def test_a_student_is_distilled_without_any_label(copy, workshop):
     """Nothing can be scored then: no best.pt, no nan."""
     for path in gts(copy, ""):
         path.unlink()
-    store = f"store.paths=[{workshop.folder / STORE}]"
+    store = f"teachers.stored.paths=[{workshop.folder / STORE}]"
     printed = copy.ok("occ-train-student", *QUICK, store, "output=run")
     assert "nothing will be scored" in printed
     assert "nan" not in printed
@@ -47,12 +47,14 @@ def test_a_student_is_distilled_without_any_label(copy, workshop):
 
 
 def test_a_teacher_of_no_training_keyframe_is_refused(copy, workshop):
-    """store.missing=skip leaves out some of the teacher, not all of it: that would be kd=none under another name."""
+    """missing=skip leaves out some of the teacher, not all of it: that would be kd=none under another name."""
     store = Path(shutil.copytree(workshop.folder / STORE, copy.folder / "stores/train.zarr"))
     for row in (store / "checksums").glob("c.*"):
         row.unlink()
-    line = copy.refused("occ-train-student", *QUICK, f"store.paths=[{store}]", "store.missing=skip", "output=run")
-    assert "none of the 1 training keyframes has a teacher in " in line
+    line = copy.refused(
+        "occ-train-student", *QUICK, f"teachers.stored.paths=[{store}]", "teachers.stored.missing=skip", "output=run"
+    )
+    assert "none of the 1 training keyframes has a teacher in what stored has" in line
 
 
 def test_an_undefined_score_is_refused_before_the_first_step(copy):
@@ -80,7 +82,7 @@ def test_a_teacher_of_other_images_is_refused(copy, workshop):
     """The same tokens, in a copy of the data set with one image swapped for another."""
     images = sorted((copy.folder / "data/demo/samples/CAM_FRONT").glob("*train*"))
     shutil.copy(images[1], images[0])
-    store = f"store.paths=[{workshop.folder / STORE}]"
+    store = f"teachers.stored.paths=[{workshop.folder / STORE}]"
     line = copy.refused("occ-train-student", *SMALL_STUDENT, store, "output=run")
     assert "1 of 2 keyframes were dumped from other files" in line
     assert "CAM_FRONT" in line
@@ -155,15 +157,26 @@ def test_a_store_that_lacks_keyframes_is_scored_on_those_it_has_when_asked(works
 
 
 def test_a_store_that_does_not_say_what_it_was_dumped_from_is_said(workshop):
-    """Schema 2, which is made here of what it had: no digests, and commit records without their column."""
+    """Schema 2, which is made here of what it had: no digests, and commit records in another order."""
     store = Path(shutil.copytree(workshop.folder / STORE, workshop.folder / "stores/schema2.zarr"))
     shutil.rmtree(store / "frame_digests")
+    columns = ("voxel_logits", "voxel_semantics", "voxel_coverage", "bev_probs", "bev_semantics")
     for record in (store / "checksums").glob("c.*"):
-        record.write_bytes(seal(record.read_bytes()[:-8]))
+        row = record.name.split(".")[1]
+        chunks = [next((store / name).glob(f"c.{row}.*")).read_bytes() for name in columns]
+        record.write_bytes(seal(b"".join(chunk[-4:] for chunk in chunks)))
     described = json.loads((store / "zarr.json").read_text())
-    described["attributes"]["schema"] = 2
+    today = described["attributes"]
+    described["attributes"] = {
+        **{key: today[key] for key in ("teacher", "checkpoint_sha256", "config", "grid", "classes")},
+        "schema": 2,
+        "content": "log_probabilities",
+        "bev_rule": today["signals"]["bev"]["rule"],
+        "quantisation": {"levels": today["signals"]["voxels"]["levels"]},
+        "gaussians": None,
+    }
     (store / "zarr.json").write_text(json.dumps(described))
-    source = ("store.paths=[stores/schema2.zarr]", "output=runs/schema2")
+    source = ("teachers.stored.paths=[stores/schema2.zarr]", "output=runs/schema2")
     workshop.ok("occ-train-student", *QUICK, *source)
     told = (workshop.folder / "runs/schema2/summary.txt").read_text()
     assert "schema2.zarr is of schema 2, which does not say which files it was dumped from" in told
