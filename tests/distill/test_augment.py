@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same import assert_same
 
 from distill.augment import Augmentation, ImageTransform, Transform
 from distill.errors import InputError
+from distill.frame import Frame, Mirror, Told
+from distill.signals.bev import BevProbs
+from distill.signals.gaussians import GaussiansTold
+from distill.signals.voxels import VoxelCodes
 
 SHAPE = (10, 10, 4)  # voxels of 1 m around the origin, from z = -1
 SIZE = (64, 128)
 STRONG = Augmentation(resize=(0.5, 1.5), image_flip=0.5, colour=0.3, bev_flip=0.5)
-FLIPS = [(False, False), (True, False), (False, True), (True, True)]
-
-
-def world_flip(flip_x, flip_y):
-    return Transform(images=(), flip_x=flip_x, flip_y=flip_y)
+MIRRORS = [Mirror(x, y) for x in (False, True) for y in (False, True)]
 
 
 def random_cam2ego(rng):
@@ -26,41 +27,38 @@ def random_cam2ego(rng):
     return cam2ego
 
 
-def make_sample(seed=0):
+def make_frame(seed=0):
+    """With everything that a frame can hold but a past."""
     rng = np.random.default_rng(seed)
-    return {
-        "token": "token",
-        "scene": "scene-0001",
-        "labelled": True,
-        "images": rng.integers(0, 256, (6, 3, *SIZE), dtype=np.uint8),
-        "intrinsics": np.tile(np.array([[60, 0, 64], [0, 60, 32], [0, 0, 1]], np.float32), (6, 1, 1)),
-        "cam2ego": random_cam2ego(rng),
-        "points": rng.uniform(-5, 5, (50, 4)).astype(np.float32),
-        "depth": rng.uniform(0, 9, (6, 4, 8)).astype(np.float32),
-        "semantics": rng.integers(0, 18, SHAPE, dtype=np.uint8),
-        "mask_camera": rng.random(SHAPE) < 0.5,
-        "mask_lidar": rng.random(SHAPE) < 0.5,
-        "lidar2ego": random_cam2ego(rng)[0],
-        "teacher_covered": rng.random(SHAPE) < 0.5,
-        "teacher_gaussians": "stay in the frame of the LiDAR",
-        "teacher_voxel": rng.integers(0, 256, (*SHAPE, 18), dtype=np.uint8),
-        "teacher_bev": rng.random((*SHAPE[:2], 18)).astype(np.float16),
-        "teacher_table": np.linspace(-16, 0, 256, dtype=np.float32),
-        "taught": True,
+    signals = {
+        "voxels": VoxelCodes(
+            codes=rng.integers(0, 256, (*SHAPE, 18), dtype=np.uint8), table=np.linspace(-16, 0, 256, dtype=np.float32)
+        ),
+        "bev": BevProbs(probs=rng.random((*SHAPE[:2], 18)).astype(np.float32)),
+        "gaussians": GaussiansTold(gaussians="stay in the frame of the LiDAR"),
     }
+    return Frame(
+        token="token",
+        scene="scene-0001",
+        labelled=True,
+        images=rng.integers(0, 256, (6, 3, *SIZE), dtype=np.uint8),
+        intrinsics=np.tile(np.array([[60, 0, 64], [0, 60, 32], [0, 0, 1]], np.float32), (6, 1, 1)),
+        cam2ego=random_cam2ego(rng),
+        points=rng.uniform(-5, 5, (50, 4)).astype(np.float32),
+        depth=rng.uniform(0, 9, (6, 4, 8)).astype(np.float32),
+        semantics=rng.integers(0, 18, SHAPE, dtype=np.uint8),
+        mask_camera=rng.random(SHAPE) < 0.5,
+        mask_lidar=rng.random(SHAPE) < 0.5,
+        lidar2ego=random_cam2ego(rng)[0],
+        teachers={"stored": Told(taught=True, covered=rng.random(SHAPE) < 0.5, signals=signals)},
+    )
 
 
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for key in a:
-        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
-
-
-def projected(sample, points):
+def projected(frame, points):
     """Homogeneous pixels of ego points (P, 3) in all cameras."""
-    ego2cam = np.linalg.inv(sample["cam2ego"].astype(np.float64))
+    ego2cam = np.linalg.inv(frame.cam2ego.astype(np.float64))
     in_camera = np.einsum("nij,pj->npi", ego2cam[:, :3, :3], points) + ego2cam[:, None, :3, 3]
-    return np.einsum("nij,npj->npi", sample["intrinsics"], in_camera)
+    return np.einsum("nij,npj->npi", frame.intrinsics, in_camera)
 
 
 def centres(shape):
@@ -68,76 +66,83 @@ def centres(shape):
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-@pytest.mark.parametrize("flips", FLIPS)
-def test_flipping_twice_changes_nothing(flips):
-    sample, transform = make_sample(), world_flip(*flips)
-    assert_equal(transform.apply(transform.apply(sample)), sample)
+@pytest.mark.parametrize("mirror", MIRRORS)
+def test_mirroring_twice_changes_nothing(mirror):
+    frame = make_frame()
+    assert_same(frame.mirrored(mirror).mirrored(mirror), frame)
 
 
-def test_no_flip_changes_nothing():
-    assert_equal(world_flip(False, False).apply(make_sample()), make_sample())
+def test_no_mirror_changes_nothing():
+    assert_same(make_frame().mirrored(Mirror()), make_frame())
 
 
-@pytest.mark.parametrize("flips", FLIPS)
+@pytest.mark.parametrize("mirror", MIRRORS)
 @pytest.mark.parametrize("seed", range(3))
-def test_voxels_are_still_seen_in_the_same_pixels(flips, seed):
-    """Label the centre of every voxel with its pixels, flip everything: voxels and pixels must still match."""
-    sample = make_sample(seed)
+def test_voxels_are_still_seen_in_the_same_pixels(mirror, seed):
+    """Label the centre of every voxel with its pixels, mirror everything: voxels and pixels must still match."""
+    frame = make_frame(seed)
     voxels = centres(SHAPE)
     # One-of-a-kind labels stand for the content of a voxel; every per-voxel signal must be permuted alike.
     identity = np.arange(np.prod(SHAPE)).reshape(SHAPE)
-    moved = world_flip(*flips).apply(sample | {"semantics": identity})
-    before, after = projected(sample, voxels), projected(moved, voxels)
-    np.testing.assert_allclose(after, before[:, moved["semantics"].ravel()], atol=1e-3)
-    for key in ("mask_camera", "mask_lidar", "teacher_voxel", "teacher_covered"):
-        flat = sample[key].reshape(identity.size, -1)
-        np.testing.assert_array_equal(moved[key].reshape(identity.size, -1), flat[moved["semantics"].ravel()])
-    columns = moved["semantics"][:, :, 0].ravel() // SHAPE[2]
-    np.testing.assert_array_equal(moved["teacher_bev"].reshape(-1, 18), sample["teacher_bev"].reshape(-1, 18)[columns])
+    moved = replace(frame, semantics=identity).mirrored(mirror)
+    before, after = projected(frame, voxels), projected(moved, voxels)
+    np.testing.assert_allclose(after, before[:, moved.semantics.ravel()], atol=1e-3)
+    for was, now in zip(on_voxels(frame), on_voxels(moved), strict=True):
+        flat = was.reshape(identity.size, -1)
+        np.testing.assert_array_equal(now.reshape(identity.size, -1), flat[moved.semantics.ravel()])
+    columns = moved.semantics[:, :, 0].ravel() // SHAPE[2]
+    was, now = (each.teachers["stored"].signals["bev"].probs.reshape(-1, 18) for each in (frame, moved))
+    np.testing.assert_array_equal(now, was[columns])
 
 
-@pytest.mark.parametrize("flips", FLIPS)
-def test_points_stay_in_their_voxels_and_pixels(flips):
-    sample = make_sample()
-    moved = world_flip(*flips).apply(sample)
-    np.testing.assert_allclose(
-        projected(moved, moved["points"][:, :3]), projected(sample, sample["points"][:, :3]), atol=1e-3
-    )
-    np.testing.assert_array_equal(moved["points"][:, 2:], sample["points"][:, 2:])
-
-    def labels(sample):
-        i, j, _ = np.floor(sample["points"][:, :3]).astype(int).T + 5
-        return sample["semantics"][i, j]
-
-    np.testing.assert_array_equal(labels(moved), labels(sample))
+def on_voxels(frame):
+    told = frame.teachers["stored"]
+    return frame.mask_camera, frame.mask_lidar, told.signals["voxels"].codes, told.covered
 
 
-@pytest.mark.parametrize("flips", FLIPS)
-def test_what_lies_in_the_frame_of_the_lidar_meets_the_same_voxels(flips):
+@pytest.mark.parametrize("mirror", MIRRORS)
+def test_points_stay_in_their_voxels_and_pixels(mirror):
+    frame = make_frame()
+    moved = frame.mirrored(mirror)
+    np.testing.assert_allclose(projected(moved, moved.points[:, :3]), projected(frame, frame.points[:, :3]), atol=1e-3)
+    np.testing.assert_array_equal(moved.points[:, 2:], frame.points[:, 2:])
+
+    def labels(frame):
+        i, j, _ = np.floor(frame.points[:, :3]).astype(int).T + 5
+        return frame.semantics[i, j]
+
+    np.testing.assert_array_equal(labels(moved), labels(frame))
+
+
+@pytest.mark.parametrize("mirror", MIRRORS)
+def test_what_lies_in_the_frame_of_the_lidar_meets_the_same_voxels(mirror):
     """As the points of a scan in the ego frame do."""
-    sample = make_sample()
-    moved = world_flip(*flips).apply(sample)
-    lidar2ego = sample["lidar2ego"].astype(np.float64)
-    in_lidar = (sample["points"][:, :3] - lidar2ego[:3, 3]) @ np.linalg.inv(lidar2ego[:3, :3]).T
-    in_ego = in_lidar @ moved["lidar2ego"][:3, :3].T + moved["lidar2ego"][:3, 3]
-    np.testing.assert_allclose(in_ego, moved["points"][:, :3], atol=1e-4)
-    assert moved["teacher_gaussians"] == sample["teacher_gaussians"]
+    frame = make_frame()
+    moved = frame.mirrored(mirror)
+    lidar2ego = frame.lidar2ego.astype(np.float64)
+    in_lidar = (frame.points[:, :3] - lidar2ego[:3, 3]) @ np.linalg.inv(lidar2ego[:3, :3]).T
+    in_ego = in_lidar @ moved.lidar2ego[:3, :3].T + moved.lidar2ego[:3, 3]
+    np.testing.assert_allclose(in_ego, moved.points[:, :3], atol=1e-4)
+    was, now = (each.teachers["stored"].signals["gaussians"] for each in (frame, moved))
+    assert now.gaussians == was.gaussians
 
 
-@pytest.mark.parametrize("flips", FLIPS)
-def test_score_of_the_moved_teacher_is_the_score_of_the_teacher(flips):
-    def confusion(sample):
-        seen = sample["mask_camera"]
-        predicted = sample["teacher_voxel"].argmax(-1)
-        return np.bincount(sample["semantics"][seen] * 18 + predicted[seen], minlength=18 * 18)
+@pytest.mark.parametrize("mirror", MIRRORS)
+def test_score_of_the_moved_teacher_is_the_score_of_the_teacher(mirror):
+    def confusion(frame):
+        seen = frame.mask_camera
+        predicted = frame.teachers["stored"].signals["voxels"].codes.argmax(-1)
+        return np.bincount(frame.semantics[seen] * 18 + predicted[seen], minlength=18 * 18)
 
-    sample = make_sample()
-    np.testing.assert_array_equal(confusion(world_flip(*flips).apply(sample)), confusion(sample))
+    frame = make_frame()
+    np.testing.assert_array_equal(confusion(frame.mirrored(mirror)), confusion(frame))
 
 
-def test_a_signal_without_a_rule_is_refused():
-    with pytest.raises(TypeError, match="does not know how to move 'flow'"):
-        world_flip(False, False).apply(make_sample() | {"flow": np.zeros(3)})
+def test_a_field_without_a_rule_cannot_be_defined():
+    with pytest.raises(TypeError, match=r"FlowFrame\.flow declares no geometry"):
+
+        class FlowFrame(Frame):
+            flow: np.ndarray = None
 
 
 @settings(max_examples=50, deadline=None)
@@ -157,10 +162,10 @@ def test_drawn_transforms_keep_the_lowest_rows_and_fill_or_float(seed):
 def test_draws_follow_their_probabilities():
     rng = np.random.default_rng(0)
     drawn = [STRONG.draw(rng, [(90, 160)], SIZE) for _ in range(2000)]
-    frequencies = [np.mean([getattr(t, name) for t in drawn]) for name in ("flip_x", "flip_y")]
+    frequencies = [np.mean([getattr(t.mirror, name) for t in drawn]) for name in ("x", "y")]
     frequencies.append(np.mean([t.images[0].flip for t in drawn]))
     np.testing.assert_allclose(frequencies, 0.5, atol=0.05)
-    both = np.mean([t.flip_x and t.flip_y for t in drawn])
+    both = np.mean([t.mirror.x and t.mirror.y for t in drawn])
     assert both == pytest.approx(0.25, abs=0.05)
 
 
