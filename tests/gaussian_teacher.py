@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
+from distill.frame import Frame
 from distill.gaussians import Gaussians
 from distill.grids import SURROUNDOCC, VoxelGrid
+from distill.signals import GaussianKind
 from distill.signals.gaussians import render
-from distill.store import GaussianKind
 from teacher_dump.teachers import TeacherPrediction
 
 ROAD, VEGETATION = 11, 16
@@ -32,7 +32,7 @@ class RoadTeacher:
         self.device = device
         return self
 
-    def predict(self, batch: dict[str, Any]) -> TeacherPrediction:
+    def predict(self, batch: Frame) -> TeacherPrediction:
         gaussians = [self._look(token).to(self.device) for token in batch["token"]]
         everywhere_V = torch.arange(math.prod(self.grid.shape), device=self.device)
         told = [

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from distill.errors import InputError
-from distill.files import owned, write_durably
+from distill.files import leaves, owned, write_durably
 
 OWNER = """
 import sys, time
@@ -63,3 +63,10 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
         write_durably(path, "no bytes")  # type: ignore[arg-type]
     assert path.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_leaves_are_named_by_their_way():
+    node = {"a": 1, "b": {"c": [1, {"d": None}], "e": {}}}
+    assert leaves(node) == {"a": 1, "b.c": [1, {"d": None}]}
+    assert leaves(node, lists=True) == {"a": 1, "b.c.0": 1, "b.c.1.d": None}
+    assert leaves({"a": (1, 2)}, lists=True) == {"a.0": 1, "a.1": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
+from distill.frame import Frame
 from distill.gaussians import Gaussians
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.nuscenes.frames import FrameDataset
@@ -37,7 +39,7 @@ class Mine:
 
 def say(*prediction):
     """What comes of a teacher that says this."""
-    return ask(Mine(lambda batch: TeacherPrediction(*prediction)), {"token": TOKENS}, OCC3D_CLASSES, CPU)
+    return ask(Mine(lambda batch: TeacherPrediction(*prediction)), Frame(token=TOKENS), OCC3D_CLASSES, CPU)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_the_fix_makes_it_right():
 def test_what_is_not_covered_is_not_looked_at():
     covered = torch.ones(2, 6, 5, 4, dtype=torch.bool)
     covered[1, 2, 3, 1] = False
-    voxel_BXYZC, covered_BXYZ, _ = say(with_nan(), covered)
+    voxel_BXYZC, covered_BXYZ, *_ = say(with_nan(), covered)
     assert torch.equal(covered_BXYZ, covered)
     torch.testing.assert_close(voxel_BXYZC[1, 2, 3, 1].exp(), torch.full((18,), 1 / 18))
     assert torch.equal(voxel_BXYZC[covered], LOG_PROBS[covered])
@@ -186,27 +188,27 @@ def test_other_gaussians_are_refused(said, expected):
 @pytest.mark.parametrize("said", [LOG_PROBS, None, {"voxel_log_probs_BXYZC": LOG_PROBS}, (LOG_PROBS, None, None)])
 def test_what_is_no_prediction_is_refused(said):
     with pytest.raises(InputError, match=rf"Mine\.predict returns a {type(said).__name__}: .*TeacherPrediction"):
-        ask(Mine(lambda batch: said), {"token": TOKENS}, OCC3D_CLASSES, CPU)
+        ask(Mine(lambda batch: said), Frame(token=TOKENS), OCC3D_CLASSES, CPU)
 
 
 def test_an_error_of_the_teachers_own_keeps_its_traceback_and_names_the_keyframe():
     def fail(batch):
-        return batch["image"]
+        return {}["image"]
 
     with pytest.raises(KeyError) as raised:
-        ask(Mine(fail), {"token": TOKENS}, OCC3D_CLASSES, CPU)
+        ask(Mine(fail), Frame(token=TOKENS), OCC3D_CLASSES, CPU)
     assert raised.traceback[-1].name == "fail"
     assert raised.value.__notes__ == [f"raised by Mine.predict, keyframe {', '.join(TOKENS)}"]
 
 
 def test_a_teacher_may_replace_what_it_is_given():
     def greedy(batch):
-        batch["images"] = batch.pop("images") / 255
-        return TeacherPrediction(LOG_PROBS)
+        batch = dataclasses.replace(batch, images=batch["images"] / 255)
+        return TeacherPrediction(LOG_PROBS.masked_fill(batch.images.sum() != 2 / 255, 1.0))
 
-    batch = {"token": TOKENS, "images": torch.ones(2, dtype=torch.uint8)}
-    ask(Mine(greedy), batch, OCC3D_CLASSES, CPU)
-    assert batch["images"].dtype == torch.uint8
+    frame = Frame(token=TOKENS, images=torch.ones(2, dtype=torch.uint8))
+    ask(Mine(greedy), frame, OCC3D_CLASSES, CPU)
+    assert frame.images.dtype == torch.uint8
 
 
 def test_a_teacher_may_change_what_it_is_given():
@@ -218,20 +220,24 @@ def test_a_teacher_may_change_what_it_is_given():
         batch["token"].clear()
         return TeacherPrediction(LOG_PROBS)
 
-    batch = {"token": list(TOKENS), "images": torch.ones(2), "points": [torch.ones(3, 4)]}
-    ask(Mine(greedy), batch, OCC3D_CLASSES, CPU)
-    assert batch["token"] == TOKENS
-    assert batch["images"].all()
-    assert batch["points"][0].all()
+    frame = Frame(token=list(TOKENS), images=torch.ones(2), points=[torch.ones(3, 4)])
+    ask(Mine(greedy), frame, OCC3D_CLASSES, CPU)
+    assert frame.token == TOKENS
+    assert frame.images.all()
+    assert frame.points[0].all()
 
 
 def test_a_teacher_may_answer_in_the_same_memory_again():
     """Writers still compress one answer while the next is computed."""
     voxels, covered = LOG_PROBS.clone(), torch.ones(2, 6, 5, 4, dtype=torch.bool)
     spoken = gaussians(means_G3=torch.ones(3, 3))
-    plain, masked = say(voxels), say(voxels, covered, [spoken] * 2)
-    for memory in (voxels, covered, spoken.means_G3):
+    heights, weights = torch.ones(2, 6, 5), [np.ones(3), torch.ones(3, requires_grad=True)]
+    plain, masked = say(voxels), say(voxels, covered, [spoken] * 2, {"heights": heights, "weights": weights})
+    for memory in (voxels, covered, spoken.means_G3, heights, weights[1].detach()):
         memory.zero_()
+    weights[0][:] = 0
+    assert all(item.all() for items in masked.more.values() for item in items)
+    assert not masked.more["weights"][1].requires_grad
     assert torch.equal(plain.voxel_log_probs_BXYZC, LOG_PROBS)
     assert torch.equal(masked.voxel_log_probs_BXYZC, LOG_PROBS)
     assert masked.covered_BXYZ.all()
@@ -342,7 +348,7 @@ def test_values_of_the_rest_of_the_configuration_reach_the_teacher(folder):
         (
             "beside_me.Changed",
             {"inputs": {"radar": True}},
-            "ask for 'radar', .*image_size, lidar, depth_stride, bicubic only",
+            "ask for 'radar', .*image_size, lidar, depth_stride, bicubic, history only",
         ),
         ("beside_me.Changed", {"inputs": {"lidar": "absent"}}, "lack 'lidar': True or False"),
         ("beside_me.Changed", {"inputs": {"lidar": 1}}, "lidar=1: let it be True or False"),
@@ -350,6 +356,7 @@ def test_values_of_the_rest_of_the_configuration_reach_the_teacher(folder):
         ("beside_me.Changed", {"inputs": {"image_size": [64, 160, 3]}}, "image_size="),
         ("beside_me.Changed", {"inputs": {"image_size": [64, 0]}}, "image_size="),
         ("beside_me.Changed", {"inputs": {"image_size": [64.0, 160.0]}}, "image_size="),
+        ("beside_me.Changed", {"inputs": {"history": False}}, "history=False: let it be a number of earlier"),
         ("beside_me.Changed", {"inputs": {"depth_stride": 0}}, "depth_stride=0: let it be pixels per cell, or None"),
     ],
 )
@@ -375,7 +382,12 @@ def test_errors_in_the_users_code_are_left_to_the_user(folder, target, expected)
 
 
 def test_all_that_may_be_asked_of_a_sample(folder):
-    asked = {"image_size": [8, 16], "lidar": True, "depth_stride": 8, "bicubic": True}
+    asked = {"image_size": [8, 16], "lidar": True, "depth_stride": 8, "bicubic": True, "history": 0}
     assert open_it("beside_me.Changed", inputs=asked).inputs == asked
     assert open_it("beside_me.Numpy").inputs["lidar"]
     assert set(asked) <= inspect.signature(FrameDataset).parameters.keys()
+
+
+def test_what_else_a_teacher_knows_goes_by_names():
+    with pytest.raises(InputError, match=r"keyframe a.*: more is a list: give a dict, name of a signal -> "):
+        say(LOG_PROBS, None, None, [1, 2])

@@ -1,14 +1,8 @@
-import math
-
 import numpy as np
 import pytest
-import torch
 
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
-from distill.gaussians import Gaussians
-from distill.grids import SURROUNDOCC, VoxelGrid
-from distill.teaching import render
 from teacher_dump.gate import Gate
 
 LABELS = np.array([4, 4, 10, 17, 0, 0], dtype=np.uint8)
@@ -108,50 +102,3 @@ def test_a_weak_teacher_is_stopped_after_its_trial_and_not_before():
     assert gate.confusion.score().miou > 80  # most classes have no labels
     with pytest.raises(InputError, match=r"scores 0\.00 mIoU \(SurroundOcc-16, "):
         gate.judge(nothing, LABELS, EVERYWHERE)
-
-
-def a_gaussian(mean):
-    """One that fills a good part of the grid."""
-    semantics = torch.zeros(1, 18)
-    semantics[0, 4] = 1.0
-    return Gaussians(
-        torch.tensor([mean]),
-        torch.full((1, 3), 0.8),
-        torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
-        torch.ones(1),
-        semantics,
-        "probabilistic",
-        4.0,
-        "stable",
-        SURROUNDOCC,
-    )
-
-
-def test_gaussians_that_say_something_else_than_the_voxels_are_refused():
-    grid = VoxelGrid("tiny", "ego", (-2.0, -2.0, -1.0), 0.5, (8, 8, 8))
-    pose_44 = torch.eye(4)
-    pose_44[0, 3] = 1.0
-    gate, gaussians = Gate(10.0, 1, OCC3D_CLASSES), a_gaussian([-1.0, 0.5, 0.0])
-    log_probs, _ = render(gaussians, grid, pose_44, torch.arange(512))
-    log_probs_XYZC = log_probs.view(8, 8, 8, 18)
-    gate.check_gaussians("abc", gaussians, grid, pose_44, log_probs_XYZC, None)
-    with pytest.raises(InputError, match=r"abc: .* by \d.*e-0\d nats .* promises 1e-04: .*dump\.gaussians=false"):
-        gate.check_gaussians("abc", a_gaussian([-1.0, 0.5, 0.05]), grid, pose_44, log_probs_XYZC, None)
-    with pytest.raises(InputError):  # forgetting that the LiDAR is not the ego frame
-        gate.check_gaussians("abc", gaussians, grid, torch.eye(4), log_probs_XYZC, None)
-
-
-def test_gaussians_need_not_agree_where_the_teacher_says_nothing():
-    grid = VoxelGrid("tiny", "ego", (-2.0, -2.0, -1.0), 0.5, (8, 8, 8))
-    gate, gaussians = Gate(10.0, 1, OCC3D_CLASSES), a_gaussian([0.0, 0.5, 0.0])
-    log_probs, _ = render(gaussians, grid, torch.eye(4), torch.arange(512))
-    log_probs_XYZC = log_probs.view(8, 8, 8, 18).clone()
-    log_probs_XYZC[..., 4:, :] = -math.log(18)
-    covered_XYZ = torch.ones(8, 8, 8, dtype=torch.bool)
-    with pytest.raises(InputError):
-        gate.check_gaussians("abc", gaussians, grid, torch.eye(4), log_probs_XYZC, covered_XYZ)
-    covered_XYZ[..., 4:] = False
-    gate.check_gaussians("abc", gaussians, grid, torch.eye(4), log_probs_XYZC, covered_XYZ)
-    # an impossible class is no difference to speak of, and no NaN
-    log_probs_XYZC[..., :4, :][log_probs_XYZC[..., :4, :] < -16] = -torch.inf
-    gate.check_gaussians("abc", gaussians, grid, torch.eye(4), log_probs_XYZC, covered_XYZ)

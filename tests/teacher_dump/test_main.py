@@ -14,13 +14,15 @@ from omegaconf import OmegaConf
 from distill.bev import bev_log_probs
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
+from distill.frame import Frame
 from distill.gaussians import Gaussians
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
-from distill.store import GaussianKind, StoreIdentity, StoreWriter
-from distill.teaching import render
+from distill.signals import GaussianKind, described
+from distill.signals.gaussians import render
+from distill.store import StoreIdentity, StoreWriter, TeacherStore
 from teacher_dump.border import ask
 from teacher_dump.gate import Gate
-from teacher_dump.main import Dump, check_grid, chosen_tokens, gaussians_of
+from teacher_dump.main import Dump, check_grid, chosen_tokens, signals_of
 from teacher_dump.teachers import TeacherPrediction
 
 GRID = VoxelGrid("tiny", "ego", (-2.0, -2.0, 1.0), 0.5, (8, 8, 6))  # up to 4 m, a metre above what Gaussians cover
@@ -65,17 +67,26 @@ def frame_gaussians(token):
 def batch():
     poses = torch.eye(4).repeat(2, 1, 1)
     poses[1, 0, 3] = 0.5
-    return {
-        "token": TOKENS,
-        "lidar2ego": poses,
-        "labelled": torch.tensor([False, False]),
-        "semantics": torch.full((2, *GRID.shape), 17, dtype=torch.uint8),
-        "mask_camera": torch.zeros(2, *GRID.shape, dtype=torch.bool),
-    }
+    return Frame(
+        token=TOKENS,
+        lidar2ego=poses,
+        labelled=torch.tensor([False, False]),
+        semantics=torch.full((2, *GRID.shape), 17, dtype=torch.uint8),
+        mask_camera=torch.zeros(2, *GRID.shape, dtype=torch.bool),
+    )
 
 
-def make_dump(folder, teacher, gaussians=KIND):
-    identity = StoreIdentity("t", "", {}, GRID, OCC3D_CLASSES.names, gaussians=gaussians)
+ALL, WITHOUT_GAUSSIANS = ("voxels", "bev", "gaussians"), ("voxels", "bev")
+
+
+def chosen_signals(names, teacher):
+    config = OmegaConf.create({"dump": {"signals": list(names)}, "teacher": {"name": "fusion"}})
+    return signals_of(config, teacher, OCC3D_CLASSES)
+
+
+def make_dump(folder, teacher, names=ALL):
+    signals = described(chosen_signals(names, teacher))
+    identity = StoreIdentity("t", "", {}, GRID, OCC3D_CLASSES.names, signals)
     writer = StoreWriter.open(folder / "store.zarr", identity, TOKENS, ["scene"] * 2)
     digests = {token: np.arange(8, dtype=np.uint32) for token in TOKENS}
     return Dump(OmegaConf.create(), teacher, writer, Gate(10.0, 1, OCC3D_CLASSES), digests, torch.device("cpu"))
@@ -87,7 +98,14 @@ def asked(dump, batch):
 
 def samples_of(dump, batch):
     """What is written about a batch."""
-    return dump._samples(batch, asked(dump, batch))
+    prediction = asked(dump, batch)
+    return dump._samples(batch, prediction, dump._said(prediction))
+
+
+def inspect(dump, batch):
+    """What is done with the first keyframe."""
+    prediction = asked(dump, batch)
+    dump._inspect(batch, prediction, dump._said(prediction))
 
 
 def test_what_is_not_covered_is_uniform_and_has_no_part_in_its_column(tmp_path, batch):
@@ -97,16 +115,35 @@ def test_what_is_not_covered_is_uniform_and_has_no_part_in_its_column(tmp_path, 
         covered = told.covered_BXYZ[index]
         assert covered[..., :4].all()
         assert not covered[..., 4:].any()
-        np.testing.assert_array_equal(sample["coverage"], covered)
-        np.testing.assert_array_equal(sample["voxel_log_probs"][covered], told.voxel_log_probs_BXYZC[index][covered])
-        np.testing.assert_allclose(sample["voxel_log_probs"][~covered], -math.log(18), rtol=1e-6)
+        np.testing.assert_array_equal(sample["coverage_XYZ"], covered)
+        voxels = sample["said"]["voxels"]
+        np.testing.assert_array_equal(voxels[covered], told.voxel_log_probs_BXYZC[index][covered])
+        np.testing.assert_allclose(voxels[~covered], -math.log(18), rtol=1e-6)
         bev = bev_log_probs(told.voxel_log_probs_BXYZC[index, :, :, :4], 17).exp()
-        np.testing.assert_allclose(sample["bev_probs"], bev, atol=1e-6)
+        np.testing.assert_allclose(sample["said"]["bev"].probs_XYC, bev, atol=1e-6)
         dump.writer.write(**sample)
-    store = type(dump.writer.store)(tmp_path / "store.zarr")
+    store = TeacherStore(tmp_path / "store.zarr")
     assert store.present == set(TOKENS)
     assert (store.semantics(TOKENS[0])[..., 4:] == 255).all()
-    assert len(store.gaussians(TOKENS[1]).means_G3) == 3
+    kept = store.told(TOKENS[1], ["gaussians"], coverage=False).signals["gaussians"].gaussians
+    assert len(kept.means_G3) == 3
+
+
+def test_classes_are_the_argmax_of_the_teacher_itself(tmp_path, batch):
+    """Which the rounded values could not tell."""
+
+    def answer(prediction):
+        scores = torch.randn(2, *GRID.shape, 18, generator=torch.Generator().manual_seed(0)) * 0.01
+        return TeacherPrediction(scores.log_softmax(-1))
+
+    dump = make_dump(tmp_path, Teacher(answer), WITHOUT_GAUSSIANS)
+    for sample in samples_of(dump, batch):
+        dump.writer.write(**sample)
+    expected = answer(None).voxel_log_probs_BXYZC[0]
+    store = TeacherStore(tmp_path / "store.zarr")
+    np.testing.assert_array_equal(store.semantics(TOKENS[0]), expected.argmax(-1))
+    codes = store.told(TOKENS[0], ["voxels"], coverage=False).signals["voxels"].codes
+    assert (codes.argmin(-1) != expected.argmax(-1).numpy()).any()
 
 
 def test_garbage_where_nothing_is_covered_does_no_harm(tmp_path, batch):
@@ -119,26 +156,26 @@ def test_garbage_where_nothing_is_covered_does_no_harm(tmp_path, batch):
 
     clean, dirty = (samples_of(make_dump(tmp_path, Teacher(*a)), batch) for a in ((), (answer,)))
     for before, after in zip(clean, dirty, strict=True):
-        for name in ("voxel_log_probs", "bev_probs", "coverage"):
-            np.testing.assert_array_equal(before[name], after[name])
+        np.testing.assert_array_equal(before["said"]["voxels"], after["said"]["voxels"])
+        np.testing.assert_array_equal(before["said"]["bev"].probs_XYC, after["said"]["bev"].probs_XYC)
+        np.testing.assert_array_equal(before["coverage_XYZ"], after["coverage_XYZ"])
 
 
 def test_a_teacher_that_models_everything_need_not_say_so(tmp_path, batch):
     def answer(prediction):
         return TeacherPrediction(prediction.voxel_log_probs_BXYZC)
 
-    dump = make_dump(tmp_path, Teacher(answer), gaussians=None)
+    dump = make_dump(tmp_path, Teacher(answer), WITHOUT_GAUSSIANS)
     for sample in samples_of(dump, batch):
-        assert sample["coverage"].all()
-        assert sample["gaussians"] is None
+        assert sample["coverage_XYZ"].all()
         dump.writer.write(**sample)
 
 
 def test_voxels_without_coverage_are_judged_as_free(tmp_path, batch):
     """They were not found to be anything, so an occupied one is missed."""
-    batch["labelled"] = torch.tensor([True, False])
-    batch["semantics"] = torch.full((2, *GRID.shape), 4, dtype=torch.uint8)
-    batch["mask_camera"][..., 4:] = True
+    batch.mask_camera[..., 4:] = True
+    semantics = torch.full((2, *GRID.shape), 4, dtype=torch.uint8)
+    batch = dataclasses.replace(batch, labelled=torch.tensor([True, False]), semantics=semantics)
     dump = make_dump(tmp_path, Teacher())
     with pytest.raises(InputError, match=r"0\.00 mIoU"):
         samples_of(dump, batch)
@@ -152,13 +189,20 @@ def test_gaussians_that_disagree_with_the_voxels_stop_the_dump_at_once(tmp_path,
 
     dump = make_dump(tmp_path, Teacher(answer))
     with pytest.raises(InputError, match=f"{TOKENS[0]}: voxels rendered from its stored Gaussians"):
-        dump._inspect(batch, asked(dump, batch))
+        inspect(dump, batch)
 
 
 def test_gaussians_of_another_kind_stop_the_dump(tmp_path, batch):
-    dump = make_dump(tmp_path, Teacher(), gaussians=dataclasses.replace(KIND, reach=3.0))
-    with pytest.raises(InputError, match="announced"):
-        dump._inspect(batch, asked(dump, batch))
+    teacher = Teacher()
+    teacher.gaussians = dataclasses.replace(KIND, reach=3.0)
+    with pytest.raises(InputError, match=f"sample {TOKENS[0]} was not written: .*announced"):
+        inspect(make_dump(tmp_path, teacher), batch)
+
+
+def test_gaussians_that_were_announced_must_come(tmp_path, batch):
+    dump = make_dump(tmp_path, Teacher(lambda prediction: prediction._replace(gaussians=None)))
+    with pytest.raises(InputError, match="has no Gaussians, which this store holds"):
+        samples_of(dump, batch)
 
 
 def test_a_teacher_with_free_space_elsewhere_is_refused(tmp_path, batch):
@@ -169,21 +213,32 @@ def test_a_teacher_with_free_space_elsewhere_is_refused(tmp_path, batch):
         log_probs[..., 0] = 0.0
         return TeacherPrediction(log_probs)
 
-    dump = make_dump(tmp_path, Teacher(answer), gaussians=None)
+    dump = make_dump(tmp_path, Teacher(answer), WITHOUT_GAUSSIANS)
     with pytest.raises(InputError, match=f"sample {TOKENS[0]}: .* 100% are class 0 .*Nothing was written"):
         samples_of(dump, batch)
 
 
-@pytest.mark.parametrize(("choice", "expected"), [(False, None), (True, KIND), ("only", KIND)])
-def test_choices_of_gaussians(choice, expected):
-    assert gaussians_of(OmegaConf.create({"dump": {"gaussians": choice}}), Teacher()) == expected
+def test_signals_are_chosen_by_name_or_by_the_path_of_their_class():
+    own = "distill.signals.gaussians.GaussianSet"
+    signals = chosen_signals(["bev", own], Teacher())
+    assert [signal.name for signal in signals] == ["bev", "gaussians"]
+    assert signals[1].kind == KIND
+    for name, told in (
+        ("maybe", r"signal maybe: choose one of voxels, bev, gaussians, or give MODULE\.CLASS"),
+        ("no.Signal", "signal no.Signal: there is no module no; give"),
+        ("distill.gaussians.Gaussians", r"is no subclass of distill\.signals\.Signal"),
+        ("math.sqrt", r"is no subclass of distill\.signals\.Signal"),
+    ):
+        with pytest.raises(InputError, match=told):
+            chosen_signals([name], Teacher())
+    with pytest.raises(InputError, match="two signals have the name gaussians"):
+        described(chosen_signals(["gaussians", own], Teacher()))
 
 
 def test_a_teacher_without_gaussians():
     voxels_alone = type("VoxelTeacher", (), {"grid": GRID})()
-    config = OmegaConf.create({"dump": {"gaussians": "only"}, "teacher": {"name": "fusion"}})
-    with pytest.raises(InputError, match=r"teacher fusion predicts no Gaussians: set dump\.gaussians=false"):
-        gaussians_of(config, voxels_alone)
+    with pytest.raises(InputError, match=r"teacher fusion predicts no Gaussians: leave gaussians out of dump\.signals"):
+        chosen_signals(["gaussians"], voxels_alone)
 
 
 SPLITS = {"train": "ab", "val": "cd", "hard": "bd"}

@@ -1,20 +1,29 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from distill.store.gaussians import COLUMNS, MAX_MEAN_KL, GaussianKind, decode_gaussians, encode_gaussians
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.classes import OCC3D_CLASSES
+from distill.errors import InputError
+from distill.frame import Frame
 from distill.gaussians import Gaussians
-from distill.grids import SURROUNDOCC
-from distill.store import StoreIdentity
-from distill.store.schema import data_arrays
+from distill.grids import SURROUNDOCC, VoxelGrid
+from distill.signals.gaussians import (
+    COLUMNS,
+    MAX_MEAN_KL,
+    GaussianKind,
+    GaussianSet,
+    decode_gaussians,
+    encode_gaussians,
+    render,
+)
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 FORMS = ("probabilistic", "additive")
@@ -163,9 +172,9 @@ def test_the_voxels_of_upstream_are_kept(golden: str) -> None:
 def test_a_keyframe_takes_about_a_megabyte(form: str, peaked: float) -> None:
     """Of 25 600 Gaussians with nothing in common: the worst there is."""
     gaussians = random_gaussians(0, 25600, form, peaked=peaked)
-    identity = StoreIdentity("", "", {}, SURROUNDOCC, OCC3D_CLASSES.names, gaussians=kind_of(gaussians))
-    array = data_arrays(identity)["gaussians"]
-    chunk = array.pack(encode_gaussians(gaussians, kind_of(gaussians)))
+    signal = GaussianSet(SURROUNDOCC, OCC3D_CLASSES.names, kind_of(gaussians))
+    (array,) = signal.arrays()
+    chunk = array.pack(signal.encode(gaussians)["gaussians"])
     assert len(chunk) < 1e6
     assert array.unpack(chunk).shape == (25600, len(COLUMNS))
 
@@ -202,3 +211,56 @@ def test_what_does_not_fit_is_refused(change: dict, message: str) -> None:
 def test_more_gaussians_than_rows_are_refused() -> None:
     with pytest.raises(ValueError, match=r"count=8.*count=7"):
         encode_gaussians(random_gaussians(0, 8), kind_of(random_gaussians(0, 7)))
+
+
+def a_gaussian(mean):
+    """One that fills a good part of the grid."""
+    semantics = torch.zeros(1, 18)
+    semantics[0, 4] = 1.0
+    return Gaussians(
+        torch.tensor([mean]),
+        torch.full((1, 3), 0.8),
+        torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
+        torch.ones(1),
+        semantics,
+        "probabilistic",
+        4.0,
+        "stable",
+        SURROUNDOCC,
+    )
+
+
+def test_gaussians_that_say_something_else_than_the_voxels_are_refused():
+    grid = VoxelGrid("tiny", "ego", (-2.0, -2.0, -1.0), 0.5, (8, 8, 8))
+    pose_44 = torch.eye(4)
+    pose_44[0, 3] = 1.0
+    gaussians = a_gaussian([-1.0, 0.5, 0.0])
+    signal = GaussianSet(grid, OCC3D_CLASSES.names, kind_of(gaussians))
+    frame = Frame(token=["abc"], lidar2ego=pose_44.unsqueeze(0))
+    log_probs, _ = render(gaussians, grid, pose_44, torch.arange(512))
+    log_probs_XYZC = log_probs.view(8, 8, 8, 18)
+    signal.check(gaussians, frame, log_probs_XYZC, None)
+    with pytest.raises(
+        InputError, match=r"abc: .* by \d.*e-0\d nats .* promises 1e-04: .*leave gaussians out of dump.signals"
+    ):
+        signal.check(a_gaussian([-1.0, 0.5, 0.05]), frame, log_probs_XYZC, None)
+    with pytest.raises(InputError):  # forgetting that the LiDAR is not the ego frame
+        signal.check(gaussians, Frame(token=["abc"], lidar2ego=torch.eye(4).unsqueeze(0)), log_probs_XYZC, None)
+
+
+def test_gaussians_need_not_agree_where_the_teacher_says_nothing():
+    grid = VoxelGrid("tiny", "ego", (-2.0, -2.0, -1.0), 0.5, (8, 8, 8))
+    gaussians = a_gaussian([0.0, 0.5, 0.0])
+    signal = GaussianSet(grid, OCC3D_CLASSES.names, kind_of(gaussians))
+    frame = Frame(token=["abc"], lidar2ego=torch.eye(4).unsqueeze(0))
+    log_probs, _ = render(gaussians, grid, torch.eye(4), torch.arange(512))
+    log_probs_XYZC = log_probs.view(8, 8, 8, 18).clone()
+    log_probs_XYZC[..., 4:, :] = -math.log(18)
+    covered_XYZ = torch.ones(8, 8, 8, dtype=torch.bool)
+    with pytest.raises(InputError):
+        signal.check(gaussians, frame, log_probs_XYZC, covered_XYZ)
+    covered_XYZ[..., 4:] = False
+    signal.check(gaussians, frame, log_probs_XYZC, covered_XYZ)
+    # an impossible class is no difference to speak of, and no NaN
+    log_probs_XYZC[..., :4, :][log_probs_XYZC[..., :4, :] < -16] = -torch.inf
+    signal.check(gaussians, frame, log_probs_XYZC, covered_XYZ)
