@@ -153,9 +153,12 @@ def _read(file: Path, give: str) -> dict[str, Any]:
         facts = json.loads(content.pop("facts"))
         del content["format"]
         content = {**facts, "ema": content}
-    for earlier, upgrade in _EARLIER.items():
-        content = upgrade(content) if found <= earlier else content
-    absent = [key for key in ("config", "ema", *_FACTS) if key not in content]
+    try:
+        for earlier, upgrade in _EARLIER.items():
+            content = upgrade(content) if found <= earlier else content
+        absent = [key for key in ("config", "ema", *_FACTS) if key not in content]
+    except KeyError as error:
+        absent = [str(error.args[0])]
     if absent:
         raise InputError(f"{file}: a checkpoint of this project without its {', '.join(absent)}: {give}")
     return content
