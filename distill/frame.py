@@ -88,6 +88,7 @@ def _tensors(values: list[Any]) -> list[Any]:
 
 def _stacked_records(values: list[Any]) -> Any:
     if isinstance(values[0], Mapping):
+        _check_alike([list(value) for value in values])
         return {name: stack([value[name] for value in values]) for name in values[0]}
     return tuple(map(stack, zip(*values, strict=True)))
 
@@ -154,13 +155,25 @@ R = TypeVar("R", bound=Record)
 
 
 def stack(records: Sequence[R]) -> R:
-    """A batch of records with the same fields: arrays stacked to tensors; text, scans and Gaussians in lists."""
+    """A batch of records with the same fields: arrays stacked to tensors; text, scans and Gaussians in lists.
+
+    Raises:
+        ValueError: one has a field, or a record in one, that another lacks.
+    """
     first = records[0]
+    _check_alike([[each.name for each, _ in record._present()] for record in records])
     stacked = {
         each.name: each.metadata["geometry"].stacked([getattr(record, each.name) for record in records])
         for each, _ in first._present()
     }
     return replace(first, **stacked)
+
+
+def _check_alike(names: list[list[str]]) -> None:
+    for others in names:
+        if set(others) != set(names[0]):
+            odd = ", ".join(sorted(set(others) ^ set(names[0])))
+            raise ValueError(f"records of one batch hold different fields: some have {odd}, some have not")
 
 
 def _each_record(value: Any, change: Callable[[Record], Record]) -> Any:

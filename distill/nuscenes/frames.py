@@ -83,19 +83,20 @@ class FrameDataset(Dataset[Frame]):
         """
         keyframe = self.keyframes[index]
         transform = self._transform(keyframe, index)
-        frame, points, windows = self._seen(keyframe, transform)
-        if self.lidar:
-            frame = replace(frame, points=points)
-        if self.depth_stride is not None and points is not None:
-            cam2ego = self._ego2grid(keyframe) @ keyframe.cam2ego()
-            depth = depth_maps(points, frame.intrinsics, cam2ego, windows, self.image_size, self.depth_stride)
-            frame = replace(frame, depth=depth)
+        frame, windows = self._seen(keyframe, transform)
+        if self.lidar or self.depth_stride is not None:
+            points = self._scan(keyframe)
+            frame = replace(frame, points=points if self.lidar else None)
+            if self.depth_stride is not None:
+                cam2ego = self._ego2grid(keyframe) @ keyframe.cam2ego()
+                depth = depth_maps(points, frame.intrinsics, cam2ego, windows, self.image_size, self.depth_stride)
+                frame = replace(frame, depth=depth)
         if self.history:
             frame = replace(frame, past=self._past(index, keyframe, transform))
         return (frame if self.labels is None else with_labels(frame, self.labels, keyframe)), transform.mirror
 
-    def _seen(self, keyframe: Keyframe, transform: Transform) -> tuple[Frame, np.ndarray | None, np.ndarray]:
-        """Images and calibration, LiDAR points (None where nobody needs them), and where the images hold content."""
+    def _seen(self, keyframe: Keyframe, transform: Transform) -> tuple[Frame, np.ndarray]:
+        """Images and calibration, and where the images hold content."""
         images, intrinsics, windows = read_images(keyframe, transform.images, self.image_size)
         ego2grid = self._ego2grid(keyframe)
         frame = Frame(
@@ -106,11 +107,13 @@ class FrameDataset(Dataset[Frame]):
             cam2ego=(ego2grid @ keyframe.cam2ego()).astype(np.float32),
             lidar2ego=(ego2grid @ keyframe.lidar2ego).astype(np.float32),
         )
-        points = None
-        if self.lidar or self.depth_stride is not None:
-            points = read_points(keyframe)
-            points[:, :3] = points[:, :3] @ ego2grid[:3, :3].T + ego2grid[:3, 3]
-        return frame, points, windows
+        return frame, windows
+
+    def _scan(self, keyframe: Keyframe) -> np.ndarray:
+        """LiDAR points in the frame of the grid."""
+        points, ego2grid = read_points(keyframe), self._ego2grid(keyframe)
+        points[:, :3] = points[:, :3] @ ego2grid[:3, :3].T + ego2grid[:3, 3]
+        return points
 
     def _past(self, index: int, keyframe: Keyframe, transform: Transform) -> tuple[Frame, ...]:
         """The last keyframes of the scene, the latest first; at its beginning the earliest stands in for those before.
@@ -123,11 +126,10 @@ class FrameDataset(Dataset[Frame]):
         global2present = self._ego2grid(keyframe) @ inverse(keyframe.ego2global)
         past = []
         for earlier in found:
-            frame, points, _ = self._seen(earlier, transform)
+            frame, _ = self._seen(earlier, transform)
+            points = self._scan(earlier) if self.lidar else None
             ego2present = global2present @ earlier.ego2global @ inverse(self._ego2grid(earlier))
-            past.append(
-                replace(frame, points=points if self.lidar else None, ego2present=ego2present.astype(np.float32))
-            )
+            past.append(replace(frame, points=points, ego2present=ego2present.astype(np.float32)))
         return tuple(past)
 
     def _ego2grid(self, keyframe: Keyframe) -> np.ndarray:
