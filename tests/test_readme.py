@@ -70,7 +70,7 @@ def test_marked_commands_run(workshop: Workshop):
     path = {"PATH": "/usr/bin:/bin", "HOME": str(workshop.folder), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(shell, cwd=workshop.folder, env=path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    assert (workshop.folder / "predictions/student").is_dir()
+    assert (workshop.folder / "predictions/demo-fusion-occ3d").is_dir()
 
 
 def quickly(command: str) -> list[str]:

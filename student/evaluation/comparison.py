@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from distill import ranks
 from distill.checkpoint import Checkpoint
@@ -216,9 +216,12 @@ def _open_sources(
 
 
 def _stores(student: Checkpoint, settings: DictConfig) -> list[str]:
-    """Where the stores of the student's teachers are: as given, or where they were when it was trained."""
-    given = [path for teacher in settings.teachers.values() for path in teacher.get("paths") or ()]
-    return given or [path for teacher in student.facts["teachers"].values() for path in teacher.get("paths", ())]
+    """Where the stores of the student's teachers are: as given, none too, or where they were when it was trained."""
+    paths: list[str] = []
+    for name, facts in student.facts["teachers"].items():
+        given = OmegaConf.select(settings, f"teachers.{name}.paths")
+        paths += facts.get("paths", ()) if given is None else given
+    return paths
 
 
 def _source(
