@@ -84,7 +84,7 @@ def test_a_signal_of_a_users_own_is_dumped_and_dumped_again(workshop):
 def test_a_student_learns_from_gaussians_alone_on_another_grid(workshop):
     """Dumped on Occ3D, learnt from and compared with on SurroundOcc."""
     workshop.ok("occ-dump", *TEACHER, "dump.signals=[gaussians]", "dump.max_samples=3", "store.path=only.zarr")
-    kd = ("trainer.epochs=1", "store.paths=[only.zarr]", "store.render=true")
+    kd = ("trainer.epochs=1", "teachers.stored.paths=[only.zarr]")
     workshop.ok("occ-train-student", *SMALL_STUDENT, *kd, "grid=surroundocc", "output=runs/gaussians")
     (entry,) = map(json.loads, (workshop.folder / "runs/gaussians/metrics.jsonl").read_text().splitlines())
     assert entry["train_kd_voxel"] > 0

@@ -7,11 +7,11 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from distill.errors import InputError
+from distill.frame import Frame
 from distill.grids import OCC3D, SURROUNDOCC
 from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.layout import CAMERAS
-from distill.store.gaussians import decode_gaussians, encode_gaussians
-from distill.teaching import render
+from distill.signals.gaussians import decode_gaussians, encode_gaussians, render
 from teacher_dump.border import open_teacher
 from teacher_dump.teachers.gaussianformer.teacher import lidar2image, normalised
 
@@ -52,13 +52,13 @@ def batch(lidar2ego):
         right = torch.tensor([np.sin(yaw), -np.cos(yaw), 0.0])
         cam2ego[camera, :3] = torch.stack([right, torch.tensor([0.0, 0, -1]), forward, torch.tensor([1, 0, 1.5])], 1)
     intrinsics = torch.tensor([[120.0, 0, 80], [0, 120, 48], [0, 0, 1]]).repeat(6, 1, 1)
-    return {
-        "token": ["t"],
-        "images": torch.randint(0, 256, (1, 6, 3, 96, 160), generator=generator, dtype=torch.uint8),
-        "intrinsics": intrinsics.unsqueeze(0),
-        "cam2ego": (lidar2ego @ torch.linalg.inv(LIDAR2EGO) @ cam2ego).unsqueeze(0),
-        "lidar2ego": lidar2ego.unsqueeze(0),
-    }
+    return Frame(
+        token=["t"],
+        images=torch.randint(0, 256, (1, 6, 3, 96, 160), generator=generator, dtype=torch.uint8),
+        intrinsics=intrinsics.unsqueeze(0),
+        cam2ego=(lidar2ego @ torch.linalg.inv(LIDAR2EGO) @ cam2ego).unsqueeze(0),
+        lidar2ego=lidar2ego.unsqueeze(0),
+    )
 
 
 def test_images_are_normalised_as_upstream_does():
@@ -75,8 +75,8 @@ def test_cameras_come_in_the_order_of_upstream(teacher, monkeypatch):
     """docs/formulas.md 8.1: images and projections alike. The grey level and the focal length of a camera name it."""
     given, names = batch(LIDAR2EGO), []
     for camera in range(6):
-        given["images"][:, camera] = 40 * camera
-        given["intrinsics"][:, camera, 0, 0] = 100 + camera
+        given.images[:, camera] = 40 * camera
+        given.intrinsics[:, camera, 0, 0] = 100 + camera
 
     def network(images_N3HW, lidar2img_N44, draws):
         grey = (images_N3HW[:, 0, 0, 0] * 58.395 + 123.675) / 40
@@ -94,7 +94,7 @@ def test_cameras_come_in_the_order_of_upstream(teacher, monkeypatch):
 
 def test_a_lidar_point_projects_through_the_ego_frame():
     given = batch(LIDAR2EGO)
-    lidar2img_44 = lidar2image(given["intrinsics"], given["cam2ego"], given["lidar2ego"])[0, 1]
+    lidar2img_44 = lidar2image(given.intrinsics, given.cam2ego, given.lidar2ego)[0, 1]
     # ahead of the front camera: 10 m along the optical axis, 1 m left, 0.5 m up
     ego = torch.tensor([11.0, 1.0, 2.0, 1.0])
     u, v, depth, one = (lidar2img_44 @ torch.linalg.inv(LIDAR2EGO) @ ego).tolist()
@@ -133,7 +133,7 @@ def test_one_keyframe_gives_the_same_gaussians_on_either_grid(teacher, checkpoin
 def test_a_camera_rig_that_sees_nothing_is_named_by_its_keyframe(teacher):
     """A focal length of a hundredth of a pixel lifts every pixel out of the range."""
     given = batch(LIDAR2EGO)
-    given["intrinsics"][..., 0, 0] = given["intrinsics"][..., 1, 1] = 0.01
+    given.intrinsics[..., 0, 0] = given.intrinsics[..., 1, 1] = 0.01
     with pytest.raises(InputError, match=r"keyframe t: no pixel"):
         teacher.predict(given)
 
