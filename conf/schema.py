@@ -306,6 +306,7 @@ class Data(Node):
     root: Place
     version: Name
     surroundocc: Text | None
+    labels: Built | None
     train_split: Split
     val_split: Split
     missing: Literal["error", "skip"]
@@ -321,6 +322,7 @@ class DataOfCheckpoint(Node):
     root: Place | None
     version: Name | None
     surroundocc: Text | None
+    labels: Built | None
     train_split: Split | None
     val_split: Split | None
     missing: Literal["error", "skip"] | None

@@ -25,6 +25,7 @@ from omegaconf.errors import (
 from conf.renamed import renamed
 from conf.schema import checked
 from distill.errors import InputError
+from distill.located import import_from_working_folder
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -43,6 +44,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(task)
         def on_checked(config: DictConfig) -> None:
+            import_from_working_folder()  # a configuration may name classes of the user's
             task(checked_config(config_name, config))
 
         # inside Hydra as well, which would otherwise announce the error with a line of its own

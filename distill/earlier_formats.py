@@ -48,6 +48,7 @@ def _config(config: dict[str, Any]) -> dict[str, Any]:
     inputs.pop("depth_stride")
     inputs["history"] = 0
     config["data"].pop("fusion_checkpoint", None)
+    config["data"]["labels"] = None
     config["trainer"]["gradient_norms_every"] = None
     config["kd"]["terms"] = _distilled(distilled)
     if distilled is not None:

@@ -15,6 +15,12 @@ from hydra.utils import instantiate
 from distill.errors import InputError
 
 
+def import_from_working_folder() -> None:
+    """Let modules there be imported, last, so that a file there hides nothing that is installed."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+
+
 def located(path: str, where: str) -> Callable[..., Any]:
     """What lies at a dotted path. Modules in the working folder can be imported.
 
@@ -25,8 +31,7 @@ def located(path: str, where: str) -> Callable[..., Any]:
     Raises:
         InputError: there is no such thing; an error inside its own module keeps its traceback.
     """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # last, so that a file there hides nothing that is installed
+    import_from_working_folder()
     try:
         target: Callable[..., Any] = instantiate({"_target_": path, "_partial_": True}).func
     except InstantiationException as error:

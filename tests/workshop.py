@@ -22,8 +22,10 @@ SMALL_WORLD = (
     "data.world.image_size=[320,180]",
     "data.cache_dir=cache",
 )
+STORE = "stores/demo-fusion-occ3d.zarr"  # the shipped teacher's dump of it
 SMALL_STUDENT = (
     "experiment=demo",
+    f"teachers.stored.paths=[{STORE}]",  # tests leave others beside it
     "student.inputs.image_size=[64,160]",
     "trainer.epochs=2",
     "trainer.batch_size=1",
@@ -31,7 +33,6 @@ SMALL_STUDENT = (
     "trainer.warmup_steps=1",
     "trainer.max_val_samples=1",
 )
-STORE = "stores/demo-fusion-occ3d.zarr"  # the shipped teacher's dump of it
 PROGRAMS = {entry.name: entry for entry in entry_points(group="console_scripts") if entry.name.startswith("occ-")}
 # a program's process is a fork of one that has done the imports, which take seconds
 FORKS = multiprocessing.get_context("forkserver")

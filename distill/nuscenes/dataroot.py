@@ -36,13 +36,16 @@ def open_labels(data: DictConfig, grid: VoxelGrid) -> LabelSource:
     """The labels on `grid` that belong to the dataroot.
 
     Args:
-        data: a `data` config group: `root`, and for SurroundOcc `surroundocc`, a folder (relative to root) or None.
+        data: a `data` config group: `root`; `labels`, a node of a user's own `LabelSource` or None, built with `root`
+            and `grid`; and for SurroundOcc `surroundocc`, a folder (relative to root) or None.
         grid: which labels.
 
     Raises:
         InputError: there are no labels on such a grid, or their folder is missing.
     """
     root = Path(data.root).expanduser()
+    if data.labels is not None:
+        return instantiate(data.labels, _partial_=True)(root=root, grid=grid)
     if grid == OCC3D:
         return Occ3DLabels(root / "gts")
     if grid == SURROUNDOCC:
