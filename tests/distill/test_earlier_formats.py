@@ -55,6 +55,7 @@ CONFIG_3 = {
     "data": {
         **{"name": "demo", "train_split": "train", "val_split": "val", "missing": "error", "lidar_columns": 4},
         "world": {"_target_": "distill.demo.WorldConfig", "seed": 0},
+        "labels": None,
     },
     "student": {"inputs": {"image_size": [8, 16], "lidar": False, "history": 0}, "network": LINEAR},
     "objective": {

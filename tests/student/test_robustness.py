@@ -98,6 +98,21 @@ def test_chance_depends_on_the_keyframe_and_the_seed_alone(corruption):
         )
 
 
+class WithPast(Frames):
+    def __getitem__(self, index):
+        past = tuple(map(random_frame, self.tokens[:index]))
+        return replace(random_frame(self.tokens[index]), past=past)
+
+
+@pytest.mark.parametrize("corruption", ALL, ids=lambda corruption: corruption.name)
+def test_the_past_is_as_bad_as_the_present(corruption):
+    """Each of its keyframes is made worse as by itself."""
+    tokens = [f"{i:032x}" for i in range(3)]
+    frame = CorruptedFrames(WithPast(tokens), corruption)[2]
+    for token, found in zip(tokens, (*frame.past, frame), strict=True):
+        assert_equal(replace(found, past=None), corruption.apply(random_frame(token)))
+
+
 def test_corrupted_frames_make_a_batch():
     frames = [corruption.apply(random_frame()) for corruption in ALL]
     np.testing.assert_array_equal(stack(frames).images.numpy(), np.stack([frame.images for frame in frames]))
