@@ -267,7 +267,7 @@ def test_a_keyframe_without_surroundocc_file_is_unlabelled(tmp_path, keyframe):
 
 
 def test_the_grid_chooses_the_labels(tmp_path):
-    data = OmegaConf.create({"root": str(tmp_path), "surroundocc": "labels"})
+    data = OmegaConf.create({"root": str(tmp_path), "labels": None, "surroundocc": "labels"})
     assert open_labels(data, OCC3D).root == tmp_path / "gts"
     with pytest.raises(InputError, match=r"no SurroundOcc labels at .*/labels/samples: .*data\.surroundocc"):
         open_labels(data, SURROUNDOCC)
