@@ -79,7 +79,7 @@ def _nested(value: Any, mirror: Mirror, first: int) -> Any:
 
 
 def _tensor(values: list[Any]) -> Any:
-    return values if isinstance(values[0], str) else torch.from_numpy(np.stack(values))
+    return values if isinstance(values[0], str | tuple) else torch.from_numpy(np.stack(values))
 
 
 def _tensors(values: list[Any]) -> list[Any]:
@@ -224,6 +224,7 @@ class Frame(Record):
 
     Attributes:
         token, scene: str.
+        channels: names of the N cameras, a tuple of str.
         images: uint8 (N, 3, H, W) RGB; a camera that the keyframe lacks is black and looks into the sky.
         intrinsics: float32 (N, 3, 3) of these images.
         cam2ego: float32 (N, 4, 4), each camera at its own time.
@@ -240,6 +241,7 @@ class Frame(Record):
 
     token: Any = declared(FACT)
     scene: Any = declared(FACT)
+    channels: Any = declared(FACT)
     images: Array = declared(PER_IMAGE)
     intrinsics: Array = declared(PER_IMAGE)
     cam2ego: Array = declared(POSE)

@@ -25,7 +25,7 @@ def panel(frame: Frame, prediction: TeacherPrediction, grid: VoxelGrid, classes:
     Returns:
         RGB uint8.
     """
-    cameras = list(frame.images[0].permute(0, 2, 3, 1).cpu().numpy())
+    cameras = dict(zip(frame.channels[0], frame.images[0].permute(0, 2, 3, 1).cpu().numpy(), strict=True))
     semantics_XYZ = prediction.voxel_log_probs_BXYZC[0].argmax(-1)
     if prediction.covered_BXYZ is not None:
         semantics_XYZ = semantics_XYZ.masked_fill(~prediction.covered_BXYZ[0], classes.free)
@@ -38,8 +38,8 @@ def panel(frame: Frame, prediction: TeacherPrediction, grid: VoxelGrid, classes:
     if prediction.gaussians is not None:
         lidar2ego_44 = frame.lidar2ego[0].cpu().double().numpy()
         gaussians = (prediction.gaussians[0], lidar2ego_44)
-        for camera, image in enumerate(cameras):
+        for camera, (channel, image) in enumerate(cameras.items()):
             ego2cam_44 = np.linalg.inv(frame.cam2ego[0, camera].cpu().double().numpy())
             lidar2img_34 = frame.intrinsics[0, camera].cpu().double().numpy() @ (ego2cam_44 @ lidar2ego_44)[:3]
-            cameras[camera] = draw_gaussians(image, gaussians[0], lidar2img_34, classes)
+            cameras[channel] = draw_gaussians(image, gaussians[0], lidar2img_34, classes)
     return draw_panel(Painter(grid, classes), cameras, columns, mask_XYZ, gaussians)

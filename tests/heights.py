@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -55,7 +55,7 @@ class Heights(Signal):
     def absent(self) -> HeightMap:
         return HeightMap(heights=np.full(self.grid.shape[:2], np.nan, np.float32))
 
-    def listen(self, record: HeightMap, frame: Frame, grid: VoxelGrid, free: int) -> HeardHeights:
+    def listen(self, record: HeightMap, frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]) -> HeardHeights:
         return HeardHeights(record)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -58,11 +60,17 @@ def told_by_gaussians(gaussians: list[Gaussians]) -> Told:
     return Told(taught=taught, signals={"gaussians": GaussiansTold(gaussians=gaussians)})
 
 
-def taught(frame: Frame, name: str = "stored", weight: float = 1.0, grid: VoxelGrid = GRID) -> Taught:
+def taught(
+    frame: Frame,
+    name: str = "stored",
+    weight: float = 1.0,
+    grid: VoxelGrid = GRID,
+    asked: Sequence[str] = ("voxels", "columns", "covered"),
+) -> Taught:
     """A teacher of the frame, who answers by what he says."""
     told, classes = frame.teachers[name], OCC3D_CLASSES.names
     if "gaussians" in told.signals:
-        answers = dict.fromkeys(("voxels", "columns", "covered"), GaussianSet(grid, classes, KIND))
+        answers = dict.fromkeys(asked, GaussianSet(grid, classes, KIND))
     else:
         answers = {"voxels": Voxels(grid, classes), "columns": Bev(grid, classes)}
     return Taught(name, weight, told, answers, frame, grid, FREE)

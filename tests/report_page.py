@@ -4,6 +4,7 @@ import numpy as np
 
 from distill.classes import OCC3D_CLASSES
 from distill.grids import VoxelGrid
+from distill.nuscenes.layout import CAMERAS
 from student.evaluation.page import KeyframePictures, write_page
 
 GRID = VoxelGrid("small", "ego", (-8.0, -6.0, -1.0), 1.0, (16, 12, 4))
@@ -96,7 +97,7 @@ def a_keyframe(results, grid=GRID, voxel=(12, 8, 0)):
         token="token0",
         scene="scene-0001",
         miou=dict.fromkeys(results["sources"], 12.34),
-        cameras=[image] * 6,
+        cameras=dict.fromkeys(CAMERAS, image),
         overlays={key: [image + 9] * 6 for key in keys},
         bev={key: np.zeros((8, 8, 3), dtype=np.uint8) for key in keys},
         volumes=dict.fromkeys(keys, volume),

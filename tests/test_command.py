@@ -54,7 +54,10 @@ def test_a_wrong_override_is_a_configuration_mistake(error):
     ("override", "said"),
     [
         ("trainer.epoch=3", "there is no trainer.epoch: did you mean trainer.epochs?"),
-        ("objective.terms.ce.gamma=3", "there is no objective.terms.ce.gamma: objective.terms.ce has _target_, weight,"),
+        (
+            "objective.terms.ce.gamma=3",
+            "there is no objective.terms.ce.gamma: objective.terms.ce has _target_, weight,",
+        ),
         ("trainer.epochs.x=3", "there is no trainer.epochs.x: trainer.epochs is one value"),
         ("kd=nothing", "Available options in 'kd': bev none voxel voxel_bev voxel_bev_occupied (see"),
         ("teacher=fusion", "No match in the defaults list. (see"),

@@ -135,7 +135,7 @@ def test_a_store_of_another_teacher_is_not_shown_as_the_teacher(workshop, traine
     metadata["attributes"]["checkpoint_sha256"] = "ab" * 32
     (other / "zarr.json").write_text(json.dumps(metadata))
     given = (f"checkpoint={trained}", "max_samples=1", *QUICK)
-    printed = workshop.ok("occ-eval", *given, f"store.paths=[{other}]", f"output={tmp_path / 'report'}")
+    printed = workshop.ok("occ-eval", *given, f"teachers.stored.paths=[{other}]", f"output={tmp_path / 'report'}")
     assert f"another teacher (fusion {'ab' * 6}) than the one that taught" in printed
     assert f"(fusion {taught[:12]})" in printed
     assert "not the teacher of this checkpoint" in printed
@@ -157,7 +157,7 @@ def test_sources_of_one_name_keep_their_columns(here):
 def test_a_network_under_bad_conditions(workshop, trained):
     """Corruptions and test-time augmentation, through the program."""
     few = ("robustness=standard", *(f"~robustness.{name}" for name in ("jpeg", "turned", "moved", "brighter", "blur")))
-    given = (f"checkpoint={trained}", "store.paths=[]", "max_samples=1", "output=runs/worse", "tta=flip")
+    given = (f"checkpoint={trained}", "teachers.stored.paths=[]", "max_samples=1", "output=runs/worse", "tta=flip")
     workshop.ok("occ-eval", *given, *few, *QUICK)
     sources = json.loads((workshop.folder / "runs/worse/metrics.json").read_text())["sources"]
     student = sources.pop("student")

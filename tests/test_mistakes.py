@@ -17,7 +17,7 @@ from distill.store import TeacherStore
 @pytest.mark.parametrize(
     ("program", "overrides", "message"),
     [
-        ("occ-dump", ["data=nuscenes", "data.root=nowhere", "data.fusion_checkpoint=x.pt"], "nowhere"),
+        ("occ-dump", ["data=nuscenes", "data.root=nowhere", "teacher.checkpoint=x.pt"], "nowhere"),
         ("occ-dump", ["data.version=v9.9"], "v9.9"),
         ("occ-dump", ["dump.splits=[nonsense]"], "nonsense"),
         ("occ-dump", ["teacher=checkpoint", "teacher.name=t", "teacher.checkpoint=none.pt"], "none.pt"),
@@ -25,7 +25,7 @@ from distill.store import TeacherStore
         ("occ-dump", ["grid=surroundocc"], "grid=occ3d"),
         ("occ-train-student", [*SMALL_STUDENT, "kd=none", "grid=surroundocc", "data.surroundocc=none"], "none/samples"),
         ("occ-train-student", ["student=nonsense"], "nonsense"),
-        ("occ-train-student", ["store.paths=[nowhere.zarr]"], "nowhere.zarr"),
+        ("occ-train-student", ["teachers.stored.paths=[nowhere.zarr]"], "nowhere.zarr"),
         ("occ-train-student", ["trainer.max_samples=1", "trainer.batch_size=2"], "batch"),
         ("occ-train-student", ["experiment=demo", "kd.loss.mask=nonsense"], "nonsense"),
         ("occ-train-student", ["output=/proc/nowhere"], "/proc/nowhere"),
@@ -83,7 +83,7 @@ def test_a_store_on_another_grid_is_refused(workshop):
     shutil.copytree(workshop.folder / STORE, workshop.folder / "stores/lidar.zarr")
     metadata = workshop.folder / "stores/lidar.zarr/zarr.json"
     metadata.write_text(metadata.read_text().replace('"ego"', '"lidar"'))
-    overrides = (*SMALL_STUDENT, "store.paths=[stores/lidar.zarr]", "output=runs/lidar")
+    overrides = (*SMALL_STUDENT, "teachers.stored.paths=[stores/lidar.zarr]", "output=runs/lidar")
     assert "grid" in workshop.refused("occ-train-student", *overrides)
 
 
@@ -97,7 +97,7 @@ def test_a_damaged_sample_is_an_error_or_skipped_and_can_be_redone(workshop):
     content[len(content) // 2] ^= 1
     chunk.write_bytes(content)
 
-    epoch = (*SMALL_STUDENT, "trainer.epochs=1", "store.paths=[stores/damaged.zarr]")
+    epoch = (*SMALL_STUDENT, "trainer.epochs=1", "teachers.stored.paths=[stores/damaged.zarr]")
     assert store.tokens[row] in workshop.refused("occ-train-student", *epoch, "output=runs/strict")
     printed = workshop.ok("occ-train-student", *epoch, "output=runs/skip", "store.missing=skip")
     assert "epoch 1: 1 frames had no readable teacher" in printed

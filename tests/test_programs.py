@@ -82,15 +82,17 @@ def test_a_student_on_surroundocc(workshop):
     """The other grid, from labels to pictures; the teacher's store, on Occ3D, is refused."""
     student = (*SMALL_STUDENT, "trainer.epochs=1", "grid=surroundocc")
     workshop.ok("occ-train-student", *student, "kd=none", "output=runs/surroundocc")
-    workshop.ok("occ-eval", "checkpoint=runs/surroundocc/best.pt", "store.paths=[]", *QUICK, "pictures=[worst]")
-    report = workshop.folder / "runs/surroundocc/eval-val-max_samples_2-store.paths"
+    workshop.ok(
+        "occ-eval", "checkpoint=runs/surroundocc/best.pt", "teachers.stored.paths=[]", *QUICK, "pictures=[worst]"
+    )
+    report = workshop.folder / "runs/surroundocc/eval-val-max_samples_2-teachers.stored.paths"
     metrics = metrics_of(report)
     assert metrics["scored"]["convention"] == "SurroundOcc-16"
     iou = metrics["sources"]["student"]["per_class"]["SurroundOcc-16 IoU"]
     assert iou["noise"] is None
     assert iou["empty"] > 50  # two steps teach no more
     assert len(list((report / "panels").glob("*.png"))) == 1
-    mixed = (f"store.paths=[{STORE}]", "output=runs/mixed")
+    mixed = (f"teachers.stored.paths=[{STORE}]", "output=runs/mixed")
     assert "grid" in workshop.refused("occ-train-student", *student, *mixed)
 
 

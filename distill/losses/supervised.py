@@ -36,7 +36,7 @@ class CrossEntropy(Term):
     weights_C: Tensor
 
     def forward(self, lesson: Lesson) -> Tensor:
-        """See `cross_entropy`."""
+        """The weighted mean over the labelled voxels in the mask."""
         return cross_entropy(*_labelled(lesson, self.mask, self.classes), self.weights_C)
 
 
@@ -54,7 +54,7 @@ class LovaszSoftmax(Term):
         self.mask, self.classes = mask, classes
 
     def forward(self, lesson: Lesson) -> Tensor:
-        """See `lovasz_softmax`."""
+        """The mean over the classes that are labelled in the mask."""
         log_probs_VC, labels_V = _labelled(lesson, self.mask, self.classes)
         return lovasz_softmax(log_probs_VC.exp(), labels_V)
 
@@ -69,7 +69,7 @@ class LidarDepth(Term):
     needs = Needs(depth=True)
 
     def forward(self, lesson: Lesson) -> Tensor:
-        """See `depth_cross_entropy`.
+        """The mean over the image cells with a return.
 
         Raises:
             InputError: the depth maps do not lie on the cells of the network's depth bins.

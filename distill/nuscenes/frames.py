@@ -102,6 +102,7 @@ class FrameDataset(Dataset[Frame]):
         frame = Frame(
             token=keyframe.token,
             scene=keyframe.scene,
+            channels=tuple(camera.channel for camera in keyframe.cameras),
             images=images,
             intrinsics=intrinsics,
             cam2ego=(ego2grid @ keyframe.cam2ego()).astype(np.float32),

@@ -58,7 +58,7 @@ def keyframe_overlays(
 
     Args:
         keyframe: gives calibration and poses.
-        pictures: six RGB uint8 (rows, columns, 3) in the order of its cameras: whole images at any resolution.
+        pictures: RGB uint8 (rows, columns, 3) in the order of its cameras: whole images at any resolution.
         semantics_XYZ, mask_XYZ, grid, classes: see `draw_voxels`.
 
     Returns:

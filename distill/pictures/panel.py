@@ -9,7 +9,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from distill.classes import ClassSet
 from distill.gaussians import Gaussians
-from distill.nuscenes.layout import CAMERAS
 from distill.pictures.gaussians import draw_gaussians
 from distill.pictures.view import EMPTY, INK, LINE, PAPER, UNSEEN
 from distill.pictures.voxels import Painter
@@ -21,16 +20,16 @@ PERSPECTIVE = (WIDTH, WIDTH * 2 // 3)  # of the perspective view
 
 def draw_panel(
     painter: Painter,
-    cameras: Sequence[np.ndarray],
+    cameras: Mapping[str, np.ndarray],
     columns: Mapping[str, np.ndarray],
     mask_XYZ: np.ndarray | None,
     gaussians: tuple[Gaussians, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """One picture of a keyframe: six cameras, below them perspective and bird's-eye view of each column, a legend.
+    """One picture of a keyframe: its cameras, below them perspective and bird's-eye view of each column, a legend.
 
     Args:
         painter: of the grid and class set of `columns`.
-        cameras: six RGB uint8 pictures of one size in the order of `CAMERAS`.
+        cameras: channel -> RGB uint8 pictures of one size, three in a row.
         columns: title -> class ids, uint8 on the grid, such as ground truth, teacher, student; any number.
         mask_XYZ: bool, the voxels to show, usually mask_camera; the rest is grey. None: all are.
         gaussians: one more column, and the pose (4, 4) that brings LIDAR_TOP metres into the frame of the grid.
@@ -72,14 +71,15 @@ def _gaussian_views(painter: Painter, gaussians: Gaussians, lidar2grid: np.ndarr
     return [perspective, view.with_ego_arrow(bev, WIDTH // view.grid.shape[0])]
 
 
-def _camera_block(cameras: Sequence[np.ndarray]) -> Image.Image:
-    """Two rows of three cameras, each with its name."""
-    rows, columns = cameras[0].shape[:2]
+def _camera_block(cameras: Mapping[str, np.ndarray]) -> Image.Image:
+    """Rows of three cameras, each with its name."""
+    rows, columns = next(iter(cameras.values())).shape[:2]
+    lines = -(-len(cameras) // 3)
     size = (WIDTH, round(WIDTH * rows / columns))
-    block = Image.new("RGB", (3 * size[0] + 2 * GAP, 2 * size[1] + GAP), PAPER)
+    block = Image.new("RGB", (3 * size[0] + 2 * GAP, lines * (size[1] + GAP) - GAP), PAPER)
     draw = ImageDraw.Draw(block, "RGBA")
     font = ImageFont.load_default(FONT)
-    for place, (channel, pixels) in enumerate(zip(CAMERAS, cameras, strict=True)):
+    for place, (channel, pixels) in enumerate(cameras.items()):
         left, top = (place % 3) * (size[0] + GAP), (place // 3) * (size[1] + GAP)
         block.paste(Image.fromarray(np.asarray(pixels)).resize(size, Image.Resampling.LANCZOS), (left, top))
         name = channel.removeprefix("CAM_").replace("_", " ").lower()

@@ -5,7 +5,7 @@ Letters: B batch, X Y Z voxel axes, C classes, K columns of the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -102,7 +102,7 @@ class Bev(Signal):
         return BevProbs(probs=np.zeros((*self.grid.shape[:2], len(self.classes)), np.float32))
 
     @override
-    def listen(self, record: BevProbs, frame: Frame, grid: VoxelGrid, free: int) -> StoredColumns:
+    def listen(self, record: BevProbs, frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]) -> StoredColumns:
         return StoredColumns(record)
 
 

@@ -14,7 +14,7 @@ and K columns of the whole batch, R rendered voxels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -164,8 +164,10 @@ class GaussianSet(Signal):
         return True
 
     @override
-    def listen(self, record: GaussiansTold, frame: Frame, grid: VoxelGrid, free: int) -> RenderedVoxels:
-        return RenderedVoxels(record.gaussians, frame.lidar2ego, grid, free)
+    def listen(
+        self, record: GaussiansTold, frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]
+    ) -> RenderedVoxels:
+        return RenderedVoxels(record.gaussians, frame.lidar2ego, grid, free, whole_columns="columns" in asked)
 
 
 class RenderedVoxels:
@@ -176,10 +178,19 @@ class RenderedVoxels:
         lidar2ego_B44: LIDAR_TOP to the frame of the grid, mirrored if that is.
         grid: the voxels.
         free: id of the free class.
+        whole_columns: render the other voxels of a column along with the first, as they will be asked for, too.
     """
 
-    def __init__(self, gaussians: Sequence[Gaussians], lidar2ego_B44: Tensor, grid: VoxelGrid, free: int) -> None:
+    def __init__(
+        self,
+        gaussians: Sequence[Gaussians],
+        lidar2ego_B44: Tensor,
+        grid: VoxelGrid,
+        free: int,
+        whole_columns: bool,
+    ) -> None:
         self.gaussians, self.lidar2ego_B44, self.grid, self.free = gaussians, lidar2ego_B44, grid, free
+        self.whole_columns = whole_columns
         voxels = len(gaussians) * grid.shape[0] * grid.shape[1] * grid.shape[2]
         # the row of each voxel; -1: not rendered yet
         self._row_of = torch.full((voxels,), -1, device=lidar2ego_B44.device)
@@ -205,6 +216,9 @@ class RenderedVoxels:
         """All that is rendered, these voxels among it: log-probabilities (R, C) and coverage (R,)."""
         wanted = torch.zeros_like(self._row_of, dtype=torch.bool)
         wanted[index.flatten()] = True
+        if self.whole_columns:
+            columns_KZ = wanted.view(-1, self.grid.shape[2])
+            columns_KZ |= columns_KZ.any(1, keepdim=True)
         wanted &= self._row_of < 0
         places_B = [wanted_N.nonzero().squeeze(1) for wanted_N in wanted.view(len(self.gaussians), -1)]
         count = sum(map(len, places_B))

@@ -11,7 +11,7 @@ by their flat position in (B, X, Y, Z) and (B, X, Y).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -156,7 +156,7 @@ class Signal(ABC):
         return grid == self.grid
 
     @abstractmethod
-    def listen(self, record: Any, frame: Frame, grid: VoxelGrid, free: int) -> Any:
+    def listen(self, record: Any, frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]) -> Any:
         """Its answers about a batch: an object with a method for each of `answers`.
 
         Args:
@@ -164,4 +164,5 @@ class Signal(ABC):
             frame: the batch.
             grid: of the student.
             free: id of the free class.
+            asked: the questions that are going to be asked of the teacher.
         """

@@ -19,7 +19,7 @@ Letters: B batch, X Y Z voxel axes, C classes, V voxels and K columns of the who
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -128,7 +128,7 @@ class Voxels(Signal):
         return VoxelCodes(codes=np.zeros((*self.grid.shape, len(self.classes)), np.uint8), table=self._table)
 
     @override
-    def listen(self, record: VoxelCodes, frame: Frame, grid: VoxelGrid, free: int) -> StoredVoxels:
+    def listen(self, record: VoxelCodes, frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]) -> StoredVoxels:
         return StoredVoxels(record)
 
     @cached_property

@@ -210,7 +210,9 @@ def read_attributes(place: Place) -> dict[str, Any]:
         attributes: dict[str, Any] = json.loads(place.read("zarr.json")).get("attributes", {})
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         found = "is empty or does not exist" if place.empty() else "is not a teacher store"
-        raise InputError(f"{path} {found}: give a store that occ-dump has made (store.path, store.paths)") from error
+        raise InputError(
+            f"{path} {found}: give a store that occ-dump has made (store.path, teachers.stored.paths)"
+        ) from error
     schema = attributes.get("schema")
     if schema not in READABLE:
         found = "is a zarr group but no teacher store" if schema is None else f"has store schema {schema}"

@@ -54,7 +54,9 @@ class Taught:
         signal = self.signals[question]
         if signal.name not in self._listeners:
             record = self.told.signals[signal.name]
-            self._listeners[signal.name] = signal.listen(record, self.frame, self.grid, self.free)
+            self._listeners[signal.name] = signal.listen(
+                record, self.frame, self.grid, self.free, frozenset(self.signals)
+            )
         return getattr(self._listeners[signal.name], question)
 
     def voxels(self, index_V: Tensor) -> Tensor:

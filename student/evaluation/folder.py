@@ -24,7 +24,7 @@ _WRITTEN = (
 # what the name of the folder says already, and what no score depends on
 _NOT_IN_NAME = (
     *("checkpoint", "split", "output", "export", "pictures", "device", "workers", "batch_size", "cost."),
-    *("cache_dir", "data.cache_dir", "data.fusion_checkpoint", "data.train_split", "data.val_split"),
+    *("cache_dir", "data.cache_dir", "data.train_split", "data.val_split"),
 )
 # what has to be given where no checkpoint brings its own
 _DATA = ("data", "data.root", "data.version")

@@ -85,7 +85,7 @@ class Evaluation:
 
     def __init__(self, config: DictConfig, comparison: Comparison, device: torch.device) -> None:
         self.config, self.comparison, self.device = config, comparison, device
-        self.corruptions = corruptions(config.robustness)
+        self.corruptions = corruptions(config.robustness, comparison.index.channels)
         self.poses = ScenePoses(comparison.index, comparison.grid)
         self.painter = Painter(comparison.grid, comparison.classes)
         self.keyframe_miou: dict[str, dict[str, float]] = {}

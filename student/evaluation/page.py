@@ -21,7 +21,6 @@ from PIL import Image
 from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.grids import VoxelGrid
-from distill.nuscenes.layout import CAMERAS
 from distill.pictures.view import FIELD_OF_VIEW, View
 from distill.pictures.voxels import EGO_CAR
 from student.evaluation import page_tables
@@ -40,8 +39,8 @@ class KeyframePictures:
         token: sample token.
         scene: scene name.
         miou: source -> mIoU of this keyframe, percent; NaN when nothing was scored.
-        cameras: six RGB uint8 (H, W, 3) in the order of `distill.nuscenes.layout.CAMERAS`.
-        overlays: "ground truth" and each source -> the same six with voxels drawn in.
+        cameras: channel -> RGB uint8 (H, W, 3).
+        overlays: "ground truth" and each source -> the same, in this order, with voxels drawn in.
         bev: the same keys -> RGB uint8, forward up.
         volumes: the same keys -> class ids, uint8 (X, Y, Z) on the grid.
         mask_XYZ: bool, the voxels that are scored.
@@ -51,7 +50,7 @@ class KeyframePictures:
     token: str
     scene: str
     miou: dict[str, float]
-    cameras: list[np.ndarray]
+    cameras: dict[str, np.ndarray]
     overlays: dict[str, list[np.ndarray]]
     bev: dict[str, np.ndarray]
     volumes: dict[str, np.ndarray]
@@ -124,8 +123,8 @@ def _environment() -> Environment:
 
 def _keyframe(picture: KeyframePictures, view: View) -> dict[str, Any]:
     """A keyframe as the template takes it: pictures as data URIs, voxels as `encode_volume` makes them."""
-    names = [channel.removeprefix("CAM_").replace("_", " ").lower() for channel in CAMERAS]
-    columns = [list(picture.cameras), *picture.overlays.values()]
+    names = [channel.removeprefix("CAM_").replace("_", " ").lower() for channel in picture.cameras]
+    columns = [list(picture.cameras.values()), *picture.overlays.values()]
     return {
         "title": picture.title,
         "token": picture.token,

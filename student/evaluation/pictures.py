@@ -72,7 +72,7 @@ def draw(
         miou: source -> mIoU of this keyframe.
     """
     grid, classes, mask_XYZ = painter.grid, painter.classes, volumes.mask_XYZ
-    cameras = [_thumbnail(camera, keyframe.token) for camera in keyframe.cameras]
+    cameras = {camera.channel: _thumbnail(camera, keyframe.token) for camera in keyframe.cameras}
     return KeyframePictures(
         title=title,
         token=keyframe.token,
@@ -80,7 +80,7 @@ def draw(
         miou=miou,
         cameras=cameras,
         overlays={
-            name: keyframe_overlays(keyframe, cameras, semantics_XYZ, mask_XYZ, grid, classes)
+            name: keyframe_overlays(keyframe, list(cameras.values()), semantics_XYZ, mask_XYZ, grid, classes)
             for name, semantics_XYZ in volumes.semantics.items()
         },
         bev={

@@ -24,7 +24,6 @@ from torch.utils.data import Dataset
 
 from distill.errors import InputError
 from distill.frame import Frame
-from distill.nuscenes.layout import CAMERAS
 
 _DROPPED = "dropped "
 
@@ -47,17 +46,10 @@ class DroppedCamera:
     """One camera gives a black image.
 
     Attributes:
-        camera: one of `distill.nuscenes.layout.CAMERAS`.
-
-    Raises:
-        InputError: there is no such camera.
+        camera: a name of the rig's.
     """
 
     camera: str
-
-    def __post_init__(self) -> None:
-        if self.camera not in CAMERAS:
-            raise InputError(f"robustness: no camera {self.camera}: choose from {', '.join(CAMERAS)}")
 
     @property
     def name(self) -> str:
@@ -67,7 +59,7 @@ class DroppedCamera:
     def apply(self, frame: Frame) -> Frame:
         """A copy in which that camera's image is black."""
         images_N3HW = frame.images.copy()
-        images_N3HW[CAMERAS.index(self.camera)] = 0
+        images_N3HW[frame.channels.index(self.camera)] = 0
         return replace(frame, images=images_N3HW)
 
 
@@ -267,16 +259,22 @@ class CorruptedFrames(Dataset[Frame]):
         return replace(frame, past=frame.past and tuple(map(self.corruption.apply, frame.past)))
 
 
-def corruptions(config: DictConfig) -> list[Corruption]:
+def corruptions(config: DictConfig, channels: Sequence[str]) -> list[Corruption]:
     """The corruptions described in the group `robustness`, in its order.
 
+    Args:
+        config: the group.
+        channels: names of the cameras there are.
+
     Raises:
-        InputError: two of them are the same.
+        InputError: two of them are the same, or one drops a camera that there is not.
     """
     found: dict[str, Corruption] = {}
     for key, corruption in instantiate(config, _convert_="all").items():
         if corruption.name in found:
             raise InputError(f"robustness.{key}: {corruption.name!r} is there already: give it another strength")
+        if isinstance(corruption, DroppedCamera) and corruption.camera not in channels:
+            raise InputError(f"robustness.{key}: no camera {corruption.camera}: choose from {', '.join(channels)}")
         found[corruption.name] = corruption
     return list(found.values())
 

@@ -41,6 +41,7 @@ def random_frame(token="a" * 32):
     cam2ego[:, :3, 3] = rng.uniform(-2, 2, (6, 3))
     return Frame(
         token=token,
+        channels=CAMERAS,
         images=rng.integers(0, 256, (6, 3, HEIGHT, WIDTH), dtype=np.uint8),
         intrinsics=np.tile(np.array([[60, 0, 100], [0, 60, 16], [0, 0, 1]], np.float32), (6, 1, 1)),
         cam2ego=cam2ego,
@@ -232,7 +233,6 @@ def test_rotation_vectors():
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        (DroppedCamera, {"camera": "CAM_TOP"}, "no camera CAM_TOP: choose from CAM_FRONT_LEFT"),
         (Blur, {"sigma": 0.0}, "Blur.sigma=0.0 must be"),
         (Noise, {"sigma": -1, "seed": 0}, "Noise.sigma=-1 must be"),
         (Brightness, {"factor": float("nan")}, "Brightness.factor=nan must be"),
@@ -251,7 +251,13 @@ def test_impossible_strengths_are_refused(kind, values, message):
 
 def configured(*overrides):
     with initialize_config_module("conf", version_base="1.3"):
-        return corruptions(compose("common", list(overrides)).robustness)
+        return corruptions(compose("common", list(overrides)).robustness, CAMERAS)
+
+
+def test_a_camera_that_the_rig_lacks_is_refused():
+    top = "+robustness.top={_target_: student.evaluation.robustness.DroppedCamera, camera: CAM_TOP}"
+    with pytest.raises(InputError, match=r"robustness\.top: no camera CAM_TOP: choose from CAM_FRONT_LEFT"):
+        configured("+robustness=standard", top)
 
 
 def test_the_standard_conditions():

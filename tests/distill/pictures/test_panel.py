@@ -1,5 +1,7 @@
 """The layout of panels: what stands where."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from test_gaussian_pictures import one_gaussian
@@ -18,7 +20,9 @@ def empty():
 
 
 class TestPanel:
-    cameras = tuple(np.full((9, 16, 3), 40 * place, dtype=np.uint8) for place in range(6))
+    cameras: ClassVar = {
+        channel: np.full((9, 16, 3), 40 * place, dtype=np.uint8) for place, channel in enumerate(CAMERAS)
+    }
 
     def test_cameras_stand_where_they_look(self):
         """Front row above back row, left cameras on the left."""
@@ -36,7 +40,9 @@ class TestPanel:
         image = draw_panel(Painter(coarse, OCC3D_CLASSES), self.cameras, columns, None)
         step = WIDTH + GAP
         assert image.shape[1] == 2 * MARGIN + 5 * step - GAP
-        grey = np.flatnonzero((image[MARGIN + 169] == self.cameras[2][0, 0]).all(-1))  # the upper right camera
+        grey = np.flatnonzero(
+            (image[MARGIN + 169] == self.cameras["CAM_FRONT_RIGHT"][0, 0]).all(-1)
+        )  # the upper right camera
         assert (grey.min(), grey.max() + 1) == (MARGIN + 3 * step, MARGIN + 4 * step - GAP)
         birds_eye_row = image[-(2 * MARGIN + 68 + WIDTH // 2)]
         left = MARGIN + 4 * step + WIDTH // 4
@@ -65,7 +71,7 @@ def test_a_panel_shows_gaussians_where_the_voxels_are():
     semantics_XYZ = np.full(OCC3D.shape, OCC3D_CLASSES.free, dtype=np.uint8)
     semantics_XYZ[tuple(index)] = CAR
     gaussians = one_gaussian(tuple((np.linalg.inv(lidar2ego) @ place_ego)[:3]), (0.2, 0.2, 0.2), CAR)
-    cameras = [np.zeros((9, 16, 3), dtype=np.uint8)] * 6
+    cameras = dict.fromkeys(CAMERAS, np.zeros((9, 16, 3), dtype=np.uint8))
     painter = Painter(OCC3D, OCC3D_CLASSES)
     panel = draw_panel(painter, cameras, {"teacher": semantics_XYZ}, None, (gaussians, lidar2ego))
     top = MARGIN + 2 * round(WIDTH * 9 / 16) + GAP + MARGIN + HEADER + PERSPECTIVE[1] + GAP

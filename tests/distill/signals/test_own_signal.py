@@ -60,7 +60,7 @@ def test_it_travels_like_any_other(path: Path) -> None:
     batch = stack(frames).to(torch.device("cpu"))
     told = batch.teachers["hills"]
     assert told.taught.tolist() == [True, True, False]
-    heard = store.signals["heights"].listen(told.signals["heights"], batch, GRID, 17)
+    heard = store.signals["heights"].listen(told.signals["heights"], batch, GRID, 17, {"heights"})
     assert isinstance(heard, HeardHeights)
     heights_BXY = heard.heights(torch.arange(36)).view(3, 4, 3)
     torch.testing.assert_close(heights_BXY[:2], HEIGHTS.flip(1), rtol=0, atol=0.0051, equal_nan=True)

@@ -84,13 +84,14 @@ def test_occ3d_is_covered_up_to_the_height_of_the_range():
 
 
 def test_only_what_is_asked_for_is_rendered_once_and_found_again(frame, monkeypatch):
+    """Here voxels alone; where columns are going to be asked for, whole columns at once."""
     expected_BXYZC, covered_BXYZ = everything(frame)
     rendered = []
     monkeypatch.setattr(
         "distill.signals.gaussians.render", lambda *told: rendered.append(len(told[-1])) or render(*told)
     )
     needed = torch.rand(2, *GRID.shape, generator=torch.Generator().manual_seed(0)) < 0.2
-    teacher = taught(frame, grid=GRID)
+    teacher = taught(frame, grid=GRID, asked=("voxels", "covered"))
     index_V = needed.flatten().nonzero().squeeze(1)
     some_V = index_V[torch.randperm(len(index_V), generator=torch.Generator().manual_seed(1))[:50]]
     torch.testing.assert_close(teacher.voxels(some_V), expected_BXYZC.flatten(0, -2)[some_V])
@@ -98,6 +99,14 @@ def test_only_what_is_asked_for_is_rendered_once_and_found_again(frame, monkeypa
     torch.testing.assert_close(teacher.voxels(index_V), expected_BXYZC.flatten(0, -2)[index_V])
     assert torch.equal(teacher.covered(index_V), covered_BXYZ.flatten()[index_V])
     assert sum(rendered) == len(index_V)
+
+    rendered.clear()
+    asked_for_columns = taught(frame, grid=GRID)
+    index_K = (index_V // GRID.shape[2]).unique()
+    assert torch.equal(asked_for_columns.covered(index_V), covered_BXYZ.flatten()[index_V])
+    assert sum(rendered) == len(index_K) * GRID.shape[2]
+    asked_for_columns.columns(index_K)
+    assert sum(rendered) == len(index_K) * GRID.shape[2]
 
 
 def test_columns_follow_the_bev_rule_over_what_is_covered(frame):
