@@ -159,6 +159,7 @@ def whole_frame(seed):
         return Frame(
             token=f"{name} {seed}",
             scene="scene-0001",
+            channels=("LEFT", "RIGHT"),
             images=rng.integers(0, 256, (2, 3, 4, 8), dtype=np.uint8),
             intrinsics=draw(2, 3, 3),
             cam2ego=draw(2, 4, 4),
@@ -229,6 +230,7 @@ def test_a_batch_holds_what_its_frames_hold():
     batch = stack(frames)
     assert batch.is_batch and not frames[0].is_batch
     assert batch.token == ["now 0", "now 1", "now 2"]
+    assert batch.channels == [("LEFT", "RIGHT")] * 3
     assert batch.labelled.tolist() == [True, True, True]
     assert batch.images.dtype == torch.uint8 and batch.mask_camera.dtype == torch.bool
     assert [len(points) for points in batch.points] == [5, 6, 7]

@@ -30,6 +30,7 @@ def frames(index, augmentation=None, depth_stride=STRIDE, lidar=True, labels=Tru
 def test_everything_of_a_frame(index):
     frame = frames(index)[2]
     assert (frame.token, frame.scene, frame.labelled) == ("late", "scene-0002", False)
+    assert frame.channels == CAMERAS
     shapes = {
         key: (value.dtype.name, value.shape) for key, value in held(frame).items() if isinstance(value, np.ndarray)
     }
@@ -52,7 +53,7 @@ def test_only_what_is_asked_for_is_read(dataroot, tmp_path):
     for keyframe in index.keyframes("all"):
         keyframe.lidar_path.unlink()
     frame = frames(index, depth_stride=None, lidar=False, labels=None)[0]
-    assert held(frame).keys() == {"token", "scene", "images", "intrinsics", "cam2ego", "lidar2ego"}
+    assert held(frame).keys() == {"token", "scene", "channels", "images", "intrinsics", "cam2ego", "lidar2ego"}
     with pytest.raises(InputError, match="LiDAR scan of keyframe alone is missing"):
         frames(index, lidar=False)[0]
 
