@@ -52,7 +52,7 @@ class ScenePoses:
         self._scene: tuple[str, np.ndarray, np.ndarray] | None = None  # the last one: keyframes come scene by scene
 
     def ray_origins(self, keyframe: Keyframe) -> np.ndarray:
-        """See `distill.metrics.ray_origins`: float64 (T, 3)."""
+        """Where its rays begin, metres in the frame of the grid, float64 (T, 3); `distill.metrics.ray_origins`."""
         tokens = self._tokens[keyframe.scene]
         if self._scene is None or self._scene[0] != keyframe.scene:
             keyframes = list(self.index.select(tokens))

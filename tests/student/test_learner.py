@@ -1,0 +1,135 @@
+"""Network and objective as one module: distributed, optimised, saved and resumed together."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from made import FREE, C, X, Y, Z, taught_frame
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from workshop import SMALL_STUDENT
+
+from distill.classes import OCC3D_CLASSES
+from distill.losses.objective import Objective, Term
+from distill.losses.supervised import CrossEntropy
+from distill.networks.prediction import Occupancy
+from student.learner import Learner
+
+
+class Scaled(Term):
+    """The mean probability of free space, times a weight that is learned."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__(weight)
+        self.scale = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, lesson):
+        return self.scale * lesson.prediction.voxel_logits_BXYZC.softmax(-1)[..., FREE].mean()
+
+
+class Constant(nn.Module):
+    """The same logits for every frame, times what is in its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.linspace(-1, 1, X * Y * Z * C).view(X, Y, Z, C))
+
+    def forward(self, frame):
+        return Occupancy(frame.images.view(-1, 1, 1, 1, 1) * self.logits)
+
+
+def make_learner() -> Learner:
+    terms = {"ce": CrossEntropy(1.0, "log", "all", OCC3D_CLASSES), "scaled": Scaled(0.5)}
+    return Learner(Constant(), Objective(terms), [], None)
+
+
+def frame_of(rank: int):
+    return replace(taught_frame(), images=torch.tensor([1.0, 2.0]) + rank, teachers=None)
+
+
+def gradients(module: nn.Module, learner: Learner, rank: int) -> dict[str, torch.Tensor]:
+    terms = module(frame_of(rank))
+    torch.stack([weighted for _, weighted in terms.values()]).sum().backward()
+    return {name: parameter.grad for name, parameter in learner.named_parameters()}
+
+
+def on_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    learner = make_learner()
+    torch.save(gradients(DistributedDataParallel(learner), learner, rank), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ranks_share_the_gradients_of_terms_too(tmp_path):
+    torch.multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=2)
+    alone = []
+    for rank in range(2):
+        learner = make_learner()
+        alone.append(gradients(learner, learner, rank))
+    shared = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert shared[0].keys() == {"network.logits", "objective.terms.scaled.scale"}
+    for name, expected in alone[0].items():
+        torch.testing.assert_close(shared[0][name], (expected + alone[1][name]) / 2)
+        assert torch.equal(shared[0][name], shared[1][name])
+        assert not torch.equal(expected, alone[1][name])
+
+
+PROBE = '''
+from torch import nn
+from distill.losses.objective import Term
+
+class Probe(Term):
+    """A convolution with dropout, so that random numbers count, over the BEV features."""
+
+    def __init__(self, weight):
+        super().__init__(weight)
+        self.probe = nn.Sequential(nn.Conv2d(64, 1, 1), nn.Dropout(0.5))
+
+    def forward(self, lesson):
+        return self.probe(lesson.prediction.features["bev"].values.float()).square().mean()
+'''
+TERM = "+objective.terms.probe={_target_: probe.Probe, weight: 0.1}"
+
+
+@pytest.fixture
+def probe(workshop):
+    (workshop.folder / "probe.py").write_text(PROBE)
+
+
+def test_weights_of_terms_resume_bit_for_bit_and_looking_at_gradients_changes_nothing(workshop, probe):
+    """kill -9 and again, with gradients compared at every step; against one go without."""
+    run = (*SMALL_STUDENT, TERM, "trainer.max_samples=2", "trainer.checkpoint_every=1")
+    killed, straight = (workshop.folder / "runs" / name / "last.pt" for name in ("probed", "straight"))
+    compared = (*run, "output=runs/probed", "trainer.gradient_norms_every=1")
+    process = subprocess.Popen(workshop.command("occ-train-student", *compared), cwd=workshop.folder)
+    while not killed.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(killed, weights_only=True)["step"] < 4
+    assert "going on from" in workshop.ok("occ-train-student", *compared)
+    workshop.ok("occ-train-student", *run, "output=runs/straight", "trainer.gradient_norms_every=null")
+    resumed, expected = (torch.load(path, weights_only=True) for path in (killed, straight))
+    assert resumed["history"] == expected["history"]
+    for part in ("network", "ema", "objective"):
+        assert resumed[part].keys() == expected[part].keys()
+        assert all(torch.equal(value, expected[part][name]) for name, value in resumed[part].items())
+    assert resumed["objective"].keys() == {"terms.probe.probe.0.weight", "terms.probe.probe.0.bias"}
+    assert not any("probe" in name for name in resumed["ema"])
+
+
+def test_two_processes_train_weights_of_terms(workshop, probe):
+    overrides = ("output=runs/two_probed", "trainer.epochs=1", "trainer.batch_size=2", "trainer.max_val_samples=2")
+    ended = workshop.launch(2, "occ-train-student", *SMALL_STUDENT, TERM, *overrides, "trainer.gradient_norms_every=1")
+    assert ended.returncode == 0, ended.stderr
+    state = torch.load(workshop.folder / "runs/two_probed/last.pt", weights_only=True)
+    assert state["world_size"] == 2
+    assert state["history"][0]["train_probe_raw"] == pytest.approx(10 * state["history"][0]["train_probe"])
