@@ -1,1 +1,1 @@
-"""The student stage: networks, the stream of frames and teacher stores, training, evaluation."""
+"""The student stage: learning from labels and teachers, and evaluation."""

@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from distill.errors import InputError
 from distill.losses.objective import Lesson, Objective
 from distill.teaching import Provider
 
@@ -42,12 +43,18 @@ def make_objective(config: DictConfig, network: nn.Module) -> Objective:
     """The terms of `config.objective` and `config.kd`, but those of weight 0 and those of depth without depth bins.
 
     Raises:
-        InputError: there are two of one name, or none.
+        InputError: none is left.
     """
     terms = {**config.objective.terms, **config.kd.terms}
     built = {name: instantiate(node) for name, node in terms.items() if node.weight}
     predicts_depth = getattr(network, "depth_stride", None) is not None
-    return Objective({name: term for name, term in built.items() if predicts_depth or not term.needs.depth})
+    left = {name: term for name, term in built.items() if predicts_depth or not term.needs.depth}
+    if not left:
+        raise InputError(
+            f"objective.terms: {', '.join(built)} is about depth, which student={config.student.name} does not predict: "
+            "there is nothing to learn; give another term a weight"
+        )
+    return Objective(left)
 
 
 def open_teachers(config: DictConfig, objective: Objective, tokens: Sequence[str]) -> list[Provider]:

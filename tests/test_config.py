@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from conf.schema import checked
+from distill.errors import InputError
 from student.learner import make_objective
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -89,6 +90,14 @@ def test_the_objective_has_the_terms_that_are_asked_for(kd):
     assert with_depth.asked("stored") == {asked[name] for name in distilled} | (
         {"voxels"} if kd.endswith("occupied") else set()
     )
+
+
+def test_depth_alone_is_nothing_for_a_network_without():
+    with initialize_config_module("conf", version_base="1.3"):
+        others = [f"objective.terms.{name}.weight=0" for name in ("ce", "lovasz")]
+        config = compose("train", overrides=["student=fusion", "kd=none", *others])
+    with pytest.raises(InputError, match="depth is about depth, which student=fusion does not predict"):
+        make_objective(config, SimpleNamespace(depth_stride=None))
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -1,1 +1,1 @@
-"""nuScenes keyframes: calibration, images, LiDAR, labels, and the demo world in the same layout."""
+"""nuScenes keyframes: calibration, images, LiDAR, labels."""

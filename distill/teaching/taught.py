@@ -24,7 +24,7 @@ class Taught:
         name: of the teacher.
         weight: what its part of a term is multiplied with.
         told: of the batch.
-        signals: question -> the signal that answers it.
+        answers: question -> the signal that answers it.
         frame: the batch.
         grid: of the student.
         free: id of the free class.
@@ -35,13 +35,13 @@ class Taught:
         name: str,
         weight: float,
         told: Told,
-        signals: Mapping[str, Signal],
+        answers: Mapping[str, Signal],
         frame: Frame,
         grid: VoxelGrid,
         free: int,
     ) -> None:
         self.name, self.weight, self.told = name, weight, told
-        self.signals, self.frame, self.grid, self.free = signals, frame, grid, free
+        self.answers, self.frame, self.grid, self.free = answers, frame, grid, free
         self._listeners: dict[str, Any] = {}
 
     @property
@@ -51,11 +51,11 @@ class Taught:
 
     def ask(self, question: str) -> Callable[[Tensor], Tensor]:
         """The answer to a question of a signal: a function of flat positions."""
-        signal = self.signals[question]
+        signal = self.answers[question]
         if signal.name not in self._listeners:
             record = self.told.signals[signal.name]
             self._listeners[signal.name] = signal.listen(
-                record, self.frame, self.grid, self.free, frozenset(self.signals)
+                record, self.frame, self.grid, self.free, frozenset(self.answers)
             )
         return getattr(self._listeners[signal.name], question)
 
@@ -69,7 +69,7 @@ class Taught:
 
     def covered(self, index: Tensor) -> Tensor:
         """Whether it has modelled the voxels, bool in the shape of `index`."""
-        if "covered" in self.signals:
+        if "covered" in self.answers:
             return self.ask("covered")(index)
         return self._covered[index]
 
