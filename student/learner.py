@@ -51,8 +51,8 @@ def make_objective(config: DictConfig, network: nn.Module) -> Objective:
     left = {name: term for name, term in built.items() if predicts_depth or not term.needs.depth}
     if not left:
         raise InputError(
-            f"objective.terms: {', '.join(built)} is about depth, which student={config.student.name} does not predict: "
-            "there is nothing to learn; give another term a weight"
+            f"objective.terms: {', '.join(built)} is about depth, which student={config.student.name} does not "
+            "predict: there is nothing to learn; give another term a weight"
         )
     return Objective(left)
 

@@ -16,7 +16,7 @@ from workshop import ROOT, SMALL_STUDENT, Workshop
 from distill.checkpoint import export, load_checkpoint
 
 LONGEST = 40  # lines of a recipe's files
-PAGE = (ROOT / "docs" / "architecture.md").read_text()
+PAGE = (ROOT / "docs/architecture.md").read_text()
 RECIPES = {title: body for title, body in re.findall(r"^### (.+?)\n(.*?)(?=^### |\Z)", PAGE, re.M | re.S)}
 QUICK = (*SMALL_STUDENT, "trainer.max_samples=1", "trainer.epochs=1", "trainer.gradient_norms_every=1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from workshop import STORE
 
 from conf.renamed import renamed
 
@@ -39,7 +40,7 @@ def test_a_program_takes_both(workshop):
     before = ("trainer.loss.ce_weight=2", "kd.loss.mask=lidar", "store.missing=skip")
     now = ("objective.terms.ce.weight=2", "kd.mask=lidar", "teachers.stored.missing=skip")
     run = ("experiment=demo", "student.inputs.image_size=[64,160]", "trainer.max_samples=1", "trainer.batch_size=1")
-    run += ("trainer.epochs=1", "trainer.max_val_samples=1", "output=runs/renamed")
+    run += ("trainer.epochs=1", "trainer.max_val_samples=1", "output=runs/renamed", f"teachers.stored.paths=[{STORE}]")
     ended = workshop.run("occ-train-student", *run, *before)
     assert ended.returncode == 0, ended.stderr
     assert "occ-train-student: kd.loss.mask=lidar is called kd.mask=lidar now" in ended.stderr
