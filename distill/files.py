@@ -53,6 +53,18 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block; the system lets the next one in even when this one is killed.
+
+    Args:
+        lock: a file; made if absent.
+    """
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def owned(lock: Path, what: str) -> Iterator[None]:
     """Own `what` until the end of the block, or of this process, however it ends.
 

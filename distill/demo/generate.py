@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -11,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +20,7 @@ from distill.demo.keyframe import KeyframeFacts, SceneId, write_keyframe
 from distill.demo.scene import Scene
 from distill.demo.tables import add_scene, shared_tables, write_tables
 from distill.errors import InputError
+from distill.files import one_at_a_time
 
 GENERATOR_VERSION = 2  # raise it whenever the same configuration would give other bytes
 MANIFEST = "world.json"
@@ -79,7 +78,7 @@ def ensure_world(root: Path, config: WorldConfig, workers: int) -> None:
         return
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(root.with_name(f".{root.name}.lock")):
+        with one_at_a_time(root.with_name(f".{root.name}.lock")):
             if not _is_ready(root, config):
                 _make(root, config, workers)
     except OSError as error:
@@ -120,14 +119,6 @@ def _is_ready(root: Path, config: WorldConfig) -> bool:
     if not root.is_dir() or any(root.iterdir()):
         raise InputError(f"{root}: exists and is not a demo world: choose an empty or new folder as root")
     return False
-
-
-@contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    """Hold an exclusive lock that the system releases even when this process is killed."""
-    with open(file, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _generate(root: Path, config: WorldConfig, workers: int) -> None:

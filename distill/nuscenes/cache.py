@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.errors import InputError
-from distill.files import durable
+from distill.files import durable, one_at_a_time
 from distill.nuscenes.layout import check_version
 
 # Part of the name of a cache: raise it whenever the meaning or layout of records changes.
@@ -69,8 +68,8 @@ def _open(file: Path) -> np.ndarray:
 def _make(file: Path, read: Callable[[], np.ndarray], notice: str) -> None:
     """Read the tables into `file`, in one process per machine, so that it is complete or absent."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # ranks started together: one reads gigabytes of tables, the others wait
+    # ranks started together: one reads gigabytes of tables, the others wait
+    with one_at_a_time(file.with_suffix(".lock")):
         if file.exists():
             return
         print(notice, file=sys.stderr)

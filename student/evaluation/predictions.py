@@ -9,7 +9,6 @@ Letters: X Y Z voxel axes, V voxels.
 from __future__ import annotations
 
 import csv
-import os
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from distill.classes import ClassSet
 from distill.errors import InputError
+from distill.files import durable
 from distill.nuscenes.index import Keyframe
 from distill.nuscenes.labels import LabelSource
 from student.evaluation.folder import begin
@@ -200,9 +200,8 @@ def write_prediction(folder: Path, token: str, semantics_XYZ: np.ndarray) -> Non
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{token}.tmp", "wb") as file:
+        with durable(folder / f"{token}.npz") as file:
             np.savez_compressed(file, pred=semantics_XYZ)
-        os.replace(file.name, folder / f"{token}.npz")
     except OSError as error:
         raise InputError(f"cannot write the prediction of {token} to {folder}: {error}") from error
 
