@@ -93,13 +93,7 @@ class Dump:
         )
         writing: deque[Future[None]] = deque()
         for frame in loader:
-            frame = frame.to(self.device)
-            prediction = ask(self.teacher, frame, self.gate.classes, self.device)
-            said = self._said(prediction)
-            samples = self._samples(frame, prediction, said)
-            if progress.n == 0:
-                self._inspect(frame, prediction, said)
-            for sample in samples:
+            for sample in self.samples(frame.to(self.device), first=progress.n == 0):
                 writing.append(pool.submit(self.writer.write, **sample))
                 # a bounded queue: the teacher waits for the disk instead of filling the memory
                 while len(writing) > 2 * self.config.dump.writers:
@@ -140,12 +134,28 @@ class Dump:
                     f"{path}: cannot write it ({error.strerror}): free some space, or make it writable"
                 ) from error
 
-    def _said(self, prediction: TeacherPrediction) -> dict[str, list[Any]]:
-        """What the store is going to keep, by signal and keyframe of the batch."""
-        return {name: signal.say(prediction, self.gate.classes.free) for name, signal in self.writer.signals.items()}
+    def samples(self, frame: Frame, first: bool) -> list[dict[str, Any]]:
+        """Ask the teacher about a batch, and show its answer to the gate.
 
-    def _samples(self, frame: Frame, prediction: TeacherPrediction, said: dict[str, list[Any]]) -> list[dict[str, Any]]:
-        """Show a batch to the gate; arguments of `StoreWriter.write` for each keyframe."""
+        Args:
+            frame: the batch, on `device`.
+            first: whether it is the first one, of which more is checked, and a picture kept.
+
+        Returns:
+            Arguments of `StoreWriter.write` for each keyframe.
+
+        Raises:
+            InputError: what the teacher says cannot be kept, or is too weak.
+        """
+        prediction, free = ask(self.teacher, frame, self.gate.classes, self.device), self.gate.classes.free
+        said = {name: signal.say(prediction, free) for name, signal in self.writer.signals.items()}
+        samples = self._judged(frame, prediction, said)
+        if first:
+            self._inspect(frame, prediction, said)
+        return samples
+
+    def _judged(self, frame: Frame, prediction: TeacherPrediction, said: dict[str, list[Any]]) -> list[dict[str, Any]]:
+        """Each keyframe of the batch as it is to be written, after the gate has seen it."""
         free = self.gate.classes.free
         semantics_BXYZ = prediction.voxel_log_probs_BXYZC.argmax(-1).to(torch.uint8)
         covered_BXYZ = prediction.covered_BXYZ

@@ -20,7 +20,6 @@ from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.signals import GaussianKind, described
 from distill.signals.gaussians import render
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
-from teacher_dump.border import ask
 from teacher_dump.gate import Gate
 from teacher_dump.main import Dump, check_grid, chosen_tokens, signals_of
 from teacher_dump.teachers import TeacherPrediction
@@ -92,26 +91,10 @@ def make_dump(folder, teacher, names=ALL):
     return Dump(OmegaConf.create(), teacher, writer, Gate(10.0, 1, OCC3D_CLASSES), digests, torch.device("cpu"))
 
 
-def asked(dump, batch):
-    return ask(dump.teacher, batch, OCC3D_CLASSES, torch.device("cpu"))
-
-
-def samples_of(dump, batch):
-    """What is written about a batch."""
-    prediction = asked(dump, batch)
-    return dump._samples(batch, prediction, dump._said(prediction))
-
-
-def inspect(dump, batch):
-    """What is done with the first keyframe."""
-    prediction = asked(dump, batch)
-    dump._inspect(batch, prediction, dump._said(prediction))
-
-
 def test_what_is_not_covered_is_uniform_and_has_no_part_in_its_column(tmp_path, batch):
     dump = make_dump(tmp_path, Teacher())
     told = Teacher().predict(batch)
-    for index, sample in enumerate(samples_of(dump, batch)):
+    for index, sample in enumerate(dump.samples(batch, first=False)):
         covered = told.covered_BXYZ[index]
         assert covered[..., :4].all()
         assert not covered[..., 4:].any()
@@ -137,7 +120,7 @@ def test_classes_are_the_argmax_of_the_teacher_itself(tmp_path, batch):
         return TeacherPrediction(scores.log_softmax(-1))
 
     dump = make_dump(tmp_path, Teacher(answer), WITHOUT_GAUSSIANS)
-    for sample in samples_of(dump, batch):
+    for sample in dump.samples(batch, first=False):
         dump.writer.write(**sample)
     expected = answer(None).voxel_log_probs_BXYZC[0]
     store = TeacherStore(tmp_path / "store.zarr")
@@ -154,7 +137,7 @@ def test_garbage_where_nothing_is_covered_does_no_harm(tmp_path, batch):
             )
         )
 
-    clean, dirty = (samples_of(make_dump(tmp_path, Teacher(*a)), batch) for a in ((), (answer,)))
+    clean, dirty = (make_dump(tmp_path, Teacher(*a)).samples(batch, first=False) for a in ((), (answer,)))
     for before, after in zip(clean, dirty, strict=True):
         np.testing.assert_array_equal(before["said"]["voxels"], after["said"]["voxels"])
         np.testing.assert_array_equal(before["said"]["bev"].probs_XYC, after["said"]["bev"].probs_XYC)
@@ -166,7 +149,7 @@ def test_a_teacher_that_models_everything_need_not_say_so(tmp_path, batch):
         return TeacherPrediction(prediction.voxel_log_probs_BXYZC)
 
     dump = make_dump(tmp_path, Teacher(answer), WITHOUT_GAUSSIANS)
-    for sample in samples_of(dump, batch):
+    for sample in dump.samples(batch, first=False):
         assert sample["coverage_XYZ"].all()
         dump.writer.write(**sample)
 
@@ -178,7 +161,7 @@ def test_voxels_without_coverage_are_judged_as_free(tmp_path, batch):
     batch = dataclasses.replace(batch, labelled=torch.tensor([True, False]), semantics=semantics)
     dump = make_dump(tmp_path, Teacher())
     with pytest.raises(InputError, match=r"0\.00 mIoU"):
-        samples_of(dump, batch)
+        dump.samples(batch, first=False)
     assert dump.gate.confusion.score().geometric_iou == 0
 
 
@@ -189,20 +172,20 @@ def test_gaussians_that_disagree_with_the_voxels_stop_the_dump_at_once(tmp_path,
 
     dump = make_dump(tmp_path, Teacher(answer))
     with pytest.raises(InputError, match=f"{TOKENS[0]}: voxels rendered from its stored Gaussians"):
-        inspect(dump, batch)
+        dump.samples(batch, first=True)
 
 
 def test_gaussians_of_another_kind_stop_the_dump(tmp_path, batch):
     teacher = Teacher()
     teacher.gaussians = dataclasses.replace(KIND, reach=3.0)
     with pytest.raises(InputError, match=f"sample {TOKENS[0]} was not written: .*announced"):
-        inspect(make_dump(tmp_path, teacher), batch)
+        make_dump(tmp_path, teacher).samples(batch, first=True)
 
 
 def test_gaussians_that_were_announced_must_come(tmp_path, batch):
     dump = make_dump(tmp_path, Teacher(lambda prediction: prediction._replace(gaussians=None)))
     with pytest.raises(InputError, match="has no Gaussians, which this store holds"):
-        samples_of(dump, batch)
+        dump.samples(batch, first=False)
 
 
 def test_a_teacher_with_free_space_elsewhere_is_refused(tmp_path, batch):
@@ -215,7 +198,7 @@ def test_a_teacher_with_free_space_elsewhere_is_refused(tmp_path, batch):
 
     dump = make_dump(tmp_path, Teacher(answer), WITHOUT_GAUSSIANS)
     with pytest.raises(InputError, match=f"sample {TOKENS[0]}: .* 100% are class 0 .*Nothing was written"):
-        samples_of(dump, batch)
+        dump.samples(batch, first=False)
 
 
 def test_signals_are_chosen_by_name_or_by_the_path_of_their_class():
