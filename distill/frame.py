@@ -75,7 +75,7 @@ def _scattered(value: Array, mirror: Mirror, first: int) -> Array:
 
 
 def _nested(value: Any, mirror: Mirror, first: int) -> Any:
-    return _each_record(value, lambda record: record.mirrored(mirror))
+    return _each_record(value, lambda record: record._moved(mirror, first))
 
 
 def _tensor(values: list[Any]) -> Any:
@@ -130,9 +130,9 @@ class Record:
 
     def mirrored(self, mirror: Mirror) -> Self:
         """The same in a mirrored world; arrays on grids are views of the old ones where they can be."""
-        if not (mirror.x or mirror.y):
-            return self
-        first = 1 if self.is_batch else 0
+        return self._moved(mirror, 1 if self.is_batch else 0) if mirror.x or mirror.y else self
+
+    def _moved(self, mirror: Mirror, first: int) -> Self:
         return self._changed(lambda geometry, value: geometry.mirrored(value, mirror, first))
 
     def to(self, device: torch.device) -> Self:

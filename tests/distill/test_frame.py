@@ -342,3 +342,15 @@ def test_fields_have_names_for_teachers_that_were_written_for_a_dict():
     frame = whole_frame(0)
     assert frame["images"] is frame.images
     assert frame["depth"] is frame.depth
+
+
+def test_a_signal_that_holds_tensors_is_mirrored_as_one_that_holds_arrays():
+    """What is a frame and what a batch is the frame's to say, not the kind of its parts'."""
+    columns = array([[1, 2, 3], [4, 5, 6]])
+    frames = [
+        Frame(token="a", teachers={"t": Told(taught=True, signals={"arrows": Arrows(columns=values, scale=array(7))})})
+        for values in (columns, torch.from_numpy(columns))
+    ]
+    batches = [stack([frame.mirrored(XY)]) for frame in frames]
+    assert_same(batches[0], batches[1])
+    assert batches[0].teachers["t"].signals["arrows"].columns.tolist() == [[[6, 5, 4], [3, 2, 1]]]
