@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# of all programs, or of those named; None: there is nothing to say any more
+# None: there is nothing to say any more
 _KEYS: dict[str, str | None] = {
     "kd.loss.voxel_weight": "kd.terms.kd_voxel.weight",
     "kd.loss.bev_weight": "kd.terms.kd_bev.weight",
@@ -20,7 +20,7 @@ _KEYS: dict[str, str | None] = {
     "student.inputs.depth_stride": None,
     "data.fusion_checkpoint": None,
 }
-_OF_PROGRAM: dict[tuple[str, str], str] = {("dump", "data.fusion_checkpoint"): "teacher.checkpoint"}
+_OF_FUSION = {"data.fusion_checkpoint": "teacher.checkpoint"}  # of occ-dump with teacher=fusion, its default
 _OVERRIDES = {
     "store.render=true": "teachers.stored.signals=[gaussians]",
     "store.render=false": None,
@@ -37,19 +37,21 @@ def renamed(program: str, arguments: Sequence[str]) -> tuple[list[str], list[str
         program: "train", "dump" or "eval".
         arguments: of the command line.
     """
+    fusion = program == "dump" and all(each == "teacher=fusion" for each in arguments if each.startswith("teacher="))
+    keys = _KEYS | (_OF_FUSION if fusion else {})
     today: list[str] = []
     told: list[str] = []
     for argument in arguments:
-        now = _today(program, argument)
+        now = _today(keys, argument)
         today += [] if now is None else [now]
         if now != argument:
             told.append(f"{argument} is {'not needed any more' if now is None else f'called {now} now'}")
     return today, told
 
 
-def _today(program: str, argument: str) -> str | None:
+def _today(keys: dict[str, str | None], argument: str) -> str | None:
     if argument in _OVERRIDES:
         return _OVERRIDES[argument]
     key, equals, value = argument.partition("=")
-    name = _OF_PROGRAM.get((program, key), _KEYS.get(key, key))
+    name = keys.get(key, key)
     return None if name is None else f"{name}{equals}{value}"

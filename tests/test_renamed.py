@@ -30,6 +30,12 @@ def test_an_override_of_before_is_translated_and_told(program, before, now):
     assert now is None or line.endswith(f"called {now} now")
 
 
+def test_the_weights_of_fusion_are_for_fusion_alone():
+    before = "data.fusion_checkpoint=best.pt"
+    assert renamed("dump", ["teacher=fusion", before])[0] == ["teacher=fusion", "teacher.checkpoint=best.pt"]
+    assert renamed("dump", ["teacher=callable", before])[0] == ["teacher=callable"]
+
+
 def test_what_is_said_in_todays_words_stays():
     arguments = ["-m", "kd=none,voxel", "store.path=a.zarr", "+x=1", "~tta"]
     assert renamed("train", arguments) == (arguments, [])
