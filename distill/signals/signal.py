@@ -131,13 +131,15 @@ class Signal(ABC):
         """
         self.encode(said)
 
-    @abstractmethod
     def encode(self, said: Any) -> dict[str, np.ndarray]:
         """An item of `say` as it lies in the arrays, by their names. Called in the threads of a writer.
+
+        Unless overridden, the item is what lies in an array of the signal's own name.
 
         Raises:
             ValueError: it cannot be kept.
         """
+        return {self.name: said}
 
     @abstractmethod
     def decode(self, read: Callable[[str], np.ndarray]) -> Record:
@@ -147,9 +149,10 @@ class Signal(ABC):
             read: name of an array -> what it holds of the keyframe.
         """
 
-    @abstractmethod
     def absent(self) -> Record:
-        """What travels instead, of a frame that the store does not teach."""
+        """What travels instead, of a frame that the store does not teach; unless overridden, of arrays of zeros."""
+        zeros = {array.name: np.zeros(array.shape, array.dtype) for array in self.arrays()}
+        return self.decode(zeros.__getitem__)
 
     def fits(self, grid: VoxelGrid) -> bool:
         """Whether it can answer on a student's grid."""
