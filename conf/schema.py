@@ -60,6 +60,12 @@ def _distinct(values: list[str]) -> list[str]:
     return values
 
 
+def _share_and_seed(value: Any) -> Any:
+    if not isinstance(value, dict | None):
+        raise ValueError("should be null, or a group: {share: 0.75, seed: 0}")
+    return value
+
+
 Text = Annotated[str, BeforeValidator(_text), StringConstraints(min_length=1)]
 # becomes part of a file's name
 Name = Annotated[Text, StringConstraints(pattern=r"^[^/\s\x00][^/\x00]*$"), AfterValidator(_no_folder)]
@@ -364,6 +370,13 @@ class KD(Node):
     terms: dict[str, Term]
 
 
+class Withheld(Node):
+    """`distill.nuscenes.withheld.Withheld`."""
+
+    share: Annotated[Number, Field(gt=0, lt=1)]
+    seed: Seed
+
+
 class Trainer(Node):
     """How a network is trained."""
 
@@ -380,6 +393,7 @@ class Trainer(Node):
     checkpoint_every: Count
     max_samples: Count | None
     max_val_samples: Count | None
+    withheld: Annotated[Withheld | None, BeforeValidator(_share_and_seed)]
     gradient_norms_every: Count | None
     augmentation: Built | None
 

@@ -12,10 +12,11 @@ from omegaconf import DictConfig
 from distill import ranks
 from distill.errors import InputError
 from distill.nuscenes.dataroot import open_labels
-from distill.nuscenes.index import NuScenesIndex
+from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.nuscenes.inventory import SOURCES, Inventory, place_of_labels, settle_missing, summary, take_stock
 from distill.nuscenes.labels import LabelSource
 from distill.nuscenes.layout import LIDAR
+from distill.nuscenes.withheld import Withheld
 from distill.teaching import Provider
 
 
@@ -46,6 +47,24 @@ class Plan:
         scans = self.lidar or self.depth_stride is not None
         return [source for source in SOURCES if scans or source != LIDAR]
 
+    def keyframes(self, split: str) -> Keyframes:
+        """Those of split "train" or "val" that are asked for, whole or not."""
+        data, trainer = self.config.data, self.config.trainer
+        if split == "train":
+            return self.index.keyframes(data.train_split)[: trainer.max_samples]
+        return self.index.keyframes(data.val_split)[: trainer.max_val_samples]
+
+    def labels(self, split: str) -> LabelSource:
+        """The labels of split "train" or "val", those of "train" without what `trainer.withheld` hides.
+
+        Raises:
+            InputError: there are none on such a grid, or all or none would be hidden.
+        """
+        labels, hidden = open_labels(self.config.data, instantiate(self.config.grid)), self.config.trainer.withheld
+        if split == "val" or hidden is None:
+            return labels
+        return Withheld(labels, self.keyframes(split).scenes, **hidden)
+
 
 def survey(plan: Plan, output: Path) -> dict[str, Inventory]:
     """Splits "train" and "val"; a summary is printed and written to `<output>/summary.txt`.
@@ -54,7 +73,7 @@ def survey(plan: Plan, output: Path) -> dict[str, Inventory]:
         InputError: files are missing, a teacher is of other frames, or there is nothing to learn from.
     """
     config, teachers = plan.config, plan.teachers
-    labels = open_labels(config.data, instantiate(config.grid))
+    labels = {split: plan.labels(split) for split in ("train", "val")}
     splits = take_splits(plan, labels)
     advice = "; LiDAR is for depth supervision alone: objective.terms.depth.weight=0 trains without"
     needs_scans = plan.depth_stride is not None and not plan.lidar
@@ -65,26 +84,39 @@ def survey(plan: Plan, output: Path) -> dict[str, Inventory]:
     taught = sum(any(teacher.holds(token) for teacher in teachers) for token in train.keyframes.tokens)
     if ranks.rank() == 0:
         speakers = ", ".join(teacher.speakers() for teacher in teachers) or "kd=none"
-        told = summary(splits, labels, {"with a teacher": {"train": f"{taught} ({speakers})"}})
+        others = {**withheld(train, labels["train"]), "with a teacher": {"train": f"{taught} ({speakers})"}}
+        told = summary(splits, labels["val"], others)
         if not val.labelled:
-            told += f"\nno validation keyframe has labels ({place_of_labels(val, labels)}): nothing will be scored"
+            place = place_of_labels(val, labels["val"])
+            told += f"\nno validation keyframe has labels ({place}): nothing will be scored"
         told = "\n".join([told, *(remark for teacher in teachers for remark in teacher.remarks())])
         print(told, flush=True)
         (output / "summary.txt").write_text(f"{told}\n")
-    check_something_to_learn(train, taught, plan, labels)
+    check_something_to_learn(train, taught, plan, labels["train"])
     return splits
 
 
-def take_splits(plan: Plan, labels: LabelSource) -> dict[str, Inventory]:
+def take_splits(plan: Plan, labels: dict[str, LabelSource]) -> dict[str, Inventory]:
     """Inventories of "train" and "val"."""
-    config, free = plan.config, instantiate(plan.config.classes).free
-    train = plan.index.keyframes(config.data.train_split)[: config.trainer.max_samples]
-    val = plan.index.keyframes(config.data.val_split)[: config.trainer.max_val_samples]
-    scans = plan.lidar or plan.depth_stride is not None
+    free = instantiate(plan.config.classes).free
+    scans = {"train": plan.lidar or plan.depth_stride is not None, "val": plan.lidar}
     return {
-        "train": take_stock(train, labels, free, cameras=True, lidar=scans),
-        "val": take_stock(val, labels, free, cameras=True, lidar=plan.lidar),
+        split: take_stock(plan.keyframes(split), labels[split], free, cameras=True, lidar=scans[split])
+        for split in scans
     }
+
+
+def withheld(train: Inventory, labels: LabelSource) -> dict[str, dict[str, str]]:
+    """A column of the summary: how many training keyframes have their labels withheld; no column if that is not asked.
+
+    Args:
+        train: what is trained on.
+        labels: of split "train", see `Plan.labels`.
+    """
+    if not isinstance(labels, Withheld):
+        return {}
+    count = sum(scene in labels.scenes for scene in train.keyframes.scenes)
+    return {"withheld": {"train": f"{count} ({len(labels.scenes)} scenes)"}}
 
 
 def check_something_to_learn(train: Inventory, taught: int, plan: Plan, labels: LabelSource) -> None:

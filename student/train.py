@@ -153,7 +153,7 @@ def training_loader(plan: Plan, keyframes: Keyframes) -> DataLoader:
         )
     frames = FrameDataset(
         keyframes,
-        labels=open_labels(config.data, instantiate(config.grid)),
+        labels=plan.labels("train"),
         augmentation=instantiate(config.trainer.augmentation),
         seed=config.seed,
         depth_stride=plan.depth_stride,

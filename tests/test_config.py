@@ -60,7 +60,7 @@ def build(node, key=""):
 @pytest.mark.parametrize(("program", "group", "option"), options())
 def test_every_option_composes_and_can_be_built(program, group, option):
     overrides = [f"{group}={option}", *GIVEN.get(group, {}).get(option, [])]
-    if program == "dump" and option in ("nuscenes", "fusion"):
+    if program == "dump" and option in ("nuscenes", "demo_study", "fusion"):
         overrides.append(f"teacher.checkpoint={SHIPPED}")
     if program == "train":
         overrides.append("student.network.encoder.weights=none")
@@ -124,6 +124,22 @@ def test_shipped_weights_are_for_demo_data_alone(data):
         elsewhere = compose("dump", overrides=["data=nuscenes", "data.root=/d"])
     (problem,) = checked("dump", OmegaConf.to_container(elsewhere, resolve=True))[1]
     assert problem.startswith("teacher.checkpoint must be given")
+
+
+def test_a_study_has_to_train_its_teacher():
+    """The shipped one has seen more labels than its controls do."""
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("dump", overrides=["data=demo_study"])
+    (problem,) = checked("dump", OmegaConf.to_container(config, resolve=True))[1]
+    assert problem.startswith("teacher.checkpoint must be given")
+
+
+def test_a_study_has_keyframes_enough_in_towns_of_its_own():
+    with initialize_config_module("conf", version_base="1.3"):
+        study, shipped = (compose("train", overrides=[f"data={name}"]).data for name in ("demo_study", "demo_teacher"))
+    assert study.world.val_scenes * study.world.keyframes_per_scene >= 60
+    assert study.root != shipped.root
+    assert not {*instantiate(study.world).scenes()} & {*instantiate(shipped.world).scenes()}
 
 
 def test_eval_takes_everything_else_from_the_checkpoint():

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from workshop import SMALL_STUDENT, STORE
+from workshop import SMALL_STUDENT, STORE, Workshop
 
+from distill.nuscenes.withheld import Withheld
 from distill.store import TeacherStore
+
+HALF = "trainer.withheld={share: 0.5, seed: ${seed}}"
 
 
 def present(store: Path) -> frozenset[str]:
@@ -35,6 +41,73 @@ def test_training_interrupted_between_epochs_ends_with_the_same_numbers(workshop
     assert resumed["history"] == straight["history"]
     for part in ("network", "ema"):
         assert all(torch.equal(value, straight[part][name]) for name, value in resumed[part].items())
+
+
+@pytest.fixture(scope="module")
+def few_labels(tmp_path_factory):
+    """A world of two training scenes, the same without the labels that `HALF` withholds there, and what to train."""
+    shop, deleted = (Workshop(tmp_path_factory.mktemp(name)) for name in ("withheld", "deleted"))
+    world = ("data.world.train_scenes=2", "data.world.val_scenes=1")
+    shop.ok("occ-dump", *world, "gate.min_miou=1", "dump.splits=[train]")
+    shutil.copytree(shop.folder / "data", deleted.folder / "data")
+    shutil.copytree(shop.folder / "stores", deleted.folder / "stores")
+    (hidden,) = Withheld(None, ["demo-train-000", "demo-train-001"], 0.5, 0).scenes
+    shutil.rmtree(deleted.folder / "data/demo/gts" / hidden)
+    return shop, deleted, (*world, *SMALL_STUDENT, "kd=voxel_bev", "trainer.batch_size=2", "output=run")
+
+
+@pytest.fixture(scope="module")
+def withheld(few_labels):
+    """Its folder, with a run with labels withheld; killed after the first checkpoint, and gone on with."""
+    shop, _, run = few_labels
+    command = shop.command("occ-train-student", *run, HALF, "trainer.workers=1", "trainer.checkpoint_every=1")
+    process = subprocess.Popen(command, cwd=shop.folder)
+    while not (shop.folder / "run/last.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "going on from" in shop.ok("occ-train-student", *run, HALF, "trainer.workers=1")
+    return shop.folder / "run"
+
+
+def assert_same_training(one, other):
+    """The same data, the same losses and the same weights, bit for bit."""
+    one, other = (torch.load(run / "last.pt", weights_only=True) for run in (one, other))
+    assert one["data"] == other["data"]
+    assert one["history"] == other["history"]
+    assert one["history"][-1]["train_kd_voxel"] > 0
+    for part in ("network", "ema"):
+        assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
+
+
+def test_withheld_labels_are_as_ones_that_were_deleted(few_labels, withheld):
+    """While the teacher goes on teaching."""
+    _, deleted, run = few_labels
+    deleted.ok("occ-train-student", *run)
+    assert_same_training(withheld, deleted.folder / "run")
+    heads, train = (re.split(r"\s{2,}", line) for line in (withheld / "summary.txt").read_text().splitlines()[:2])
+    row = dict(zip(heads, train, strict=True))
+    assert (row["whole"], row["labelled"], row["withheld"]) == ("4", "2", "2 (1 scenes)")
+    assert row["with a teacher"].startswith("4 (fusion")
+
+
+def test_other_withheld_labels_are_another_run(few_labels, withheld):
+    shop, _, run = few_labels
+    line = shop.refused("occ-train-student", *run, "trainer.withheld={share: 0.6, seed: 0}")
+    assert "trainer.withheld.share=0.5 became 0.6" in line
+    assert "trainer.withheld.share=0.5 became None" in shop.refused("occ-train-student", *run)
+    line = shop.refused("occ-train-student", *run, "trainer.withheld={share: 0.8, seed: 0}", "output=most")
+    assert "share=0.8 withholds 2 of 2 training scenes" in line
+
+
+def test_two_processes_withhold_the_same_labels(few_labels):
+    shop, deleted, run = few_labels
+    for each, half in ((shop, [HALF]), (deleted, [])):
+        overrides = (*run, *half, "trainer.epochs=1", "trainer.max_val_samples=2")
+        ended = each.launch(2, "occ-train-student", *overrides, "output=two")
+        assert ended.returncode == 0, ended.stderr
+    assert_same_training(shop.folder / "two", deleted.folder / "two")
 
 
 def test_resuming_with_another_configuration_names_the_difference(workshop, trained):

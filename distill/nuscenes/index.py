@@ -124,6 +124,11 @@ class Keyframes(Sequence[Keyframe]):
         return [token.decode() for token in self._index.records["token"][self._rows]]
 
     @property
+    def scenes(self) -> list[str]:
+        """The scene name of each of `tokens`."""
+        return [scene.decode() for scene in self._index.records["scene"][self._rows]]
+
+    @property
     def absent_cameras(self) -> dict[str, int]:
         """How many of the keyframes lack a camera, for each channel that is not in all of them."""
         cameras = self._index.records["cameras"]

@@ -156,9 +156,9 @@ def summary(splits: dict[str, Inventory], labels: LabelSource, others: dict[str,
 
 
 def place_of_labels(stock: Inventory, labels: LabelSource) -> str:
-    """Where the labels of the first keyframe were looked for."""
-    path = labels.path(stock.keyframes[0]) if stock.keyframes else None
-    return "no folder of labels is configured" if path is None else f"looked for {path}"
+    """Where the labels of the first keyframe that may have some were looked for."""
+    path = next((path for keyframe in stock.keyframes if (path := labels.path(keyframe)) is not None), None)
+    return "no labels are configured for them" if path is None else f"looked for {path}"
 
 
 def _row(name: str, stock: Inventory, others: dict[str, dict[str, str]]) -> list[str]:

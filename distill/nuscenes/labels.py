@@ -38,7 +38,7 @@ class LabelSource(Protocol):
         ...
 
     def path(self, keyframe: Keyframe) -> Path | None:
-        """The file with the labels of a keyframe, if it has any; None: no keyframe has."""
+        """The file with the labels of a keyframe, if it has any; None: it is known to have none."""
         ...
 
     def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
