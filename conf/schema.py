@@ -66,6 +66,14 @@ def _share_and_seed(value: Any) -> Any:
     return value
 
 
+def _threshold(value: Any) -> Any:
+    by_class = value if isinstance(value, dict) else {"default": value}
+    probable = all(type(each) in (int, float) and 0 <= each <= 1 for each in by_class.values())
+    if "default" not in by_class or not probable:
+        raise ValueError("should be a probability, or {default: a probability, CLASS: its own}")
+    return value
+
+
 Text = Annotated[str, BeforeValidator(_text), StringConstraints(min_length=1)]
 # becomes part of a file's name
 Name = Annotated[Text, StringConstraints(pattern=r"^[^/\s\x00][^/\x00]*$"), AfterValidator(_no_folder)]
@@ -79,11 +87,14 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Probability = Annotated[Number, Field(ge=0, le=1)]
+Threshold = Annotated[Any, AfterValidator(_threshold)]
 Size = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Interval = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_rising)]
 Edges = Annotated[list[float], Field(min_length=2), AfterValidator(_rising)]
 Mask = Literal["camera", "lidar", "all"]
 TaughtMask = Literal["camera", "lidar", "occupied", "all"]
+Balance = Literal["log", "sqrt"]
+PseudoFrames = Literal["unlabelled", "all"]
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
@@ -201,7 +212,7 @@ class CrossEntropy(Known):
     """`distill.losses.supervised.CrossEntropy`."""
 
     weight: NotNegative
-    balance: Literal["log", "sqrt"]
+    balance: Balance
     mask: Mask
     classes: Built
 
@@ -228,6 +239,30 @@ class LogitsTerm(Known):
     temperature: Positive
     mask: TaughtMask
     classes: Built
+
+
+class BalancedVoxelKL(LogitsTerm):
+    """`distill.losses.logits.BalancedVoxelKL`."""
+
+    balance: Balance
+    occupied_share: Probability
+
+
+class PseudoLovasz(Known):
+    """`distill.losses.pseudo.PseudoLovasz`."""
+
+    weight: NotNegative
+    teachers: list[Text] | None
+    threshold: Threshold
+    frames: PseudoFrames
+    mask: TaughtMask
+    classes: Built
+
+
+class PseudoCrossEntropy(PseudoLovasz):
+    """`distill.losses.pseudo.PseudoCrossEntropy`."""
+
+    balance: Balance
 
 
 class Stored(Known):
@@ -287,6 +322,9 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.supervised.LidarDepth": LidarDepth,
     "distill.losses.logits.VoxelKL": LogitsTerm,
     "distill.losses.logits.BevKL": LogitsTerm,
+    "distill.losses.logits.BalancedVoxelKL": BalancedVoxelKL,
+    "distill.losses.pseudo.PseudoCrossEntropy": PseudoCrossEntropy,
+    "distill.losses.pseudo.PseudoLovasz": PseudoLovasz,
     "distill.teaching.stored.open_stored": Stored,
     "distill.augment.Augmentation": Augmentation,
     "student.evaluation.tta.View": View,
@@ -365,8 +403,13 @@ class KD(Node):
     """How a student listens to its teachers."""
 
     name: Name
+    warmup_steps: CountOrNone
     temperature: Positive | None = None
     mask: TaughtMask | None = None
+    balance: Balance | None = None
+    occupied_share: Probability | None = None
+    threshold: Threshold | None = None
+    frames: PseudoFrames | None = None
     terms: dict[str, Term]
 
 

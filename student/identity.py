@@ -23,6 +23,8 @@ FREE_TO_CHANGE = (
     "trainer.workers", "trainer.checkpoint_every", "trainer.gradient_norms_every", "output", "name", "variant",
     "not_in_name", "device", "cache_dir", "data.",
 )  # fmt: skip
+# what runs of earlier versions did that do not say it
+MEANT = {"kd.warmup_steps": 0}
 # values that name a file; a run is told from another by what the file holds
 FILES = ("trainer.init", "student.network.encoder.weights")
 
@@ -56,7 +58,7 @@ def check_same_run(state: dict[str, Any], facts: dict[str, Any], last: Path, dev
         last: where it was saved.
         device: where this call trains.
     """
-    before, now = leaves(state["config"]), leaves(facts["config"])
+    before, now = MEANT | leaves(state["config"]), leaves(facts["config"])
     before["torchrun ranks"], now["torchrun ranks"] = state["world_size"], ranks.world_size()
     before["kind of device"], now["kind of device"] = state["device"], device.type
     files = facts["files"].keys() & state["files"].keys()

@@ -32,11 +32,12 @@ class Learner(nn.Module):
         self.network, self.objective = network, objective
         self.teachers, self.precision = teachers, precision
 
-    def forward(self, frame: Any) -> dict[str, tuple[Tensor, Tensor]]:
-        """The terms of a batch by name: each as it is, and weighted."""
+    def forward(self, frame: Any, step: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """The terms of a batch by name, each as it is, and weighted; `step` is how many steps came before."""
         with torch.autocast(frame.images.device.type, dtype=self.precision, enabled=self.precision is not None):
             prediction = self.network(frame)
-        return self.objective(Lesson(frame, prediction, {each.name: each.taught(frame) for each in self.teachers}))
+        teachers = {each.name: each.taught(frame) for each in self.teachers}
+        return self.objective(Lesson(frame, prediction, teachers, step))
 
 
 def make_objective(config: DictConfig, network: nn.Module) -> Objective:
@@ -54,7 +55,7 @@ def make_objective(config: DictConfig, network: nn.Module) -> Objective:
             f"objective.terms: {', '.join(built)} is about depth, which student={config.student.name} does not "
             "predict: there is nothing to learn; give another term a weight"
         )
-    return Objective(left)
+    return Objective(left, config.kd.warmup_steps)
 
 
 def open_teachers(config: DictConfig, objective: Objective, tokens: Sequence[str]) -> list[Provider]:

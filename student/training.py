@@ -124,7 +124,7 @@ class Trainer:
 
     def _train_step(self, frame: Frame) -> dict[str, float]:
         """One optimiser step; returns the terms of this rank, and the loss."""
-        terms = self.parallel(frame)
+        terms = self.parallel(frame, self.step)
         weighted = {name: value for name, (_, value) in terms.items()}
         loss = torch.stack(list(weighted.values())).sum()
         values = _numbers({**weighted, **{f"{name}_raw": raw for name, (raw, _) in terms.items()}, "loss": loss})

@@ -76,10 +76,12 @@ def taught(
     return Taught(name, weight, told, answers, frame, grid, FREE)
 
 
-def lesson(frame: Frame, logits_BXYZC: torch.Tensor, depth: DepthBins | None = None, **weights: float) -> Lesson:
+def lesson(
+    frame: Frame, logits_BXYZC: torch.Tensor, depth: DepthBins | None = None, step: int = 0, **weights: float
+) -> Lesson:
     """The frame, a student's logits, and the frame's teachers; their weights by name, 1 unless given."""
     teachers = {name: taught(frame, name, weights.get(name, 1.0)) for name in frame.teachers or ()}
-    return Lesson(frame, Occupancy(logits_BXYZC, depth=depth), teachers)
+    return Lesson(frame, Occupancy(logits_BXYZC, depth=depth), teachers, step)
 
 
 def gaussians(

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from conf.schema import checked
+from distill.command import user_mistake
 from distill.errors import InputError
 from student.learner import make_objective
 
@@ -32,6 +34,17 @@ PROGRAMS = {
     "eval": {"data", "grid", "robustness", "tta"},
 }
 EVAL_ALONE = {("data", "checkpoint"), ("grid", "source"), ("teachers", "checkpoint")}
+
+KD_TERMS = {
+    "none": [],
+    "voxel": ["kd_voxel"],
+    "bev": ["kd_bev"],
+    "voxel_bev": ["kd_voxel", "kd_bev"],
+    "voxel_bev_occupied": ["kd_voxel", "kd_bev"],
+    "balanced": ["kd_voxel", "kd_bev"],
+    "pseudo": ["pseudo_ce", "pseudo_lovasz"],
+    "balanced_pseudo": ["pseudo_ce", "pseudo_lovasz", "kd_voxel", "kd_bev"],
+}
 
 
 def options() -> list[tuple[str, str, str]]:
@@ -83,13 +96,31 @@ def test_the_objective_has_the_terms_that_are_asked_for(kd):
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", overrides=[f"kd={kd}"])
     with_depth, without = (make_objective(config, SimpleNamespace(depth_stride=stride)) for stride in (16, None))
-    distilled = [] if kd == "none" else [f"kd_{part}" for part in ("voxel", "bev") if part in kd]
+    distilled = KD_TERMS[kd]
     assert [name for name, _ in with_depth.items()] == ["ce", "lovasz", "depth", *distilled]
     assert [name for name, _ in without.items()] == ["ce", "lovasz", *distilled]
-    asked = {"kd_voxel": "voxels", "kd_bev": "columns"}
-    assert with_depth.asked("stored") == {asked[name] for name in distilled} | (
-        {"voxels"} if kd.endswith("occupied") else set()
-    )
+    asked = {name: "columns" if name == "kd_bev" else "voxels" for name in distilled}
+    assert with_depth.asked("stored") == {*asked.values()} | ({"voxels"} if kd.endswith("occupied") else set())
+
+
+def test_weights_of_listening_terms_warm_up_over_the_steps_that_are_said():
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=["kd.warmup_steps=7"])
+    assert make_objective(config, SimpleNamespace(depth_stride=16)).warmup_steps == 7
+
+
+def test_thresholds_are_of_classes_that_there_are():
+    with initialize_config_module("conf", version_base="1.3"):
+        config, wrong = (
+            compose("train", overrides=["kd=pseudo", f"+kd.threshold.{name}=0.25"])
+            for name in ("pedestrian", "pedestrain")
+        )
+    objective = make_objective(config, SimpleNamespace(depth_stride=16))
+    for name in ("pseudo_ce", "pseudo_lovasz"):
+        assert objective.terms[name].threshold == (*[0.5] * 7, 0.25, *[0.5] * 10)
+    with pytest.raises(InstantiationException) as caught:
+        make_objective(wrong, SimpleNamespace(depth_stride=16))
+    assert "threshold.pedestrain: occ3d has no such class" in user_mistake(caught.value)
 
 
 def test_depth_alone_is_nothing_for_a_network_without():

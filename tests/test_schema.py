@@ -86,6 +86,8 @@ def test_no_value_goes_unchecked(program, wrong):
         ),
         ("train", "kd.temperature=0", "kd.temperature=0: should be greater than 0"),
         ("train", "kd.mask=lidra", "kd.mask=lidra: should be 'camera', 'lidar', 'occupied' or 'all'"),
+        ("train", "kd.warmup_steps=-1", "kd.warmup_steps=-1: should be greater than or equal to 0"),
+        ("train", "kd.warmup_steps=0.5", "kd.warmup_steps=0.5: should be a valid integer"),
         ("train", "objective.mask=occupied", "objective.mask=occupied: should be 'camera', 'lidar' or 'all'"),
         ("train", "objective.terms.ce.weight=-1", "objective.terms.ce.weight=-1: should be greater than or equal to 0"),
         ("train", "kd.terms.kd_bev.weight=-1", "kd.terms.kd_bev.weight=-1: should be greater than or equal to 0"),
@@ -126,6 +128,35 @@ def test_no_value_goes_unchecked(program, wrong):
 def test_odd_values_are_named(program, override, said):
     problems = checked(program, configuration(program, override))[1]
     assert any(said in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["kd=pseudo", "kd.threshold=1.5"], "kd.threshold=1.5: should be a probability, or {default: a probability,"),
+        (["kd=pseudo", "kd.threshold=-0.1"], "kd.threshold=-0.1: should be a probability"),
+        (["kd=pseudo", "kd.threshold=nan"], "kd.threshold=nan: should be a probability"),
+        (["kd=pseudo", "kd.threshold=true"], "kd.threshold=true: should be a probability"),
+        (["kd=pseudo", "kd.threshold=null"], "kd.terms.pseudo_ce.threshold=null: should be a probability"),
+        (["kd=pseudo", "+kd.threshold.car=2"], "kd.threshold: should be a probability"),
+        (["kd=pseudo", "~kd.threshold.default", "+kd.threshold.car=0.2"], "kd.threshold: should be a probability"),
+        (["kd=pseudo", "kd.frames=labelled"], "kd.frames=labelled: should be 'unlabelled' or 'all'"),
+        (["kd=balanced", "kd.balance=cubic"], "kd.balance=cubic: should be 'log' or 'sqrt'"),
+        (["kd=balanced", "kd.occupied_share=1.1"], "kd.occupied_share=1.1: should be less than or equal to 1"),
+        (["kd=voxel_bev", "+kd.terms.kd_voxel.balance=log"], "kd.terms.kd_voxel.balance: there is no such value"),
+    ],
+)
+def test_odd_values_of_other_options_are_named(overrides, said):
+    problems = checked("train", configuration("train", *overrides))[1]
+    assert any(said in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize("override", ["kd.threshold=0", "kd.threshold=1.0", "+kd.threshold.car=0.2"])
+def test_thresholds_are_numbers_or_numbers_by_class(override):
+    before = configuration("train", "kd=pseudo", override)
+    after, problems = checked("train", before)
+    assert problems == []
+    assert after["kd"]["threshold"] == before["kd"]["threshold"]
 
 
 @pytest.mark.parametrize(

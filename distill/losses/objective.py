@@ -35,10 +35,11 @@ class Lesson:
         frame: the batch.
         prediction: of the network.
         teachers: by name.
+        step: how many steps of the training came before.
     """
 
-    def __init__(self, frame: Frame, prediction: Occupancy, teachers: Mapping[str, Taught]) -> None:
-        self.frame, self.prediction, self.teachers = frame, prediction, teachers
+    def __init__(self, frame: Frame, prediction: Occupancy, teachers: Mapping[str, Taught], step: int) -> None:
+        self.frame, self.prediction, self.teachers, self.step = frame, prediction, teachers, step
         self._known: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, work_out: Callable[[], T]) -> T:
@@ -99,11 +100,13 @@ class Objective(nn.Module):
 
     Args:
         terms: by name, in the order in which they are worked out.
+        warmup_steps: over so many the weights of listening terms rise from 0 (docs/formulas.md 4.8); 0: they are full
+            from the start.
     """
 
-    def __init__(self, terms: Mapping[str, Term]) -> None:
+    def __init__(self, terms: Mapping[str, Term], warmup_steps: int = 0) -> None:
         super().__init__()
-        self.terms = nn.ModuleDict(terms)
+        self.terms, self.warmup_steps = nn.ModuleDict(terms), warmup_steps
 
     def items(self) -> Iterator[tuple[str, Term]]:
         """Name and term."""
@@ -139,10 +142,12 @@ class Objective(nn.Module):
 
     def forward(self, lesson: Lesson) -> dict[str, tuple[Tensor, Tensor]]:
         """Each term by name: as it is, and weighted."""
+        risen = min(1.0, lesson.step / self.warmup_steps) if self.warmup_steps else 1.0
         found = {}
         for name, term in self.items():
             value = term(lesson)
-            found[name] = value, term.weight * value
+            weight = term.weight * risen if isinstance(term, ListeningTerm) else term.weight
+            found[name] = value, weight * value
         return found
 
     def gradient_norms(self, weighted: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, float]:

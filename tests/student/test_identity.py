@@ -74,6 +74,14 @@ def test_what_numbers_depend_on_is_named(changed):
         check(facts_of(changed))
 
 
+def test_runs_of_earlier_versions_did_not_warm_their_teachers_up():
+    earlier = facts_of()
+    del earlier["config"]["kd"]["warmup_steps"]
+    check(facts_of(), earlier)
+    with pytest.raises(InputError, match=r"kd\.warmup_steps=0 became 5"):
+        check(facts_of("kd.warmup_steps=5"), earlier)
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -55,7 +55,7 @@ def frame_of(rank: int):
 
 
 def gradients(module: nn.Module, learner: Learner, rank: int) -> dict[str, torch.Tensor]:
-    terms = module(frame_of(rank))
+    terms = module(frame_of(rank), 0)
     torch.stack([weighted for _, weighted in terms.values()]).sum().backward()
     return {name: parameter.grad for name, parameter in learner.named_parameters()}
 
@@ -104,8 +104,8 @@ def probe(workshop):
 
 
 def test_weights_of_terms_resume_bit_for_bit_and_looking_at_gradients_changes_nothing(workshop, probe):
-    """kill -9 and again, with gradients compared at every step; against one go without."""
-    run = (*SMALL_STUDENT, TERM, "trainer.max_samples=2", "trainer.checkpoint_every=1")
+    """kill -9 and again, with gradients compared at every step, while teachers warm up; against one go without."""
+    run = (*SMALL_STUDENT, TERM, "kd.warmup_steps=3", "trainer.max_samples=2", "trainer.checkpoint_every=1")
     killed, straight = (workshop.folder / "runs" / name / "last.pt" for name in ("probed", "straight"))
     compared = (*run, "output=runs/probed", "trainer.gradient_norms_every=1")
     process = subprocess.Popen(workshop.command("occ-train-student", *compared), cwd=workshop.folder)
@@ -119,6 +119,8 @@ def test_weights_of_terms_resume_bit_for_bit_and_looking_at_gradients_changes_no
     workshop.ok("occ-train-student", *run, "output=runs/straight", "trainer.gradient_norms_every=null")
     resumed, expected = (torch.load(path, weights_only=True) for path in (killed, straight))
     assert resumed["history"] == expected["history"]
+    first = resumed["history"][0]  # of its two steps the weights are 0 and 1/3
+    assert 0 < first["train_kd_voxel"] < first["train_kd_voxel_raw"] / 3
     for part in ("network", "ema", "objective"):
         assert resumed[part].keys() == expected[part].keys()
         assert all(torch.equal(value, expected[part][name]) for name, value in resumed[part].items())

@@ -43,6 +43,17 @@ def test_terms_come_raw_and_weighted_in_their_order(logits):
         assert weighted == weight * raw
 
 
+def test_listening_terms_warm_up_and_others_do_not(logits):
+    terms = {"ce": CrossEntropy(2.0, "log", "camera", OCC3D_CLASSES), "kd": kd(VoxelKL, weight=3.0)}
+    frame = taught_frame()
+    for step, risen in ((0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (1000, 1.0)):
+        found = Objective(terms, warmup_steps=4)(lesson(frame, logits, step=step))
+        assert found["ce"][1] == 2.0 * found["ce"][0]
+        assert found["kd"][1] == 3.0 * risen * found["kd"][0]
+        assert found["kd"][0] > 0
+    assert Objective(terms)(lesson(frame, logits, step=0))["kd"][1] == found["kd"][1]
+
+
 def test_a_term_owns_weights_that_are_learned_and_saved(logits):
     objective = Objective({"scaled": Scaled(0.5)})
     assert [name for name, _ in objective.named_parameters()] == ["terms.scaled.scale"]

@@ -12,8 +12,9 @@ from distill.bev import bev_log_probs
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
 from distill.frame import Mirror
-from distill.losses.logits import BevKL, VoxelKL, distillation_kl
+from distill.losses.logits import BalancedVoxelKL, BevKL, VoxelKL, distillation_kl
 from distill.losses.objective import Objective
+from distill.losses.pseudo import PseudoCrossEntropy, PseudoLovasz
 from distill.losses.supervised import (
     CrossEntropy,
     LidarDepth,
@@ -102,6 +103,9 @@ OBJECTIVES = {
     "kd_voxel": distillation(bev_weight=0.0),
     "kd_bev": distillation(voxel_weight=0.0),
     "kd_occupied": distillation(mask="occupied", bev_weight=0.0),
+    "balanced": Objective({"balanced": BalancedVoxelKL(1.0, None, 2.0, "camera", "sqrt", 0.5, OCC3D_CLASSES)}),
+    "pseudo_ce": Objective({"pseudo_ce": PseudoCrossEntropy(1.0, None, 0.2, "all", "camera", "log", OCC3D_CLASSES)}),
+    "pseudo_lovasz": Objective({"pseudo_lovasz": PseudoLovasz(1.0, None, 0.2, "all", "camera", OCC3D_CLASSES)}),
 }
 
 

@@ -1,0 +1,126 @@
+"""The classes of a teacher as labels: the supervised losses on what it is sure of (docs/formulas.md 4.6).
+
+Letters: V voxels of the whole batch, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from distill.classes import ClassSet
+from distill.errors import InputError
+from distill.losses.objective import Lesson, ListeningTerm, Needs
+from distill.losses.regions import rows, taught_voxels
+from distill.losses.supervised import cross_entropy, lovasz_softmax
+from distill.teaching.taught import Taught
+
+
+class _PseudoTerm(ListeningTerm):
+    """What the terms of this module are configured by.
+
+    Args:
+        weight: of the term.
+        teachers: names of those that it listens to; None: all.
+        threshold: the least probability that the teacher gives its class where that counts as a label: one for all
+            classes, or by class name, with `default` for the rest.
+        frames: "unlabelled": those without labels alone; "all".
+        mask: see `regions.taught_voxels`.
+        classes: the class set of teachers and student.
+
+    Raises:
+        InputError: a threshold is for no class, or there is none for the rest.
+    """
+
+    needs = Needs(answers=frozenset({"voxels"}))
+
+    def __init__(
+        self,
+        weight: float,
+        teachers: Sequence[str] | None,
+        threshold: float | Mapping[str, float],
+        frames: str,
+        mask: str,
+        classes: ClassSet,
+    ) -> None:
+        super().__init__(weight, teachers)
+        self.threshold, self.frames = _by_class(threshold, classes), frames
+        self.mask, self.classes = mask, classes
+
+    def pseudo_labelled(self, lesson: Lesson, teacher: Taught) -> tuple[Tensor, Tensor]:
+        """The student's log-probabilities (V, C) of the voxels of which the teacher is sure, and its classes (V,)."""
+
+        def work_out() -> tuple[Tensor, Tensor]:
+            index_V = taught_voxels(lesson, teacher, self.mask, self.classes)
+            if self.frames == "unlabelled":
+                frame_V = index_V // lesson.frame.semantics[0].numel()
+                index_V = index_V[~lesson.frame.labelled[frame_V]]
+            labels_V, sure_V = sure_classes(teacher.voxels(index_V), self.threshold)
+            sure_V &= labels_V != self.classes.ignored
+            student_VC = rows(lesson.prediction.voxel_logits_BXYZC, index_V[sure_V], axes=1)
+            return student_VC.log_softmax(-1), labels_V[sure_V]
+
+        return lesson.once(("pseudo-labels", teacher.name, self.mask, self.frames, self.threshold), work_out)
+
+
+class PseudoCrossEntropy(_PseudoTerm):
+    """Class-balanced cross-entropy against the classes of a teacher, mean over the voxels of which it is sure.
+
+    Args:
+        balance: how classes are weighed, "log" or "sqrt" (`ClassSet.weights`).
+    """
+
+    def __init__(
+        self,
+        weight: float,
+        teachers: Sequence[str] | None,
+        threshold: float | Mapping[str, float],
+        frames: str,
+        mask: str,
+        balance: str,
+        classes: ClassSet,
+    ) -> None:
+        super().__init__(weight, teachers, threshold, frames, mask, classes)
+        self.register_buffer("weights_C", torch.as_tensor(classes.weights(balance)), persistent=False)
+
+    weights_C: Tensor
+
+    def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
+        """One teacher's part; 0 where it is sure of nothing."""
+        return cross_entropy(*self.pseudo_labelled(lesson, teacher), self.weights_C)
+
+
+class PseudoLovasz(_PseudoTerm):
+    """Lovász-softmax against the classes of a teacher, mean over those of which it is sure anywhere."""
+
+    def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
+        """One teacher's part; 0 where it is sure of nothing."""
+        log_probs_VC, labels_V = self.pseudo_labelled(lesson, teacher)
+        return lovasz_softmax(log_probs_VC.exp(), labels_V)
+
+
+def sure_classes(teacher_VC: Tensor, threshold: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The likeliest classes, int64 (V,), and whether they are at least as likely as their thresholds, bool (V,).
+
+    Args:
+        teacher_VC: log-probabilities, of which rounding may have made sums other than 1: they are normalised.
+        threshold: of each class.
+    """
+    probs_V, labels_V = teacher_VC.softmax(-1).max(-1)
+    return labels_V, probs_V >= torch.tensor(threshold, dtype=probs_V.dtype, device=probs_V.device)[labels_V]
+
+
+def _by_class(threshold: float | Mapping[str, float], classes: ClassSet) -> tuple[float, ...]:
+    """The threshold of each class, in the order of their ids."""
+    by_name = threshold if isinstance(threshold, Mapping) else {"default": threshold}
+    unknown = [name for name in by_name if name not in (*classes.names, "default")]
+    if unknown:
+        raise InputError(
+            f"threshold.{unknown[0]}: {classes.name} has no such class: give default or one of "
+            f"{', '.join(classes.names)}"
+        )
+    if "default" not in by_name:
+        raise InputError("threshold.default must be given: the threshold of the classes that are not named")
+    return tuple(float(by_name.get(name, by_name["default"])) for name in classes.names)
