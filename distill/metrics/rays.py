@@ -147,10 +147,15 @@ class RayIoU(KeyframeMetric):
             and the thresholds; "RayIoU per class": (D, C), NaN for free and for a class in neither labels nor
             prediction.
         """
-        union_DC = self.rays_CC.sum(1) + self.rays_CC.sum(0) - self.hits_DC
-        iou_DC = percent(self.hits_DC, union_DC)
-        iou_DC[:, self.classes.free] = torch.nan
-        if self.classes.ignored < len(self.classes):
-            iou_DC[:, self.classes.ignored] = torch.nan
-        means = {f"RayIoU@{threshold}": iou_C.nanmean() for threshold, iou_C in zip(THRESHOLDS, iou_DC, strict=True)}
-        return {"RayIoU": iou_DC.nanmean(), **means, "RayIoU per class": iou_DC}
+        return ray_iou(self.rays_CC, self.hits_DC, self.classes)
+
+
+def ray_iou(rays_CC: Tensor, hits_DC: Tensor, classes: ClassSet) -> dict[str, Tensor]:
+    """What `RayIoU.compute` returns, of counts as `RayIoU` keeps them."""
+    union_DC = rays_CC.sum(1) + rays_CC.sum(0) - hits_DC
+    iou_DC = percent(hits_DC, union_DC)
+    iou_DC[:, classes.free] = torch.nan
+    if classes.ignored < len(classes):
+        iou_DC[:, classes.ignored] = torch.nan
+    means = {f"RayIoU@{threshold}": iou_C.nanmean() for threshold, iou_C in zip(THRESHOLDS, iou_DC, strict=True)}
+    return {"RayIoU": iou_DC.nanmean(), **means, "RayIoU per class": iou_DC}
