@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from distill import ranks
 from distill.errors import InputError
+from distill.losses.objective import Objective
 from distill.nuscenes.dataroot import open_labels
 from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.nuscenes.inventory import SOURCES, Inventory, place_of_labels, settle_missing, summary, take_stock
@@ -28,12 +29,14 @@ class Plan:
         config: of the run.
         index: of the dataroot.
         depth_stride: of the depth maps that supervise the lift; None where no term asks for them.
+        objective: the terms.
         teachers: to whom a term listens.
     """
 
     config: DictConfig
     index: NuScenesIndex
     depth_stride: int | None
+    objective: Objective
     teachers: Sequence[Provider]
 
     @property
@@ -134,6 +137,13 @@ def check_something_to_learn(train: Inventory, taught: int, plan: Plan, labels: 
             f"none of the {len(train.keyframes)} training keyframes has a teacher in what "
             f"{', '.join(teacher.name for teacher in plan.teachers)} has: kd={config.kd.name} would learn what kd=none "
             "does; dump them with occ-dump, or set kd=none"
+        )
+    idle = plan.objective.idle_with_labels
+    if idle and len(train.labelled) == len(train.keyframes):
+        raise InputError(
+            f"{', '.join(idle)} of kd={config.kd.name} are about keyframes without labels, and all "
+            f"{len(train.keyframes)} training keyframes have some: set kd.frames=all, withhold labels with "
+            "trainer.withheld, or choose another kd"
         )
     if train.labelled and not taught and not train.masks[:, 0].any() and config.objective.mask == "camera":
         raise InputError(

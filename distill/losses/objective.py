@@ -22,10 +22,12 @@ class Needs(NamedTuple):
     Attributes:
         depth: LiDAR depth maps on the cells of the network's depth bins (`Frame.depth`).
         answers: questions that teachers must answer: "voxels", "columns", or those of a signal of one's own.
+        unlabelled: frames without labels; where there are none, the term has nothing to say.
     """
 
     depth: bool = False
     answers: frozenset[str] = frozenset()
+    unlabelled: bool = False
 
 
 class Lesson:
@@ -127,6 +129,11 @@ class Objective(nn.Module):
     def listeners(self, teacher: str) -> list[str]:
         """Names of the terms that listen to a teacher."""
         return [name for name, term in self.items() if isinstance(term, ListeningTerm) and term.listens_to(teacher)]
+
+    @property
+    def idle_with_labels(self) -> list[str]:
+        """Names of the terms that have nothing to say where every frame has labels."""
+        return [name for name, term in self.items() if term.needs.unlabelled]
 
     def check_teachers(self, names: Sequence[str]) -> None:
         """Raise InputError where a term listens to a teacher that there is not."""

@@ -47,6 +47,7 @@ class _PseudoTerm(ListeningTerm):
     ) -> None:
         super().__init__(weight, teachers)
         self.threshold, self.frames = _by_class(threshold, classes), frames
+        self.needs = self.needs._replace(unlabelled=frames == "unlabelled")
         self.mask, self.classes = mask, classes
 
     def pseudo_labelled(self, lesson: Lesson, teacher: Taught) -> tuple[Tensor, Tensor]:

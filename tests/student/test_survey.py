@@ -181,3 +181,10 @@ def test_a_store_that_does_not_say_what_it_was_dumped_from_is_said(workshop):
     workshop.ok("occ-train-student", *QUICK, *source)
     told = (workshop.folder / "runs/schema2/summary.txt").read_text()
     assert "schema2.zarr is of schema 2, which does not say which files it was dumped from" in told
+
+
+def test_terms_about_unlabelled_keyframes_are_refused_where_there_are_none(workshop):
+    """They would be silent, and the run that of kd=none under another name."""
+    line = workshop.refused("occ-train-student", *QUICK, "kd=pseudo", "output=runs/idle")
+    assert "pseudo_ce, pseudo_lovasz of kd=pseudo are about keyframes without labels, and all 1 training" in line
+    workshop.ok("occ-train-student", *QUICK, "kd=pseudo", "kd.frames=all", "output=runs/busy-pseudo")
