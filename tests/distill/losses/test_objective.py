@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made import FREE, B, C, X, Y, Z, lesson, taught_frame
+from made import B, C, X, Y, Z, lesson, taught_frame
 
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
@@ -136,4 +136,3 @@ def test_what_several_terms_need_is_worked_out_once(logits):
 
 def test_needs_are_nothing_unless_said():
     assert Scaled(1.0).needs == Needs()
-    assert OCC3D_CLASSES.free == FREE
