@@ -93,6 +93,7 @@ Interval = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterVal
 Edges = Annotated[list[float], Field(min_length=2), AfterValidator(_rising)]
 Mask = Literal["camera", "lidar", "all"]
 TaughtMask = Literal["camera", "lidar", "occupied", "all"]
+Unlabelled = Literal["all"]
 Balance = Literal["log", "sqrt"]
 PseudoFrames = Literal["unlabelled", "all"]
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
@@ -238,6 +239,7 @@ class LogitsTerm(Known):
     teachers: list[Text] | None
     temperature: Positive
     mask: TaughtMask
+    unlabelled: Unlabelled
     classes: Built
 
 
@@ -256,6 +258,7 @@ class PseudoLovasz(Known):
     threshold: Threshold
     frames: PseudoFrames
     mask: TaughtMask
+    unlabelled: Unlabelled
     classes: Built
 
 
@@ -406,6 +409,7 @@ class KD(Node):
     warmup_steps: CountOrNone
     temperature: Positive | None = None
     mask: TaughtMask | None = None
+    unlabelled: Unlabelled | None = None
     balance: Balance | None = None
     occupied_share: Probability | None = None
     threshold: Threshold | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from distill.bev import bev_log_probs
-from distill.classes import OCC3D_CLASSES
+from distill.classes import OCC3D_CLASSES, ClassSet
 from distill.frame import Frame, Told
 from distill.gaussians import Gaussians
 from distill.grids import SURROUNDOCC, VoxelGrid
@@ -74,6 +75,17 @@ def taught(
     else:
         answers = {"voxels": Voxels(grid, classes), "columns": Bev(grid, classes)}
     return Taught(name, weight, told, answers, frame, grid, FREE)
+
+
+def listening(
+    mask: str = "camera",
+    weight: float = 1.0,
+    unlabelled: str = "all",
+    teachers: Sequence[str] | None = None,
+    classes: ClassSet = OCC3D_CLASSES,
+) -> dict[str, Any]:
+    """The arguments of a `RegionTerm`."""
+    return {"weight": weight, "teachers": teachers, "mask": mask, "unlabelled": unlabelled, "classes": classes}
 
 
 def lesson(

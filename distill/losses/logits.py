@@ -8,38 +8,29 @@ Letters: V valid voxels and K columns of the whole batch, Z height, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.bev import bev_log_probs
-from distill.classes import ClassSet
-from distill.losses.objective import Lesson, ListeningTerm, Needs
-from distill.losses.regions import rows, taught_voxels
+from distill.losses.objective import Lesson, Needs
+from distill.losses.regions import RegionTerm, rows
 from distill.signals.voxels import voxels_of
 from distill.teaching.taught import Taught
 
 
-class _LogitsTerm(ListeningTerm):
-    """What the terms of this module are configured by.
+class _LogitsTerm(RegionTerm):
+    """What the terms of this module are configured by, beside the arguments of `RegionTerm`.
 
     Args:
-        weight: of the term.
-        teachers: names of those that it listens to; None: all.
         temperature: softens both distributions; the term is multiplied by its square.
-        mask: see `regions.taught_voxels`.
-        classes: the class set of teachers and student.
     """
 
-    def __init__(
-        self, weight: float, teachers: Sequence[str] | None, temperature: float, mask: str, classes: ClassSet
-    ) -> None:
-        super().__init__(weight, teachers)
-        self.temperature, self.mask, self.classes = temperature, mask, classes
-        if mask == "occupied":  # the region asks what the teacher says of voxels
-            self.needs = Needs(answers=self.needs.answers | {"voxels"})
+    def __init__(self, temperature: float, **region: Any) -> None:
+        super().__init__(**region)
+        self.temperature = temperature
 
 
 class VoxelKL(_LogitsTerm):
@@ -49,7 +40,7 @@ class VoxelKL(_LogitsTerm):
 
     def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
         """One teacher's part."""
-        index_V = taught_voxels(lesson, teacher, self.mask, self.classes)
+        index_V = self.region(lesson, teacher)
         student_VC = rows(lesson.prediction.voxel_logits_BXYZC, index_V, axes=1)
         return distillation_kl(student_VC, teacher.voxels(index_V), self.temperature)
 
@@ -65,25 +56,16 @@ class BalancedVoxelKL(_LogitsTerm):
 
     needs = Needs(answers=frozenset({"voxels"}))
 
-    def __init__(
-        self,
-        weight: float,
-        teachers: Sequence[str] | None,
-        temperature: float,
-        mask: str,
-        balance: str,
-        occupied_share: float,
-        classes: ClassSet,
-    ) -> None:
-        super().__init__(weight, teachers, temperature, mask, classes)
+    def __init__(self, balance: str, occupied_share: float, **logits: Any) -> None:
+        super().__init__(**logits)
         self.occupied_share = occupied_share
-        self.register_buffer("weights_C", torch.as_tensor(classes.weights(balance)), persistent=False)
+        self.register_buffer("weights_C", torch.as_tensor(self.classes.weights(balance)), persistent=False)
 
     weights_C: Tensor
 
     def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
         """One teacher's part."""
-        index_V = taught_voxels(lesson, teacher, self.mask, self.classes)
+        index_V = self.region(lesson, teacher)
         student_VC = rows(lesson.prediction.voxel_logits_BXYZC, index_V, axes=1)
         teacher_VC = teacher.voxels(index_V)
         shares_V = voxel_shares(teacher_VC.argmax(-1), self.weights_C, self.classes.free, self.occupied_share)
@@ -99,7 +81,7 @@ class BevKL(_LogitsTerm):
         """One teacher's part."""
         logits_BXYZC = lesson.prediction.voxel_logits_BXYZC
         height = logits_BXYZC.shape[-2]
-        index_K = (taught_voxels(lesson, teacher, self.mask, self.classes) // height).unique_consecutive()
+        index_K = (self.region(lesson, teacher) // height).unique_consecutive()
         student_KZC = rows(logits_BXYZC, index_K, axes=2).log_softmax(-1)
         student_KC = bev_log_probs(student_KZC, self.classes.free, teacher.covered(voxels_of(index_K, height)))
         return distillation_kl(student_KC, teacher.columns(index_K), self.temperature)

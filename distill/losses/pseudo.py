@@ -6,29 +6,26 @@ Letters: V voxels of the whole batch, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill.classes import ClassSet
 from distill.errors import InputError
-from distill.losses.objective import Lesson, ListeningTerm, Needs
-from distill.losses.regions import rows, taught_voxels
+from distill.losses.objective import Lesson, Needs
+from distill.losses.regions import RegionTerm, rows
 from distill.losses.supervised import cross_entropy, lovasz_softmax
 from distill.teaching.taught import Taught
 
 
-class _PseudoTerm(ListeningTerm):
-    """What the terms of this module are configured by.
+class _PseudoTerm(RegionTerm):
+    """What the terms of this module are configured by, beside the arguments of `RegionTerm`.
 
     Args:
-        weight: of the term.
-        teachers: names of those that it listens to; None: all.
         threshold: the least probability that the teacher gives its class where that counts as a label: one for all
             classes, or by class name, with `default` for the rest.
         frames: "unlabelled": those without labels alone; "all".
-        mask: see `regions.taught_voxels`.
-        classes: the class set of teachers and student.
 
     Raises:
         InputError: a threshold is for no class, or there is none for the rest.
@@ -36,25 +33,16 @@ class _PseudoTerm(ListeningTerm):
 
     needs = Needs(answers=frozenset({"voxels"}))
 
-    def __init__(
-        self,
-        weight: float,
-        teachers: Sequence[str] | None,
-        threshold: float | Mapping[str, float],
-        frames: str,
-        mask: str,
-        classes: ClassSet,
-    ) -> None:
-        super().__init__(weight, teachers)
-        self.threshold, self.frames = _by_class(threshold, classes), frames
+    def __init__(self, threshold: float | Mapping[str, float], frames: str, **region: Any) -> None:
+        super().__init__(**region)
+        self.threshold, self.frames = _by_class(threshold, self.classes), frames
         self.needs = self.needs._replace(unlabelled=frames == "unlabelled")
-        self.mask, self.classes = mask, classes
 
     def pseudo_labelled(self, lesson: Lesson, teacher: Taught) -> tuple[Tensor, Tensor]:
         """The student's log-probabilities (V, C) of the voxels of which the teacher is sure, and its classes (V,)."""
 
         def work_out() -> tuple[Tensor, Tensor]:
-            index_V = taught_voxels(lesson, teacher, self.mask, self.classes)
+            index_V = self.region(lesson, teacher)
             if self.frames == "unlabelled":
                 frame_V = index_V // lesson.frame.semantics[0].numel()
                 index_V = index_V[~lesson.frame.labelled[frame_V]]
@@ -63,7 +51,9 @@ class _PseudoTerm(ListeningTerm):
             student_VC = rows(lesson.prediction.voxel_logits_BXYZC, index_V[sure_V], axes=1)
             return student_VC.log_softmax(-1), labels_V[sure_V]
 
-        return lesson.once(("pseudo-labels", teacher.name, self.mask, self.frames, self.threshold), work_out)
+        return lesson.once(
+            ("pseudo-labels", teacher.name, self.mask, self.unlabelled, self.frames, self.threshold), work_out
+        )
 
 
 class PseudoCrossEntropy(_PseudoTerm):
@@ -73,18 +63,9 @@ class PseudoCrossEntropy(_PseudoTerm):
         balance: how classes are weighed, "log" or "sqrt" (`ClassSet.weights`).
     """
 
-    def __init__(
-        self,
-        weight: float,
-        teachers: Sequence[str] | None,
-        threshold: float | Mapping[str, float],
-        frames: str,
-        mask: str,
-        balance: str,
-        classes: ClassSet,
-    ) -> None:
-        super().__init__(weight, teachers, threshold, frames, mask, classes)
-        self.register_buffer("weights_C", torch.as_tensor(classes.weights(balance)), persistent=False)
+    def __init__(self, balance: str, **pseudo: Any) -> None:
+        super().__init__(**pseudo)
+        self.register_buffer("weights_C", torch.as_tensor(self.classes.weights(balance)), persistent=False)
 
     weights_C: Tensor
 

@@ -5,13 +5,39 @@ Letters: B batch, X Y Z voxel axes, C classes, V valid voxels of the whole batch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from distill.classes import ClassSet
 from distill.frame import Frame
-from distill.losses.objective import Lesson
+from distill.losses.objective import Lesson, ListeningTerm
 from distill.teaching.taught import Taught
+
+
+class RegionTerm(ListeningTerm):
+    """A term that listens to what teachers say of some voxels.
+
+    Args:
+        weight: of the term.
+        teachers: names of those that it listens to; None: all.
+        mask: which voxels of labelled frames, see `taught_voxels`.
+        unlabelled: which voxels of frames without labels, see `taught_voxels`.
+        classes: the class set of teachers and student.
+    """
+
+    def __init__(
+        self, weight: float, teachers: Sequence[str] | None, mask: str, unlabelled: str, classes: ClassSet
+    ) -> None:
+        super().__init__(weight, teachers)
+        self.mask, self.unlabelled, self.classes = mask, unlabelled, classes
+        if mask == "occupied":  # the region asks what the teacher says of voxels
+            self.needs = self.needs._replace(answers=self.needs.answers | {"voxels"})
+
+    def region(self, lesson: Lesson, teacher: Taught) -> Tensor:
+        """Those voxels of a batch, rising (V,)."""
+        return taught_voxels(lesson, teacher, self.mask, self.unlabelled, self.classes)
 
 
 def labelled_voxels(lesson: Lesson, mask: str, classes: ClassSet) -> Tensor:
@@ -31,15 +57,16 @@ def labelled_voxels(lesson: Lesson, mask: str, classes: ClassSet) -> Tensor:
     return lesson.once(("labelled voxels", mask), work_out)
 
 
-def taught_voxels(lesson: Lesson, teacher: Taught, mask: str, classes: ClassSet) -> Tensor:
+def taught_voxels(lesson: Lesson, teacher: Taught, mask: str, unlabelled: str, classes: ClassSet) -> Tensor:
     """The voxels in the mask of which the teacher says something, rising (V,).
 
     Args:
         lesson: the batch.
         teacher: frames that it does not teach, and voxels that it has not modelled, are left out.
-        mask: "camera" or "lidar": of labelled frames those of the mask, of frames without labels every voxel;
-            "occupied": those of "camera" that the label or the teacher's argmax calls occupied; "all": every voxel but
-            those whose label says nothing.
+        mask: of labelled frames, "camera" or "lidar": those of the mask; "occupied": those of "camera" that the label
+            or the teacher's argmax calls occupied, of frames without labels, too; "all": every voxel but those whose
+            label says nothing.
+        unlabelled: of frames without labels, "all": every voxel.
         classes: of labels and teacher.
     """
 
@@ -56,7 +83,7 @@ def taught_voxels(lesson: Lesson, teacher: Taught, mask: str, classes: ClassSet)
         occupied_V |= teacher.voxels(index_V).argmax(-1) != classes.free
         return index_V[occupied_V]
 
-    return lesson.once(("taught voxels", teacher.name, mask), work_out)
+    return lesson.once(("taught voxels", teacher.name, mask, unlabelled), work_out)
 
 
 def rows(values: Tensor, index_V: Tensor, axes: int) -> Tensor:

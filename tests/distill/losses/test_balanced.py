@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import FREE, B, C, X, Y, Z, lesson, taught, taught_frame
+from made import FREE, B, C, X, Y, Z, lesson, listening, taught, taught_frame
 
 from distill.classes import OCC3D_CLASSES
 from distill.losses.logits import BalancedVoxelKL, VoxelKL, distillation_kl, shared_kl, voxel_shares
@@ -150,7 +150,8 @@ class TestSharedKl:
 
 class TestTerm:
     def term(self, mask="camera", occupied_share=0.5, balance="sqrt", temperature=2.0):
-        return BalancedVoxelKL(1.0, None, temperature, mask, balance, occupied_share, OCC3D_CLASSES)
+        shares = {"balance": balance, "occupied_share": occupied_share}
+        return BalancedVoxelKL(temperature=temperature, **shares, **listening(mask))
 
     @pytest.fixture
     def frame(self):
@@ -200,5 +201,5 @@ class TestTerm:
         assert (gradient != 0).any(-1)[1].all()
 
     def test_asks_for_voxels_as_the_plain_one_does(self):
-        plain = VoxelKL(1.0, None, 2.0, "camera", OCC3D_CLASSES)
+        plain = VoxelKL(temperature=2.0, **listening())
         assert Objective({"kd": self.term()}).asked("anyone") == Objective({"kd": plain}).asked("anyone") == {"voxels"}

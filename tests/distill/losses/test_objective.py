@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made import B, C, X, Y, Z, lesson, taught_frame
+from made import B, C, X, Y, Z, lesson, listening, taught_frame
 
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
@@ -32,7 +32,7 @@ def logits():
 
 
 def kd(kind, weight=1.0, teachers=None, mask="camera"):
-    return kind(weight, teachers, 2.0, mask, OCC3D_CLASSES)
+    return kind(temperature=2.0, **listening(mask, weight, teachers=teachers))
 
 
 def test_terms_come_raw_and_weighted_in_their_order(logits):

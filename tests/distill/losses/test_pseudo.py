@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from made import FREE, B, C, X, Y, Z, lesson, taught, taught_frame
+from made import FREE, B, C, X, Y, Z, lesson, listening, taught, taught_frame
 
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
@@ -34,10 +34,8 @@ def logits():
 
 
 def pseudo(threshold=0.0, frames="unlabelled", mask="camera", classes=OCC3D_CLASSES, teachers=None):
-    shared = (teachers, threshold, frames, mask)
-    return Objective(
-        {"ce": PseudoCrossEntropy(1.0, *shared, "log", classes), "lovasz": PseudoLovasz(1.0, *shared, classes)}
-    )
+    shared = {"threshold": threshold, "frames": frames, **listening(mask, teachers=teachers, classes=classes)}
+    return Objective({"ce": PseudoCrossEntropy(balance="log", **shared), "lovasz": PseudoLovasz(**shared)})
 
 
 def values(objective, frame, logits):

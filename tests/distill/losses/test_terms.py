@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from made import FREE, GRID, B, C, X, Y, Z, gaussians, lesson, taught_frame, told_by_gaussians
+from made import FREE, GRID, B, C, X, Y, Z, gaussians, lesson, listening, taught_frame, told_by_gaussians
 
 from distill.bev import bev_log_probs
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
@@ -71,7 +71,11 @@ def supervision(mask="camera", **weights):
 def distillation(mask="camera", voxel_weight=1.0, bev_weight=1.0, temperature=2.0, classes=OCC3D_CLASSES):
     terms = {"kd_voxel": (VoxelKL, voxel_weight), "kd_bev": (BevKL, bev_weight)}
     return Objective(
-        {name: kind(weight, None, temperature, mask, classes) for name, (kind, weight) in terms.items() if weight}
+        {
+            name: kind(temperature=temperature, **listening(mask, weight, classes=classes))
+            for name, (kind, weight) in terms.items()
+            if weight
+        }
     )
 
 
@@ -103,9 +107,9 @@ OBJECTIVES = {
     "kd_voxel": distillation(bev_weight=0.0),
     "kd_bev": distillation(voxel_weight=0.0),
     "kd_occupied": distillation(mask="occupied", bev_weight=0.0),
-    "balanced": Objective({"balanced": BalancedVoxelKL(1.0, None, 2.0, "camera", "sqrt", 0.5, OCC3D_CLASSES)}),
-    "pseudo_ce": Objective({"pseudo_ce": PseudoCrossEntropy(1.0, None, 0.2, "all", "camera", "log", OCC3D_CLASSES)}),
-    "pseudo_lovasz": Objective({"pseudo_lovasz": PseudoLovasz(1.0, None, 0.2, "all", "camera", OCC3D_CLASSES)}),
+    "balanced": Objective({"it": BalancedVoxelKL(balance="sqrt", occupied_share=0.5, temperature=2.0, **listening())}),
+    "pseudo_ce": Objective({"it": PseudoCrossEntropy(balance="log", threshold=0.2, frames="all", **listening())}),
+    "pseudo_lovasz": Objective({"it": PseudoLovasz(threshold=0.2, frames="all", **listening())}),
 }
 
 
