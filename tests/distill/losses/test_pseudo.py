@@ -148,8 +148,9 @@ class TestValues:
         assert found["lovasz"].item() == pytest.approx((0.4 + (0.4 * 0.5 + 0.1 * 0.5)) / 2, rel=1e-12)
 
     def test_gradient(self):
-        student_VC = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
-        labels_V, sure_V = sure_classes(torch.randn(9, 4, dtype=torch.float64), (0.3, 0.4, 0.3, 0.5))
+        student_VC, teacher_VC = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        student_VC.requires_grad_()
+        labels_V, sure_V = sure_classes(teacher_VC, (0.3, 0.4, 0.3, 0.5))
         assert 0 < sure_V.sum() < 9
         weights_C = torch.tensor([1.0, 2.0, 3.0, 4.0])
         assert torch.autograd.gradcheck(
