@@ -441,6 +441,7 @@ class Trainer(Node):
     max_samples: Count | None
     max_val_samples: Count | None
     withheld: Annotated[Withheld | None, BeforeValidator(_share_and_seed)]
+    labelled_share: Annotated[Number, Field(gt=0, le=1)] | None
     gradient_norms_every: Count | None
     augmentation: Built | None
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch.utils.data import Sampler
 
+from distill.errors import InputError
+from distill.nuscenes.frames import Draw
 
-class ResumableSampler(Sampler[list[int]]):
+
+class ResumableSampler(Sampler[list[Draw]]):
     """Batches of one rank: a permutation that depends on (seed, epoch) alone, from a given step on.
 
     Every rank gets the same number of batches; the frames that do not fill a last global batch are left out of
@@ -44,9 +48,58 @@ class ResumableSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         return self.steps_per_epoch - self.first_step
 
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.count, generator=generator).tolist()
+    def __iter__(self) -> Iterator[list[Draw]]:
         for step in range(self.first_step, self.steps_per_epoch):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield batch[self.rank :: self.world_size]
+            yield self._batch(step)[self.rank :: self.world_size]
+
+    def _batch(self, step: int) -> list[Draw]:
+        """The global batch of a step of this epoch."""
+        order = permutation(self.count, self.seed, self.epoch)
+        return [Draw(index, self.epoch) for index in order[step * self.batch_size : (step + 1) * self.batch_size]]
+
+
+class MixedSampler(ResumableSampler):
+    """Batches that hold a share of labelled frames, and in the rest frames without labels.
+
+    An epoch has as many steps as that of a `ResumableSampler`. Each kind of frames is gone through in permutations of
+    its own, one after another, that do not end with epochs: the smaller kind comes more often, newly augmented.
+
+    Args:
+        labelled: of each frame, whether it has labels.
+        share: of labelled frames in a global batch, rounded to whole frames.
+        batch_size, seed, rank, world_size: see `ResumableSampler`.
+
+    Raises:
+        InputError: a kind that batches should hold has no frame, or batches would hold no labelled one.
+    """
+
+    def __init__(
+        self, labelled: Sequence[bool], share: float, batch_size: int, seed: int, rank: int, world_size: int
+    ) -> None:
+        super().__init__(len(labelled), batch_size, seed, rank, world_size)
+        count = int(share * batch_size + 0.5)
+        said = f"trainer.labelled_share={share} puts {count} labelled keyframes into a batch of {batch_size}"
+        if not count:
+            raise InputError(f"{said}: set a larger share, or null for keyframes as they come")
+        self.kinds = []
+        for kind, drawn, name in ((True, count, "has labels"), (False, batch_size - count, "is without labels")):
+            frames = [frame for frame, given in enumerate(labelled) if given == kind]
+            if drawn and not frames:
+                raise InputError(f"{said}, but no training keyframe {name}: set trainer.labelled_share=null")
+            if drawn:
+                self.kinds.append((frames, drawn))
+
+    def _batch(self, step: int) -> list[Draw]:
+        number = self.epoch * self.steps_per_epoch + step
+        return [self._at(frames, number * drawn + place) for frames, drawn in self.kinds for place in range(drawn)]
+
+    def _at(self, frames: list[int], position: int) -> Draw:
+        """What stands at a position of the endless sequence of permutations."""
+        turn, place = divmod(position, len(frames))
+        return Draw(frames[permutation(len(frames), self.seed, turn)[place]], turn)
+
+
+@lru_cache(maxsize=8)
+def permutation(count: int, seed: int, number: int) -> list[int]:
+    """A random order of so many frames that depends on its arguments alone."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + number)).tolist()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch.utils.data import Dataset
 
 from distill.frame import Frame
-from distill.nuscenes.frames import FrameDataset
+from distill.nuscenes.frames import Draw, FrameDataset
 from distill.teaching import Provider
 
 
@@ -27,12 +27,8 @@ class TeacherStream(Dataset[Frame]):
     def __len__(self) -> int:
         return len(self.frames)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the augmentations of this epoch."""
-        self.frames.set_epoch(epoch)
-
-    def __getitem__(self, index: int) -> Frame:
-        frame, mirror = self.frames.load(index)
+    def __getitem__(self, drawn: int | Draw) -> Frame:
+        frame, mirror = self.frames.load(drawn)
         if self.teachers:
             frame = replace(frame, teachers={teacher.name: teacher.told(frame.token) for teacher in self.teachers})
         return frame.mirrored(mirror)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,12 +23,11 @@ from distill.metrics import Confusion
 from distill.networks.network import StartsPretrained
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset
-from distill.nuscenes.index import Keyframes
 from distill.nuscenes.inventory import Inventory
 from distill.weights import load_strictly
 from student.identity import check_same_run, run_facts
 from student.learner import Learner, make_objective, open_teachers
-from student.sampler import ResumableSampler
+from student.sampler import MixedSampler, ResumableSampler
 from student.scoring import score_network
 from student.stream import TeacherStream
 from student.survey import Plan, survey
@@ -66,7 +65,7 @@ def prepare(config: DictConfig, output: Path, device: torch.device) -> Trainer:
     if last is not None:
         check_same_run(last, facts, output / LAST, device)
     learner = Learner(network, objective, plan.teachers, PRECISIONS[config.trainer.precision])
-    loader = training_loader(plan, splits["train"].keyframes)
+    loader = training_loader(plan, splits["train"])
     scorer = validation(config, splits["val"], device) if splits["val"].labelled else None
     trainer = Trainer(config.trainer, learner, loader, scorer, output, facts, device)
     torch.manual_seed(config.seed + 1 + ranks.rank())  # ranks draw their own dropout
@@ -133,13 +132,13 @@ def make_folder(output: Path) -> None:
         raise InputError(f"{output}: cannot write here ({error.strerror}): choose another output=") from error
 
 
-def training_loader(plan: Plan, keyframes: Keyframes) -> DataLoader:
-    """Batches of `keyframes` joined with what the teachers say.
+def training_loader(plan: Plan, stock: Inventory) -> DataLoader:
+    """Batches of the training keyframes joined with what the teachers say.
 
     Raises:
         InputError: batch size, ranks and keyframes do not fit.
     """
-    config = plan.config
+    config, keyframes = plan.config, stock.keyframes
     ranks.check_enough(len(keyframes), "training keyframes")
     if config.trainer.batch_size % ranks.world_size():
         raise InputError(
@@ -159,15 +158,25 @@ def training_loader(plan: Plan, keyframes: Keyframes) -> DataLoader:
         depth_stride=plan.depth_stride,
         **config.student.inputs,
     )
-    sampler = ResumableSampler(len(keyframes), config.trainer.batch_size, config.seed, ranks.rank(), ranks.world_size())
     return DataLoader(
         TeacherStream(frames, plan.teachers),
-        batch_sampler=sampler,
+        batch_sampler=make_sampler(config, [token in stock.labelled for token in keyframes.tokens]),
         num_workers=config.trainer.workers,
         collate_fn=stack,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global random state belongs to the network: a resumed run restores it
     )
+
+
+def make_sampler(config: DictConfig, labelled: Sequence[bool]) -> ResumableSampler:
+    """In which order this rank trains on keyframes of which so many have labels.
+
+    Raises:
+        InputError: `trainer.labelled_share` cannot be had.
+    """
+    share = config.trainer.labelled_share
+    drawn = (config.trainer.batch_size, config.seed, ranks.rank(), ranks.world_size())
+    return ResumableSampler(len(labelled), *drawn) if share is None else MixedSampler(labelled, share, *drawn)
 
 
 def validation(config: DictConfig, stock: Inventory, device: torch.device) -> Callable[[nn.Module], Confusion]:

@@ -101,7 +101,6 @@ class Trainer:
         self.network.train()
         first = self.step - epoch * self.sampler.steps_per_epoch
         self.sampler.start_at(epoch, first)
-        self.loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
         progress = tqdm(
             total=self.sampler.steps_per_epoch,
             initial=first,

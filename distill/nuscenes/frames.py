@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from distill.augment import Augmentation, Transform
@@ -22,8 +21,20 @@ from distill.rigid import inverse
 F = TypeVar("F", bound=Frame)
 
 
+class Draw(NamedTuple):
+    """A frame that is drawn for training.
+
+    Attributes:
+        index: of the keyframe.
+        turn: which of its augmentations.
+    """
+
+    index: int
+    turn: int
+
+
 class FrameDataset(Dataset[Frame]):
-    """One `Frame` per keyframe.
+    """One `Frame` per keyframe, by its index or by a `Draw`; an index alone stands for turn 0.
 
     Args:
         keyframes: what to load; with history, `Keyframes`, which know what came before.
@@ -33,7 +44,7 @@ class FrameDataset(Dataset[Frame]):
         labels: where they are read; None for frames without.
         augmentation: None for none.
         bicubic: without augmentation, images are those of `ImageTransform.cover` instead of `.fit`.
-        seed: with the epoch and the index it determines the augmentation.
+        seed: with turn and index it determines the augmentation.
         history: how many earlier keyframes of the scene a frame brings along (`Frame.past`).
 
     Raises:
@@ -63,26 +74,22 @@ class FrameDataset(Dataset[Frame]):
         self.seed = seed
         self.bicubic = bicubic
         self.history = history
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
 
     def __len__(self) -> int:
         return len(self.keyframes)
 
-    def __getitem__(self, index: int) -> Frame:
-        frame, mirror = self.load(index)
+    def __getitem__(self, drawn: int | Draw) -> Frame:
+        frame, mirror = self.load(drawn)
         return frame.mirrored(mirror)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the augmentations of this epoch; they do not depend on what was loaded before."""
-        self._epoch.fill_(epoch)
-
-    def load(self, index: int) -> tuple[Frame, Mirror]:
+    def load(self, drawn: int | Draw) -> tuple[Frame, Mirror]:
         """A frame in the world as recorded (its images already transformed), and how the world is to be mirrored.
 
         Whoever adds something to it, such as a teacher, adds it in between.
         """
+        index, turn = drawn if isinstance(drawn, Draw) else Draw(drawn, 0)
         keyframe = self.keyframes[index]
-        transform = self._transform(keyframe, index)
+        transform = self._transform(keyframe, index, turn)
         frame, windows = self._seen(keyframe, transform)
         if self.lidar or self.depth_stride is not None:
             points = self._scan(keyframe)
@@ -137,11 +144,11 @@ class FrameDataset(Dataset[Frame]):
         """The keyframe's ego frame to the frame of the grid, float64 (4, 4)."""
         return np.eye(4) if self.labels is None else self.labels.grid.from_ego(keyframe.lidar2ego)
 
-    def _transform(self, keyframe: Keyframe, index: int) -> Transform:
+    def _transform(self, keyframe: Keyframe, index: int, turn: int) -> Transform:
         sizes = [(camera.height, camera.width) for camera in keyframe.cameras]
         if self.augmentation is None:
             return Transform.fit(sizes, self.image_size, self.bicubic)
-        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        rng = np.random.default_rng((self.seed, turn, index))
         return self.augmentation.draw(rng, sizes, self.image_size)
 
 

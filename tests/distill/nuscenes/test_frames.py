@@ -7,12 +7,11 @@ from nuscenes import NuScenes
 from nuscenes.utils.geometry_utils import transform_matrix
 from pyquaternion import Quaternion
 from same import assert_same, held
-from torch.utils.data import DataLoader
 
 from distill.augment import Augmentation
 from distill.errors import InputError
 from distill.frame import stack
-from distill.nuscenes.frames import FrameDataset
+from distill.nuscenes.frames import Draw, FrameDataset
 from distill.nuscenes.index import load_index
 from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
 from distill.nuscenes.layout import CAMERAS
@@ -74,37 +73,25 @@ def test_labels_are_joined_by_token(dataroot, tmp_path):
 def test_depth_is_what_the_frame_itself_projects(index, epoch):
     """Points, cameras and depth stay consistent whatever is drawn."""
     dataset = frames(index, STRONG)
-    dataset.set_epoch(epoch)
     whole = np.tile([0, 0, SIZE[1], SIZE[0]], (6, 1))
-    for frame in dataset:
+    for at in range(3):
+        frame = dataset[Draw(at, epoch)]
         again = depth_maps(frame.points, frame.intrinsics, frame.cam2ego, whole, SIZE, STRIDE)
         assert (frame.depth > 0).mean() > 0.2
         # A point within float32 of a cell border may change cells.
         assert np.isclose(frame.depth, again, rtol=1e-4).mean() > 0.98
 
 
-def test_augmentation_depends_on_seed_epoch_and_index_alone(index):
+def test_augmentation_depends_on_seed_turn_and_index_alone(index):
     dataset, other = frames(index, STRONG), frames(index, STRONG)
-    for data in (dataset, other):
-        data.set_epoch(3)
-    first = [dataset[i] for i in (0, 1, 2)]
+    first = [dataset[Draw(i, 3)] for i in (0, 1, 2)]
     for i in (2, 0, 1):
-        assert_same(other[i], first[i])
-    other.set_epoch(4)
-    assert not np.array_equal(other[0].intrinsics, first[0].intrinsics)
+        assert_same(other[Draw(i, 3)], first[i])
+    assert not np.array_equal(other[Draw(0, 4)].intrinsics, first[0].intrinsics)
     reseeded = frames(index, STRONG, seed=1)
-    reseeded.set_epoch(3)
-    assert not np.array_equal(reseeded[0].intrinsics, first[0].intrinsics)
+    assert not np.array_equal(reseeded[Draw(0, 3)].intrinsics, first[0].intrinsics)
     assert not np.array_equal(first[1].intrinsics, first[2].intrinsics)
-
-
-def test_persistent_workers_follow_the_epoch(index):
-    dataset = frames(index, STRONG, lidar=False, labels=None)
-    loader = DataLoader(dataset, batch_size=3, num_workers=1, persistent_workers=True, collate_fn=stack)
-    for epoch in (0, 1):
-        dataset.set_epoch(epoch)
-        (batch,) = loader
-        assert_same(batch, stack([dataset[i] for i in range(3)]))
+    assert_same(dataset[1], dataset[Draw(1, 0)])
 
 
 def test_stack(index):
@@ -165,9 +152,8 @@ def test_on_the_lidar_grid_everything_is_in_the_lidar_frame(dataroot, tmp_path, 
     """Points fall into the same pixels and depth cells as in the ego frame, but are what the scan file holds."""
     index, source = with_surroundocc(dataroot, tmp_path)
     ego, lidar = frames(index, STRONG), frames(index, STRONG, labels=source)
-    for dataset in (ego, lidar):
-        dataset.set_epoch(epoch)
-    for frame, reference in zip(lidar, ego, strict=True):
+    for at in range(3):
+        frame, reference = lidar[Draw(at, epoch)], ego[Draw(at, epoch)]
         np.testing.assert_array_equal(frame.images, reference.images)
         pixels = [project(s.points, s.intrinsics, s.cam2ego) for s in (frame, reference)]
         front = pixels[0][2] > 0.5

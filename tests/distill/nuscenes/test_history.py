@@ -13,7 +13,7 @@ from distill.classes import OCC3D_CLASSES
 from distill.demo import WorldConfig, ensure_world
 from distill.frame import Mirror, stack
 from distill.grids import OCC3D
-from distill.nuscenes.frames import FrameDataset
+from distill.nuscenes.frames import Draw, FrameDataset
 from distill.nuscenes.index import load_index
 from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
 
@@ -133,9 +133,7 @@ def test_without_history_there_is_no_past(index):
 
 @pytest.mark.parametrize("epoch", range(4))
 def test_images_of_the_past_are_transformed_as_those_of_the_present(index, epoch):
-    dataset = frames(index.keyframes("all"), 1, STRONG)
-    dataset.set_epoch(epoch)
-    late = dataset[2]
+    late = frames(index.keyframes("all"), 1, STRONG)[Draw(2, epoch)]
     assert (late.token, late.past[0].token) == ("late", "early")
     np.testing.assert_array_equal(late.past[0].images, late.images)
     np.testing.assert_array_equal(late.past[0].intrinsics, late.intrinsics)

@@ -11,7 +11,7 @@ from tiny import VERSION
 
 from distill.augment import Augmentation
 from distill.errors import InputError
-from distill.nuscenes.frames import FrameDataset
+from distill.nuscenes.frames import Draw, FrameDataset
 from distill.nuscenes.index import load_index
 from distill.nuscenes.inventory import SOURCES, place_of_labels, take_stock
 from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
@@ -81,8 +81,7 @@ def test_a_withheld_keyframe_is_one_without_a_label_file(labelled, epoch):
 
     def frames(labels):
         dataset = FrameDataset(keyframes, (48, 112), 16, True, labels, STRONG, seed=0)
-        dataset.set_epoch(epoch)
-        return list(dataset)
+        return [dataset[Draw(at, epoch)] for at in range(len(dataset))]
 
     found, whole = frames(source), frames(labels)
     for frame, before in zip(found, whole, strict=True):
