@@ -151,11 +151,11 @@ class RayIoU(KeyframeMetric):
 
 
 def ray_iou(rays_CC: Tensor, hits_DC: Tensor, classes: ClassSet) -> dict[str, Tensor]:
-    """What `RayIoU.compute` returns, of counts as `RayIoU` keeps them."""
-    union_DC = rays_CC.sum(1) + rays_CC.sum(0) - hits_DC
+    """What `RayIoU.compute` returns, of counts as `RayIoU` keeps them, with any leading axes of theirs."""
+    union_DC = (rays_CC.sum(-1) + rays_CC.sum(-2)).unsqueeze(-2) - hits_DC
     iou_DC = percent(hits_DC, union_DC)
-    iou_DC[:, classes.free] = torch.nan
+    iou_DC[..., classes.free] = torch.nan
     if classes.ignored < len(classes):
-        iou_DC[:, classes.ignored] = torch.nan
-    means = {f"RayIoU@{threshold}": iou_C.nanmean() for threshold, iou_C in zip(THRESHOLDS, iou_DC, strict=True)}
-    return {"RayIoU": iou_DC.nanmean(), **means, "RayIoU per class": iou_DC}
+        iou_DC[..., classes.ignored] = torch.nan
+    means = {f"RayIoU@{threshold}": iou_DC[..., row, :].nanmean(-1) for row, threshold in enumerate(THRESHOLDS)}
+    return {"RayIoU": iou_DC.nanmean((-2, -1)), **means, "RayIoU per class": iou_DC}
