@@ -21,6 +21,7 @@ import torch
 import zarr
 
 from distill.classes import OCC3D_CLASSES
+from distill.frame import Frame
 from distill.gaussians import Gaussians
 from distill.grids import OCC3D, SURROUNDOCC
 from distill.signals import GaussianKind, Signal, TeacherPrediction, described
@@ -91,7 +92,7 @@ def measure(log_probs: torch.Tensor, folder: Path) -> None:
     signals: tuple[Signal, ...] = (Voxels(OCC3D, names), Bev(OCC3D, names))
     writer = open_writer(folder / "teacher.zarr", signals)
     prediction = TeacherPrediction(log_probs.unsqueeze(0))
-    said = {signal.name: signal.say(prediction, free=len(names) - 1)[0] for signal in signals}
+    said = {signal.name: signal.say(prediction, Frame(), free=len(names) - 1)[0] for signal in signals}
     classes, everywhere = log_probs.argmax(-1).to(torch.uint8).numpy(), np.ones(OCC3D.shape, bool)
     write_ms = best_ms(lambda: writer.write(TOKEN, said, classes, everywhere, np.zeros(8, np.uint32)), repeats=3)
     store = TeacherStore(writer.store.path)

@@ -1,8 +1,8 @@
 """Which twin of an op runs: said here once, for all ops.
 
 The package of an op holds twins, modules with the same functions and the same results: `reference` is the definition,
-plain torch or Python, and runs anywhere; `triton` runs on a GPU; `cpu`, where there is one, does on the CPU what would
-take the reference too long.
+plain torch or Python, and runs anywhere. Where there are such, `triton` runs on a GPU, and `cpu` does on the CPU what
+would take the reference too long.
 
 In Triton's interpreter (TRITON_INTERPRET=1, as in the tests) the Triton twins run on the CPU, too.
 """
@@ -27,7 +27,7 @@ def twin(package: str, device: torch.device) -> ModuleType:
     """The module of an op's package, such as "kernels.splat", that computes on a device."""
     if _chosen:
         return import_module(f"{package}.{_chosen[-1]}")
-    return _fastest(package, device.type == "cuda" or _INTERPRETED)
+    return _fastest(package, device.type)
 
 
 @contextmanager
@@ -45,7 +45,8 @@ def only(name: str) -> Iterator[None]:
 
 
 @cache
-def _fastest(package: str, triton: bool) -> ModuleType:
-    if triton:
-        return import_module(f"{package}.triton")  # only here: it needs a GPU driver
-    return import_module(f"{package}.cpu" if find_spec(f"{package}.cpu") else f"{package}.reference")
+def _fastest(package: str, device: str) -> ModuleType:
+    candidates = ["triton"] if device == "cuda" or _INTERPRETED else []
+    candidates += ["cpu"] if device == "cpu" else []
+    there = [name for name in candidates if find_spec(f"{package}.{name}")]
+    return import_module(f"{package}.{[*there, 'reference'][0]}")  # only here: Triton needs a GPU driver

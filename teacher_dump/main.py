@@ -148,7 +148,7 @@ class Dump:
             InputError: what the teacher says cannot be kept, or is too weak.
         """
         prediction, free = ask(self.teacher, frame, self.gate.classes, self.device), self.gate.classes.free
-        said = {name: signal.say(prediction, free) for name, signal in self.writer.signals.items()}
+        said = {name: signal.say(prediction, frame, free) for name, signal in self.writer.signals.items()}
         samples = self._judged(frame, prediction, said)
         if first:
             self._inspect(frame, prediction, said)
@@ -157,12 +157,9 @@ class Dump:
     def _judged(self, frame: Frame, prediction: TeacherPrediction, said: dict[str, list[Any]]) -> list[dict[str, Any]]:
         """Each keyframe of the batch as it is to be written, after the gate has seen it."""
         free = self.gate.classes.free
-        semantics_BXYZ = prediction.voxel_log_probs_BXYZC.argmax(-1).to(torch.uint8)
-        covered_BXYZ = prediction.covered_BXYZ
+        semantics_BXYZ, covered_BXYZ = prediction.semantics(free), prediction.covered_BXYZ
         if covered_BXYZ is None:
             covered_BXYZ = torch.ones_like(semantics_BXYZ, dtype=torch.bool)
-        # a teacher that has not modelled a voxel has not found anything there
-        semantics_BXYZ = semantics_BXYZ.masked_fill(~covered_BXYZ, free)
         samples = []
         for index, token in enumerate(frame.token):
             found_XYZ, covered_XYZ = semantics_BXYZ[index].cpu().numpy(), covered_BXYZ[index].cpu().numpy()

@@ -11,6 +11,7 @@ from distill.demo.ground import material_at
 from distill.demo.noise import hash_noise, kernel
 from distill.demo.shapes import CLASS, KIND, Shapes, contains, unit_frame
 from distill.grids import OCC3D, VoxelGrid
+from kernels.observe.cpu import bordered, march, within
 
 FREE = OCC3D_CLASSES.free
 _SIZE = OCC3D.voxel_size
@@ -96,15 +97,12 @@ def _fill(semantics, filled, solid, tags, low, size, ground_layer):  # type: ign
 
 
 @kernel
-def _march(semantics, mask, trail, ox, oy, oz, dx, dy, dz, low):  # type: ignore[no-untyped-def]
-    """Walk a ray to its first occupied voxel; mark all voxels on the way (Amanatides & Woo 1987).
-
-    As in Occ3D, a ray that leaves the grid without meeting a surface observes nothing. `trail` int64 (L,) is scratch.
-    """
+def _march(walls, seen, trail, ox, oy, oz, dx, dy, dz, low):  # type: ignore[no-untyped-def]
+    """Walk a ray to its first occupied voxel; mark all voxels on the way (docs/formulas.md 4.9)."""
     position, direction = (ox - low[0], oy - low[1], oz - low[2]), (dx, dy, dz)
     first, last = 0.0, 1e9
     for axis in range(3):
-        p, d, size = position[axis], direction[axis], semantics.shape[axis] * _SIZE
+        p, d, size = position[axis], direction[axis], (walls.shape[axis] - 2) * _SIZE
         if abs(d) < 1e-9:
             if p < 0.0 or p >= size:
                 return
@@ -121,49 +119,39 @@ def _march(semantics, mask, trail, ox, oy, oz, dx, dy, dz, low):  # type: ignore
     next_x = ((i + (dx > 0.0)) * _SIZE - position[0]) / dx if abs(dx) > 1e-9 else 1e9
     next_y = ((j + (dy > 0.0)) * _SIZE - position[1]) / dy if abs(dy) > 1e-9 else 1e9
     next_z = ((k + (dz > 0.0)) * _SIZE - position[2]) / dz if abs(dz) > 1e-9 else 1e9
-    nx, ny, nz = semantics.shape
-    labels, marks, count = semantics.ravel(), mask.ravel(), 0
-    while 0 <= i < nx and 0 <= j < ny and 0 <= k < nz:
-        voxel = (i * ny + j) * nz + k
-        trail[count] = voxel
-        count += 1
-        if labels[voxel] != FREE:
-            for n in range(count):
-                marks[trail[n]] = 1
-            return
-        if next_x < next_y and next_x < next_z:
-            i, next_x = i + (1 if dx > 0.0 else -1), next_x + step_x
-        elif next_y < next_z:
-            j, next_y = j + (1 if dy > 0.0 else -1), next_y + step_y
-        else:
-            k, next_z = k + (1 if dz > 0.0 else -1), next_z + step_z
+    steps = (1 if dx > 0.0 else -1, 1 if dy > 0.0 else -1, 1 if dz > 0.0 else -1)
+    march(walls, seen, trail, (i, j, k), steps, (next_x, next_y, next_z), (step_x, step_y, step_z))
 
 
 @kernel
-def _observe_picture(semantics, mask, rays, columns, rows, low):  # type: ignore[no-untyped-def]
-    trail = np.empty(semantics.shape[0] + semantics.shape[1] + semantics.shape[2], np.int64)
+def _observe_picture(walls, seen, rays, columns, rows, low):  # type: ignore[no-untyped-def]
+    trail = np.empty(walls.shape[0] + walls.shape[1] + walls.shape[2], np.uint32)
     for r in range(rows):
         for c in range(columns):
             u, v = c + hash_noise(r, c, 1), r + hash_noise(r, c, 2)
             dx = rays[3, 0] + u * rays[4, 0] + v * rays[5, 0]
             dy = rays[3, 1] + u * rays[4, 1] + v * rays[5, 1]
             dz = rays[3, 2] + u * rays[4, 2] + v * rays[5, 2]
-            _march(semantics, mask, trail, rays[0, 0], rays[0, 1], rays[0, 2], dx, dy, dz, low)
+            _march(walls, seen, trail, rays[0, 0], rays[0, 1], rays[0, 2], dx, dy, dz, low)
 
 
 @kernel
-def _observe_rays(semantics, mask, origin, directions, low):  # type: ignore[no-untyped-def]
-    trail = np.empty(semantics.shape[0] + semantics.shape[1] + semantics.shape[2], np.int64)
+def _observe_rays(walls, seen, origin, directions, low):  # type: ignore[no-untyped-def]
+    trail = np.empty(walls.shape[0] + walls.shape[1] + walls.shape[2], np.uint32)
     for n in range(len(directions)):
         d = directions[n]
-        _march(semantics, mask, trail, origin[0], origin[1], origin[2], d[0], d[1], d[2], low)
+        _march(walls, seen, trail, origin[0], origin[1], origin[2], d[0], d[1], d[2], low)
 
 
 def observe_picture(semantics: np.ndarray, mask: np.ndarray, rays: np.ndarray, size: tuple[int, int]) -> None:
     """Mark what a camera observes: one jittered ray per pixel of a picture of `size`; `rays` in the ego frame."""
-    _observe_picture(semantics, mask, rays, size[0], size[1], _LOW)
+    walls, seen = bordered(semantics != FREE), bordered(mask)
+    _observe_picture(walls, seen, rays, size[0], size[1], _LOW)
+    mask[:] = within(seen)
 
 
 def observe_rays(semantics: np.ndarray, mask: np.ndarray, origin: np.ndarray, directions: np.ndarray) -> None:
     """Mark what rays float64 (N, 3) from `origin` observe, both in the ego frame."""
-    _observe_rays(semantics, mask, origin, np.ascontiguousarray(directions.reshape(-1, 3)), _LOW)
+    walls, seen = bordered(semantics != FREE), bordered(mask)
+    _observe_rays(walls, seen, origin, np.ascontiguousarray(directions.reshape(-1, 3)), _LOW)
+    mask[:] = within(seen)

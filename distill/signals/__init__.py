@@ -14,6 +14,7 @@ from distill.grids import VoxelGrid
 from distill.located import located
 from distill.signals.bev import NOT_COVERED, Bev
 from distill.signals.gaussians import GaussianKind, GaussianSet
+from distill.signals.seen import Seen
 from distill.signals.signal import Signal, TeacherPrediction
 from distill.signals.voxels import Voxels
 
@@ -28,7 +29,7 @@ __all__ = [
     "signal_class",
 ]
 
-SIGNALS: dict[str, type[Signal]] = {"voxels": Voxels, "bev": Bev, "gaussians": GaussianSet}
+SIGNALS: dict[str, type[Signal]] = {"voxels": Voxels, "bev": Bev, "gaussians": GaussianSet, "seen": Seen}
 
 
 def signal_class(name_or_path: str) -> type[Signal]:

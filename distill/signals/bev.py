@@ -77,7 +77,7 @@ class Bev(Signal):
         )
 
     @override
-    def say(self, prediction: TeacherPrediction, free: int) -> list[Columns]:
+    def say(self, prediction: TeacherPrediction, frame: Frame, free: int) -> list[Columns]:
         voxel_BXYZC, covered_BXYZ, *_ = prediction
         probs_BXYC = bev_log_probs(voxel_BXYZC, free, covered_BXYZ).exp().cpu().numpy()
         if covered_BXYZ is None:

@@ -124,7 +124,7 @@ class GaussianSet(Signal):
         return (StoredArray("gaussians", "float32", (count, len(COLUMNS)), (1, 0), column_by_column),)
 
     @override
-    def say(self, prediction: TeacherPrediction, free: int) -> list[Gaussians]:
+    def say(self, prediction: TeacherPrediction, frame: Frame, free: int) -> list[Gaussians]:
         if prediction.gaussians is None:
             raise InputError("the teacher's prediction has no Gaussians, which this store holds: check the teacher")
         return [gaussians.to("cpu") for gaussians in prediction.gaussians]

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from distill.errors import InputError
@@ -43,6 +44,11 @@ class TeacherPrediction(NamedTuple):
     covered_BXYZ: Tensor | None = None
     gaussians: list[Gaussians] | None = None
     more: Mapping[str, Any] = NOTHING_MORE
+
+    def semantics(self, free: int) -> Tensor:
+        """The likeliest class of each voxel, uint8 (B, X, Y, Z); `free` where nothing is covered, so nothing found."""
+        semantics_BXYZ = self.voxel_log_probs_BXYZC.argmax(-1).to(torch.uint8)
+        return semantics_BXYZ if self.covered_BXYZ is None else semantics_BXYZ.masked_fill(~self.covered_BXYZ, free)
 
 
 @dataclass(frozen=True)
@@ -93,13 +99,14 @@ class Signal(ABC):
     def arrays(self) -> Sequence[StoredArray]:
         """What keeps it in a store."""
 
-    def say(self, prediction: TeacherPrediction, free: int) -> list[Any]:
+    def say(self, prediction: TeacherPrediction, frame: Frame, free: int) -> list[Any]:
         """What is to be kept of a batch, one item per keyframe, computed on the teacher's device, moved to the CPU.
 
         Unless overridden, that is `prediction.more[name]`.
 
         Args:
             prediction: float32, without gradients; uniform where nothing is covered.
+            frame: the batch that it is about, on the teacher's device.
             free: id of the free class.
 
         Raises:

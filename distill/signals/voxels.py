@@ -111,7 +111,7 @@ class Voxels(Signal):
         return (StoredArray("voxel_logits", "float16", shape, (2, 0, 1, 3), bit_planes(2 * len(self.classes))),)
 
     @override
-    def say(self, prediction: TeacherPrediction, free: int) -> list[np.ndarray]:
+    def say(self, prediction: TeacherPrediction, frame: Frame, free: int) -> list[np.ndarray]:
         """Log-probabilities, float32 (X, Y, Z, C)."""
         return list(prediction.voxel_log_probs_BXYZC.cpu().numpy())
 

@@ -14,6 +14,7 @@ and the arrays of its signals (`distill.signals`), which the attribute `signals`
     bev        bev_probs      float32 (N, X, Y, C)     probabilities by its BEV rule
                bev_semantics  uint8   (N, X, Y)        argmax of bev_probs (the first of equals); 255: not covered
     gaussians  gaussians      float32 (N, G, 29)       Gaussians, rounded; rows of NaN fill them up
+    seen       seen           bool    (N, X, Y, Z)     whether the images that the teacher was given show the voxel
 
 One chunk per row and array, written whole, so that writers of different rows share nothing. A row is *present* when its
 chunk of `checksums` exists; that chunk is written last, when the others are durable, and removed first when the row is

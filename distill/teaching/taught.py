@@ -67,6 +67,10 @@ class Taught:
         """Log-probabilities of columns by the BEV rule, float32 (K, C)."""
         return self.ask("columns")(index_K)
 
+    def seen(self, index_V: Tensor) -> Tensor:
+        """Whether cameras see voxels through what it finds (docs/formulas.md 4.9), bool (V,)."""
+        return self.ask("seen")(index_V)
+
     def covered(self, index: Tensor) -> Tensor:
         """Whether it has modelled the voxels, bool in the shape of `index`."""
         if "covered" in self.answers:

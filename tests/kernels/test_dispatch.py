@@ -15,6 +15,7 @@ CPU = torch.device("cpu")
         ("bev_pool", "reference"),
         ("deformable_aggregation", "reference"),
         ("farthest_points", "cpu"),
+        ("observe", "cpu"),
         ("ray_cast", "cpu"),
         ("splat", "cpu"),
         ("submanifold", "reference"),
@@ -40,6 +41,7 @@ from kernels.dispatch import only, twin
 from kernels.farthest_points import farthest_points
 
 assert twin("kernels.farthest_points", torch.device("cpu")).__name__ == "kernels.farthest_points.triton"
+assert twin("kernels.observe", torch.device("cpu")).__name__ == "kernels.observe.cpu"  # it has none
 cloud = torch.rand(70, 3)
 found = farthest_points(cloud, 9, 2)
 with only("reference"):

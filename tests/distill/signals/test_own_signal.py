@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
     identity = StoreIdentity("hills", "", {}, GRID, OCC3D_CLASSES.names, signals)
     writer = StoreWriter.open(tmp_path / "store.zarr", identity, TOKENS, ["scene-0001"] * 3)
     prediction = TeacherPrediction(LOG_PROBS, more={"heights": HEIGHTS})
-    said = {name: signal.say(prediction, 17) for name, signal in writer.signals.items()}
+    said = {name: signal.say(prediction, None, 17) for name, signal in writer.signals.items()}
     for index, token in enumerate(TOKENS[:2]):
         of_one = {name: items[index] for name, items in said.items()}
         semantics = LOG_PROBS[index].argmax(-1).byte().numpy()
@@ -82,9 +82,9 @@ def test_what_it_refuses_is_not_written(path: Path) -> None:
 def test_a_teacher_who_does_not_say_it_is_told() -> None:
     signal = Heights(GRID, OCC3D_CLASSES.names, 0.01)
     with pytest.raises(InputError, match=r"prediction has nothing in more\['heights'\] for 2 keyframes"):
-        signal.say(TeacherPrediction(LOG_PROBS), 17)
+        signal.say(TeacherPrediction(LOG_PROBS), None, 17)
     with pytest.raises(InputError, match=r"has 3 items in more\['heights'\] for 2 keyframes"):
-        signal.say(TeacherPrediction(LOG_PROBS, more={"heights": [1, 2, 3]}), 17)
+        signal.say(TeacherPrediction(LOG_PROBS, more={"heights": [1, 2, 3]}), None, 17)
 
 
 def test_who_lacks_its_class_reads_all_the_rest(path: Path, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_an_array_belongs_to_one_signal(tmp_path: Path) -> None:
     assert not (tmp_path / "store.zarr").exists()
 
 
-@pytest.mark.parametrize("name", ["voxels", "bev", "gaussians"])
+@pytest.mark.parametrize("name", ["voxels", "bev", "gaussians", "seen"])
 def test_a_description_is_the_inverse_of_the_signal(name: str) -> None:
 
     teacher = SimpleNamespace(gaussians=GaussianKind(7, "additive", 3.0, "upstream", SURROUNDOCC))
