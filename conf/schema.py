@@ -95,6 +95,8 @@ Mask = Literal["camera", "lidar", "all"]
 TaughtMask = Literal["camera", "lidar", "occupied", "all"]
 Unlabelled = Literal["all"]
 Balance = Literal["log", "sqrt"]
+BalanceBy = Literal["class", "mass"]
+Confidence = Literal["none", "entropy", "agreement"]
 PseudoFrames = Literal["unlabelled", "all"]
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
@@ -209,21 +211,18 @@ class Term(Built):
     weight: NotNegative
 
 
-class CrossEntropy(Known):
+class LabelTerm(Known):
+    """`distill.losses.supervised.LovaszSoftmax`, `.SemanticScal` and `.GeometricScal`."""
+
+    weight: NotNegative
+    mask: Mask
+    classes: Built
+
+
+class CrossEntropy(LabelTerm):
     """`distill.losses.supervised.CrossEntropy`."""
 
-    weight: NotNegative
     balance: Balance
-    mask: Mask
-    classes: Built
-
-
-class LovaszSoftmax(Known):
-    """`distill.losses.supervised.LovaszSoftmax`."""
-
-    weight: NotNegative
-    mask: Mask
-    classes: Built
 
 
 class LidarDepth(Known):
@@ -232,40 +231,44 @@ class LidarDepth(Known):
     weight: NotNegative
 
 
-class LogitsTerm(Known):
-    """`distill.losses.logits.VoxelKL` and `.BevKL`."""
+class RegionTerm(Known):
+    """`distill.losses.regions.RegionTerm`, as it stands `distill.losses.jaccard.SoftJaccard`."""
 
     weight: NotNegative
     teachers: list[Text] | None
-    temperature: Positive
     mask: TaughtMask
     unlabelled: Unlabelled
     classes: Built
+
+
+class LogitsTerm(RegionTerm):
+    """`distill.losses.logits.VoxelKL` and `.BevKL`."""
+
+    temperature: Positive
+    confidence: Confidence
 
 
 class BalancedVoxelKL(LogitsTerm):
     """`distill.losses.logits.BalancedVoxelKL`."""
 
     balance: Balance
+    balance_by: BalanceBy
     occupied_share: Probability
+    near: Positive | None
 
 
-class PseudoLovasz(Known):
-    """`distill.losses.pseudo.PseudoLovasz`."""
+class PseudoTerm(RegionTerm):
+    """`distill.losses.pseudo.PseudoLovasz`, `.PseudoSemanticScal` and `.PseudoGeometricScal`."""
 
-    weight: NotNegative
-    teachers: list[Text] | None
     threshold: Threshold
     frames: PseudoFrames
-    mask: TaughtMask
-    unlabelled: Unlabelled
-    classes: Built
 
 
-class PseudoCrossEntropy(PseudoLovasz):
+class PseudoCrossEntropy(PseudoTerm):
     """`distill.losses.pseudo.PseudoCrossEntropy`."""
 
     balance: Balance
+    confidence: Confidence
 
 
 class Stored(Known):
@@ -321,13 +324,18 @@ BUILT: dict[str, type[Known]] = {
     "distill.networks.blocks.bev_encoder.BEVEncoder": BEVEncoder,
     "distill.networks.blocks.head.ChannelToHeight": Head,
     "distill.losses.supervised.CrossEntropy": CrossEntropy,
-    "distill.losses.supervised.LovaszSoftmax": LovaszSoftmax,
+    "distill.losses.supervised.LovaszSoftmax": LabelTerm,
+    "distill.losses.supervised.SemanticScal": LabelTerm,
+    "distill.losses.supervised.GeometricScal": LabelTerm,
     "distill.losses.supervised.LidarDepth": LidarDepth,
     "distill.losses.logits.VoxelKL": LogitsTerm,
     "distill.losses.logits.BevKL": LogitsTerm,
     "distill.losses.logits.BalancedVoxelKL": BalancedVoxelKL,
     "distill.losses.pseudo.PseudoCrossEntropy": PseudoCrossEntropy,
-    "distill.losses.pseudo.PseudoLovasz": PseudoLovasz,
+    "distill.losses.pseudo.PseudoLovasz": PseudoTerm,
+    "distill.losses.pseudo.PseudoSemanticScal": PseudoTerm,
+    "distill.losses.pseudo.PseudoGeometricScal": PseudoTerm,
+    "distill.losses.jaccard.SoftJaccard": RegionTerm,
     "distill.teaching.stored.open_stored": Stored,
     "distill.augment.Augmentation": Augmentation,
     "student.evaluation.tta.View": View,
@@ -408,10 +416,13 @@ class KD(Node):
     name: Name
     warmup_steps: CountOrNone
     temperature: Positive | None = None
+    confidence: Confidence | None = None
     mask: TaughtMask | None = None
     unlabelled: Unlabelled | None = None
     balance: Balance | None = None
+    balance_by: BalanceBy | None = None
     occupied_share: Probability | None = None
+    near: Positive | None = None
     threshold: Threshold | None = None
     frames: PseudoFrames | None = None
     terms: dict[str, Term]

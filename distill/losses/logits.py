@@ -1,4 +1,4 @@
-"""KL(teacher || student) on what teachers say of voxels and of their columns (docs/formulas.md 4.3, 4.4 and 4.7).
+"""KL(teacher || student) on what teachers say of voxels and of their columns (docs/formulas.md 4.3, 4.4, 4.7 and 4.12).
 
 What no teacher has said adds nothing: frames without one, and voxels that it has not modelled, which are left out of
 their columns too, for teacher and student alike.
@@ -8,13 +8,17 @@ Letters: V valid voxels and K columns of the whole batch, Z height, C classes.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.bev import bev_log_probs
+from distill.grids import VoxelGrid
+from distill.losses.confidence import frame_confidence, frames_of
 from distill.losses.objective import Lesson, Needs
 from distill.losses.regions import RegionTerm, rows
 from distill.signals.voxels import voxels_of
@@ -26,11 +30,18 @@ class _LogitsTerm(RegionTerm):
 
     Args:
         temperature: softens both distributions; the term is multiplied by its square.
+        confidence: what each frame counts, see `confidence.frame_confidence`.
     """
 
-    def __init__(self, temperature: float, **region: Any) -> None:
+    def __init__(self, temperature: float, confidence: str, **region: Any) -> None:
         super().__init__(**region)
-        self.temperature = temperature
+        self.temperature, self.confidence = temperature, confidence
+        if confidence != "none":  # it asks what the teacher says of voxels
+            self.needs = self.needs._replace(answers=self.needs.answers | {"voxels"})
+
+    def confidence_of(self, index_V: Tensor, lesson: Lesson, teacher: Taught) -> Tensor:
+        """In the teacher, of the frames in which voxels lie (V,)."""
+        return frame_confidence(self, self.confidence, lesson, teacher)[frames_of(index_V, lesson)]
 
 
 class VoxelKL(_LogitsTerm):
@@ -42,23 +53,26 @@ class VoxelKL(_LogitsTerm):
         """One teacher's part."""
         index_V = self.region(lesson, teacher)
         student_VC = rows(lesson.prediction.voxel_logits_BXYZC, index_V, axes=1)
-        return distillation_kl(student_VC, teacher.voxels(index_V), self.temperature)
+        confidence_V = self.confidence_of(index_V, lesson, teacher)
+        return distillation_kl(student_VC, teacher.voxels(index_V), self.temperature, confidence_V)
 
 
 class BalancedVoxelKL(_LogitsTerm):
     """KL on the voxels in the mask, of which rare classes and occupied space have shares of their own.
 
     Args:
-        balance: how the classes of the teacher are weighed, "log" or "sqrt" (`ClassSet.weights`).
-        occupied_share: of the voxels that the teacher calls occupied, in [0, 1]; the rest is of those that it calls
-            free.
+        balance: how classes are weighed, "log" or "sqrt" (`ClassSet.weights`).
+        balance_by: "class": a voxel is of the teacher's class; "mass": of every class by its probability.
+        occupied_share: of what the teacher calls occupied, in [0, 1]; the rest is of what it calls free.
+        near: metres at which a voxel counts half of what it would at the origin, see `nearness`; None: distance does
+            not matter.
     """
 
     needs = Needs(answers=frozenset({"voxels"}))
 
-    def __init__(self, balance: str, occupied_share: float, **logits: Any) -> None:
+    def __init__(self, balance: str, balance_by: str, occupied_share: float, near: float | None, **logits: Any) -> None:
         super().__init__(**logits)
-        self.occupied_share = occupied_share
+        self.balance_by, self.occupied_share, self.near = balance_by, occupied_share, near
         self.register_buffer("weights_C", torch.as_tensor(self.classes.weights(balance)), persistent=False)
 
     weights_C: Tensor
@@ -68,8 +82,21 @@ class BalancedVoxelKL(_LogitsTerm):
         index_V = self.region(lesson, teacher)
         student_VC = rows(lesson.prediction.voxel_logits_BXYZC, index_V, axes=1)
         teacher_VC = teacher.voxels(index_V)
-        shares_V = voxel_shares(teacher_VC.argmax(-1), self.weights_C, self.classes.free, self.occupied_share)
+        weights_V, occupied_V = self.balanced(teacher_VC)
+        if self.near is not None:
+            near_V = nearness(teacher.grid, self.near).to(weights_V.device)
+            weights_V = weights_V * near_V[index_V % len(near_V)]
+        shares_V = voxel_shares(weights_V, occupied_V, self.occupied_share)
+        shares_V = shares_V * self.confidence_of(index_V, lesson, teacher)
         return shared_kl(student_VC, teacher_VC, self.temperature, shares_V)
+
+    def balanced(self, teacher_VC: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights of voxels, and how much of each is occupied, in [0, 1], both (V,)."""
+        if self.balance_by == "class":
+            called_V = teacher_VC.argmax(-1)
+            return self.weights_C[called_V], (called_V != self.classes.free).to(self.weights_C.dtype)
+        probs_VC = teacher_VC.softmax(-1)
+        return probs_VC @ self.weights_C, 1 - probs_VC[:, self.classes.free]
 
 
 class BevKL(_LogitsTerm):
@@ -84,24 +111,25 @@ class BevKL(_LogitsTerm):
         index_K = (self.region(lesson, teacher) // height).unique_consecutive()
         student_KZC = rows(logits_BXYZC, index_K, axes=2).log_softmax(-1)
         student_KC = bev_log_probs(student_KZC, self.classes.free, teacher.covered(voxels_of(index_K, height)))
-        return distillation_kl(student_KC, teacher.columns(index_K), self.temperature)
+        confidence_K = self.confidence_of(index_K * height, lesson, teacher)
+        return distillation_kl(student_KC, teacher.columns(index_K), self.temperature, confidence_K)
 
 
-def distillation_kl(student_VC: Tensor, teacher_VC: Tensor, temperature: float) -> Tensor:
-    """T^2 / |V| sum_v sum_k p_t(k) (ln p_t(k) - ln p_s(k)) with p = softmax(. / T) (docs/formulas.md 4.3).
+def distillation_kl(
+    student_VC: Tensor, teacher_VC: Tensor, temperature: float, confidence_V: Tensor | float = 1.0
+) -> Tensor:
+    """T^2 / |V| sum_v c_v sum_k p_t(k) (ln p_t(k) - ln p_s(k)) with p = softmax(. / T) (docs/formulas.md 4.3).
 
     Args:
         student_VC: logits or log-probabilities.
         teacher_VC: finite logits or log-probabilities; gets no gradient.
         temperature: T, applied to both.
+        confidence_V: c, in [0, 1].
 
     Returns:
         A scalar; 0 without rows.
     """
-    student_VC = (student_VC / temperature).log_softmax(-1)
-    teacher_VC = (teacher_VC.detach() / temperature).log_softmax(-1)
-    total = F.kl_div(student_VC, teacher_VC, reduction="sum", log_target=True)
-    return temperature**2 * total / max(len(student_VC), 1)
+    return (confidence_V * _kl(student_VC, teacher_VC, temperature)).sum() / max(len(student_VC), 1)
 
 
 def shared_kl(student_VC: Tensor, teacher_VC: Tensor, temperature: float, shares_V: Tensor) -> Tensor:
@@ -116,27 +144,41 @@ def shared_kl(student_VC: Tensor, teacher_VC: Tensor, temperature: float, shares
     Returns:
         A scalar; 0 without rows.
     """
+    return (shares_V * _kl(student_VC, teacher_VC, temperature)).sum()
+
+
+def _kl(student_VC: Tensor, teacher_VC: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || student) of each voxel (V,)."""
     student_VC = (student_VC / temperature).log_softmax(-1)
     teacher_VC = (teacher_VC.detach() / temperature).log_softmax(-1)
-    kl_V = F.kl_div(student_VC, teacher_VC, reduction="none", log_target=True).sum(-1)
-    return temperature**2 * (shares_V.to(kl_V.dtype) * kl_V).sum()
+    return temperature**2 * F.kl_div(student_VC, teacher_VC, reduction="none", log_target=True).sum(-1)
 
 
-def voxel_shares(called_V: Tensor, weights_C: Tensor, free: int, occupied_share: float) -> Tensor:
-    """What each voxel counts: by its class among the occupied ones, or as one of the free ones (docs/formulas.md 4.7).
+def voxel_shares(weights_V: Tensor, occupied_V: Tensor, occupied_share: float) -> Tensor:
+    """What each voxel counts, among the occupied ones and among the free ones (docs/formulas.md 4.7 and 4.12).
 
     Args:
-        called_V: class ids.
-        weights_C: of the classes.
-        free: id of the free class.
-        occupied_share: the sum over the occupied voxels, in [0, 1]; that over the free ones is the rest.
+        weights_V: what voxels count relative to each other.
+        occupied_V: how much of each is occupied, in [0, 1]; the rest is free.
+        occupied_share: the sum over what is occupied, in [0, 1]; that over what is free is the rest.
 
     Returns:
         In the dtype of the weights; all 0 within a part whose weights are.
     """
-    weights_V, occupied_V = weights_C[called_V], called_V != free
     shares_V = torch.zeros_like(weights_V)
-    for part_V, share in ((occupied_V, occupied_share), (~occupied_V, 1 - occupied_share)):
+    for part_V, share in ((occupied_V, occupied_share), (1 - occupied_V, 1 - occupied_share)):
         of_part_V = weights_V * part_V
         shares_V += share * of_part_V / of_part_V.sum().clamp_min(torch.finfo(weights_V.dtype).tiny)
     return shares_V
+
+
+@cache
+def nearness(grid: VoxelGrid, near: float) -> Tensor:
+    """1 / (1 + d / near) of the voxels of one frame, d metres from the origin along the ground, float32 (X * Y * Z,).
+
+    Args:
+        grid: its frame says where the origin is: the ego vehicle or the LiDAR.
+        near: metres at which that is one half.
+    """
+    distance_XYZ = np.linalg.norm(grid.centres()[..., :2], axis=-1)
+    return torch.from_numpy(1 / (1 + distance_XYZ / near)).float().flatten()

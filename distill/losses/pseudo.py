@@ -1,4 +1,4 @@
-"""The classes of a teacher as labels: the supervised losses on what it is sure of (docs/formulas.md 4.6).
+"""The classes of a teacher as labels: the supervised losses on what it is sure of (docs/formulas.md 4.6 and 4.10).
 
 Letters: V voxels of the whole batch, C classes.
 """
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from distill.classes import ClassSet
 from distill.errors import InputError
+from distill.losses.confidence import frame_confidence, frames_of
 from distill.losses.objective import Lesson, Needs
 from distill.losses.regions import RegionTerm, rows
-from distill.losses.supervised import cross_entropy, lovasz_softmax
+from distill.losses.supervised import cross_entropy, geometric_scal, lovasz_softmax, semantic_scal
 from distill.teaching.taught import Taught
 
 
@@ -38,18 +39,17 @@ class _PseudoTerm(RegionTerm):
         self.threshold, self.frames = _by_class(threshold, self.classes), frames
         self.needs = self.needs._replace(unlabelled=frames == "unlabelled")
 
-    def pseudo_labelled(self, lesson: Lesson, teacher: Taught) -> tuple[Tensor, Tensor]:
-        """The student's log-probabilities (V, C) of the voxels of which the teacher is sure, and its classes (V,)."""
+    def pseudo_labelled(self, lesson: Lesson, teacher: Taught) -> tuple[Tensor, Tensor, Tensor]:
+        """The voxels (V,) of which the teacher is sure, the student's log-probabilities (V, C), the teacher's class."""
 
-        def work_out() -> tuple[Tensor, Tensor]:
+        def work_out() -> tuple[Tensor, Tensor, Tensor]:
             index_V = self.region(lesson, teacher)
             if self.frames == "unlabelled":
-                frame_V = index_V // lesson.frame.semantics[0].numel()
-                index_V = index_V[~lesson.frame.labelled[frame_V]]
+                index_V = index_V[~lesson.frame.labelled[frames_of(index_V, lesson)]]
             labels_V, sure_V = sure_classes(teacher.voxels(index_V), self.threshold)
             sure_V &= labels_V != self.classes.ignored
-            student_VC = rows(lesson.prediction.voxel_logits_BXYZC, index_V[sure_V], axes=1)
-            return student_VC.log_softmax(-1), labels_V[sure_V]
+            index_V, labels_V = index_V[sure_V], labels_V[sure_V]
+            return index_V, rows(lesson.prediction.voxel_logits_BXYZC, index_V, axes=1).log_softmax(-1), labels_V
 
         return lesson.once(
             ("pseudo-labels", teacher.name, self.mask, self.unlabelled, self.frames, self.threshold), work_out
@@ -61,17 +61,21 @@ class PseudoCrossEntropy(_PseudoTerm):
 
     Args:
         balance: how classes are weighed, "log" or "sqrt" (`ClassSet.weights`).
+        confidence: what each frame counts, see `confidence.frame_confidence`.
     """
 
-    def __init__(self, balance: str, **pseudo: Any) -> None:
+    def __init__(self, balance: str, confidence: str, **pseudo: Any) -> None:
         super().__init__(**pseudo)
+        self.confidence = confidence
         self.register_buffer("weights_C", torch.as_tensor(self.classes.weights(balance)), persistent=False)
 
     weights_C: Tensor
 
     def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
         """One teacher's part; 0 where it is sure of nothing."""
-        return cross_entropy(*self.pseudo_labelled(lesson, teacher), self.weights_C)
+        index_V, log_probs_VC, labels_V = self.pseudo_labelled(lesson, teacher)
+        confidence_V = frame_confidence(self, self.confidence, lesson, teacher)[frames_of(index_V, lesson)]
+        return cross_entropy(log_probs_VC, labels_V, self.weights_C, confidence_V)
 
 
 class PseudoLovasz(_PseudoTerm):
@@ -79,8 +83,26 @@ class PseudoLovasz(_PseudoTerm):
 
     def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
         """One teacher's part; 0 where it is sure of nothing."""
-        log_probs_VC, labels_V = self.pseudo_labelled(lesson, teacher)
+        _, log_probs_VC, labels_V = self.pseudo_labelled(lesson, teacher)
         return lovasz_softmax(log_probs_VC.exp(), labels_V)
+
+
+class PseudoSemanticScal(_PseudoTerm):
+    """Precision, recall and specificity of the classes of a teacher, mean over those of which it is sure anywhere."""
+
+    def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
+        """One teacher's part; 0 where it is sure of nothing."""
+        _, log_probs_VC, labels_V = self.pseudo_labelled(lesson, teacher)
+        return semantic_scal(log_probs_VC.exp(), labels_V)
+
+
+class PseudoGeometricScal(_PseudoTerm):
+    """Precision, recall and specificity of what a teacher is sure that it is occupied, whatever the class."""
+
+    def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
+        """One teacher's part; 0 where it is sure of nothing occupied."""
+        _, log_probs_VC, labels_V = self.pseudo_labelled(lesson, teacher)
+        return geometric_scal(log_probs_VC.exp(), labels_V, self.classes.free)
 
 
 def sure_classes(teacher_VC: Tensor, threshold: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Terms of labels and of LiDAR; frames without labels (`labelled` False) add nothing to the first two.
+"""Terms of labels and of LiDAR; frames without labels (`labelled` False) add nothing to those of labels.
 
 Letters: B batch, C classes, V valid voxels of the whole batch, N cameras, D depth bins, H W image cells, M image cells
 with a LiDAR return.
@@ -7,6 +7,8 @@ Only valid voxels are gathered, decoded and normalised: about 14 % of the grid (
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,34 @@ class LovaszSoftmax(Term):
         return lovasz_softmax(log_probs_VC.exp(), labels_V)
 
 
+class SemanticScal(Term):
+    """Precision, recall and specificity of each class against the labels, as MonoScene and MonoOcc raise them.
+
+    Args:
+        weight: of the term.
+        mask: see `regions.labelled_voxels`.
+        classes: names and ids of the classes.
+    """
+
+    def __init__(self, weight: float, mask: str, classes: ClassSet) -> None:
+        super().__init__(weight)
+        self.mask, self.classes = mask, classes
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        """The mean over the classes that are labelled in the mask."""
+        log_probs_VC, labels_V = _labelled(lesson, self.mask, self.classes)
+        return semantic_scal(log_probs_VC.exp(), labels_V)
+
+
+class GeometricScal(SemanticScal):
+    """The same of occupied space against the labels, whatever its class; arguments of `SemanticScal`."""
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        """Of all labelled voxels in the mask."""
+        log_probs_VC, labels_V = _labelled(lesson, self.mask, self.classes)
+        return geometric_scal(log_probs_VC.exp(), labels_V, self.classes.free)
+
+
 class LidarDepth(Term):
     """Depth of the camera lift against the LiDAR; left out for networks that predict none.
 
@@ -96,11 +126,21 @@ def _labelled(lesson: Lesson, mask: str, classes: ClassSet) -> tuple[Tensor, Ten
     return lesson.once(("labelled log-probabilities", mask), work_out)
 
 
-def cross_entropy(log_probs_VC: Tensor, labels_V: Tensor, weights_C: Tensor) -> Tensor:
-    """Class-balanced cross-entropy: sum_v w_y(v) (-ln p_y(v)) / sum_v w_y(v); 0 without voxels."""
+def cross_entropy(
+    log_probs_VC: Tensor, labels_V: Tensor, weights_C: Tensor, confidence_V: Tensor | float = 1.0
+) -> Tensor:
+    """Class-balanced cross-entropy: sum_v c_v w_y(v) (-ln p_y(v)) / sum_v w_y(v); 0 without voxels.
+
+    Args:
+        log_probs_VC: of the network.
+        labels_V: int64 class ids.
+        weights_C: of the classes.
+        confidence_V: c, in [0, 1].
+    """
     weights_V = weights_C.to(log_probs_VC.dtype)[labels_V]
     nll_V = -log_probs_VC.gather(1, labels_V.unsqueeze(1)).squeeze(1)
-    return (weights_V * nll_V).sum() / weights_V.sum().clamp_min(torch.finfo(weights_V.dtype).tiny)
+    total = (confidence_V * weights_V * nll_V).sum()
+    return total / weights_V.sum().clamp_min(torch.finfo(weights_V.dtype).tiny)
 
 
 def lovasz_softmax(probs_VC: Tensor, labels_V: Tensor) -> Tensor:
@@ -135,6 +175,58 @@ def _lovasz_binary(probs_V: Tensor, foreground_V: Tensor) -> Tensor:
         weights_V = torch.zeros_like(errors_V)
         weights_V[index_K] = jaccard_K.diff(prepend=jaccard_K.new_zeros(1))
     return (errors_V * weights_V).sum()
+
+
+def semantic_scal(probs_VC: Tensor, labels_V: Tensor) -> Tensor:
+    """-ln of precision, recall and specificity of each class, mean over those in the labels (docs/formulas.md 4.10).
+
+    Args:
+        probs_VC: probabilities.
+        labels_V: int64 class ids.
+
+    Returns:
+        A scalar in [0, 300]; 0 without voxels.
+    """
+    own_VC = labels_V.unsqueeze(1) == torch.arange(probs_VC.shape[1], device=labels_V.device)
+    right_C = torch.where(own_VC, probs_VC, 0).sum(0)
+    count_C = labels_V.bincount(minlength=probs_VC.shape[1])
+    scal_C = _scal(right_C, probs_VC.sum(0), count_C.to(probs_VC.dtype), len(labels_V))
+    return scal_C.sum() / (count_C > 0).sum().clamp_min(1)
+
+
+def geometric_scal(probs_VC: Tensor, labels_V: Tensor, free: int) -> Tensor:
+    """-ln of precision, recall and specificity of occupied space (docs/formulas.md 4.10).
+
+    Args:
+        probs_VC: probabilities.
+        labels_V: int64 class ids.
+        free: id of the free class.
+
+    Returns:
+        A scalar in [0, 300]; 0 without an occupied voxel.
+    """
+    probs_V, occupied_V = 1 - probs_VC[:, free], labels_V != free
+    return _scal((probs_V * occupied_V).sum(), probs_V.sum(), occupied_V.sum().to(probs_V.dtype), len(labels_V))
+
+
+def _scal(right: Tensor, said: Tensor, count: Tensor, voxels: int) -> Tensor:
+    """The sum of the three; 0 where the labels have no such voxel.
+
+    Args:
+        right: probability of the class, summed over its voxels.
+        said: the same over all voxels.
+        count: of its voxels.
+        voxels: of all.
+    """
+    others = voxels - count
+    sum_of_three = _nll(right, said) + _nll(right, count) + _nll(others - (said - right), others)
+    return torch.where(count > 0, sum_of_three, 0)
+
+
+def _nll(part: Tensor, whole: Tensor) -> Tensor:
+    """-ln (part / whole), at most 100 as in binary cross-entropy; 0 where there is no whole."""
+    share = part / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+    return torch.where(whole > 0, -share.clamp_min(math.exp(-100)).log(), 0)
 
 
 def depth_cross_entropy(logits_BNDHW: Tensor, depth_BNHW: Tensor, lower: float, upper: float) -> Tensor:

@@ -32,7 +32,7 @@ def logits():
 
 
 def kd(kind, weight=1.0, teachers=None, mask="camera"):
-    return kind(temperature=2.0, **listening(mask, weight, teachers=teachers))
+    return kind(temperature=2.0, confidence="none", **listening(mask, weight, teachers=teachers))
 
 
 def test_terms_come_raw_and_weighted_in_their_order(logits):

@@ -35,7 +35,9 @@ def logits():
 
 def pseudo(threshold=0.0, frames="unlabelled", mask="camera", classes=OCC3D_CLASSES, teachers=None):
     shared = {"threshold": threshold, "frames": frames, **listening(mask, teachers=teachers, classes=classes)}
-    return Objective({"ce": PseudoCrossEntropy(balance="log", **shared), "lovasz": PseudoLovasz(**shared)})
+    return Objective(
+        {"ce": PseudoCrossEntropy(balance="log", confidence="none", **shared), "lovasz": PseudoLovasz(**shared)}
+    )
 
 
 def values(objective, frame, logits):

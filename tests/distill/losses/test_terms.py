@@ -12,13 +12,16 @@ from distill.bev import bev_log_probs
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
 from distill.frame import Mirror
+from distill.losses.jaccard import SoftJaccard
 from distill.losses.logits import BalancedVoxelKL, BevKL, VoxelKL, distillation_kl
 from distill.losses.objective import Objective
-from distill.losses.pseudo import PseudoCrossEntropy, PseudoLovasz
+from distill.losses.pseudo import PseudoCrossEntropy, PseudoGeometricScal, PseudoLovasz, PseudoSemanticScal
 from distill.losses.supervised import (
     CrossEntropy,
+    GeometricScal,
     LidarDepth,
     LovaszSoftmax,
+    SemanticScal,
     cross_entropy,
     depth_cross_entropy,
     lovasz_softmax,
@@ -63,20 +66,33 @@ def supervision(mask="camera", **weights):
     built = {
         "ce": lambda weight: CrossEntropy(weight, "log", mask, OCC3D_CLASSES),
         "lovasz": lambda weight: LovaszSoftmax(weight, mask, OCC3D_CLASSES),
+        "semantic_scal": lambda weight: SemanticScal(weight, mask, OCC3D_CLASSES),
+        "geometric_scal": lambda weight: GeometricScal(weight, mask, OCC3D_CLASSES),
         "depth": LidarDepth,
     }
     return Objective({name: built[name](weight) for name, weight in weights.items()})
 
 
-def distillation(mask="camera", voxel_weight=1.0, bev_weight=1.0, temperature=2.0, classes=OCC3D_CLASSES):
+def distillation(
+    mask="camera", voxel_weight=1.0, bev_weight=1.0, temperature=2.0, classes=OCC3D_CLASSES, confidence="none"
+):
     terms = {"kd_voxel": (VoxelKL, voxel_weight), "kd_bev": (BevKL, bev_weight)}
     return Objective(
         {
-            name: kind(temperature=temperature, **listening(mask, weight, classes=classes))
+            name: kind(temperature=temperature, confidence=confidence, **listening(mask, weight, classes=classes))
             for name, (kind, weight) in terms.items()
             if weight
         }
     )
+
+
+def balanced(**how):
+    shares = {"balance": "sqrt", "occupied_share": 0.5, **how}
+    return Objective({"it": BalancedVoxelKL(temperature=2.0, confidence="none", **shares, **listening())})
+
+
+def pseudo(kind, **how):
+    return Objective({"it": kind(threshold=0.2, frames="all", **how, **listening())})
 
 
 def terms(objective, logits, frame, **of_lesson):
@@ -107,9 +123,16 @@ OBJECTIVES = {
     "kd_voxel": distillation(bev_weight=0.0),
     "kd_bev": distillation(voxel_weight=0.0),
     "kd_occupied": distillation(mask="occupied", bev_weight=0.0),
-    "balanced": Objective({"it": BalancedVoxelKL(balance="sqrt", occupied_share=0.5, temperature=2.0, **listening())}),
-    "pseudo_ce": Objective({"it": PseudoCrossEntropy(balance="log", threshold=0.2, frames="all", **listening())}),
-    "pseudo_lovasz": Objective({"it": PseudoLovasz(threshold=0.2, frames="all", **listening())}),
+    "kd_entropy": distillation(confidence="entropy"),
+    "semantic_scal": supervision(semantic_scal=1.0),
+    "geometric_scal": supervision(geometric_scal=1.0),
+    "balanced": balanced(balance_by="class", near=None),
+    "balanced_by_mass": balanced(balance_by="mass", near=1.5),
+    "jaccard": Objective({"it": SoftJaccard(**listening())}),
+    "pseudo_ce": pseudo(PseudoCrossEntropy, balance="log", confidence="entropy"),
+    "pseudo_lovasz": pseudo(PseudoLovasz),
+    "pseudo_semantic_scal": pseudo(PseudoSemanticScal),
+    "pseudo_geometric_scal": pseudo(PseudoGeometricScal),
 }
 
 
@@ -337,7 +360,7 @@ class TestSupervision:
 
     def test_unlabelled_frames_count_for_nothing(self, frame, logits):
         frame.labelled[1] = False
-        loss = supervision("all", ce=1.0, lovasz=1.0)
+        loss = supervision("all", ce=1.0, lovasz=1.0, semantic_scal=1.0, geometric_scal=1.0)
         _, gradient = value_and_gradient(loss, logits, frame)
         assert gradient[0].any()
         assert not gradient[1].any()
