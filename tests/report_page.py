@@ -83,6 +83,34 @@ def results_of(*names):
     return {"scored": scored, "sources": {name: a_source(seed) for seed, name in enumerate(names)}}
 
 
+def a_verdict():
+    """A gain that is shown, a loss that is not, and one of a class that is."""
+
+    def gain(value, *interval, **more):
+        return {"gain": value, "interval": list(interval) or None, **more}
+
+    return {
+        "student": "student",
+        "control": "control",
+        "teacher": "teacher",
+        "keyframes": 18,
+        "resamples": 1000,
+        "level": 0.95,
+        "steps": [240, 240],
+        "not trained alike": [],
+        "gains": {
+            "mIoU": gain(1.9, 0.8, 3.0, **{"share of the gap": 0.06}),
+            "geometric IoU": gain(1.0, 0.5, 1.5, **{"share of the gap": 0.1}),
+            "RayIoU": gain(-0.2, -1.0, 0.6, **{"share of the gap": -0.01}),
+        },
+        "worse": [
+            {"class": "construction_vehicle", "keyframes": 18, **gain(-4.0, -6.0, -2.0)},
+            {"class": "bus", "keyframes": 2, **gain(-1.0)},
+        ],
+        "unlearnt": ["construction_vehicle"],
+    }
+
+
 def a_keyframe(results, grid=GRID, voxel=(12, 8, 0)):
     """Every volume: one layer of cars at the bottom, one pedestrian above."""
     keys = ["ground truth", *results["sources"]]

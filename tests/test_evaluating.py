@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from workshop import STORE, Workshop
+from workshop import SMALL_STUDENT, STORE, Workshop
 
 from distill.files import owned
 
@@ -141,6 +141,27 @@ def test_a_store_of_another_teacher_is_not_shown_as_the_teacher(workshop, traine
     assert "not the teacher of this checkpoint" in printed
     results = json.loads((tmp_path / "report/metrics.json").read_text())
     assert list(results["sources"]) == ["student"]
+
+
+def test_a_student_beside_its_control_is_judged_first(workshop, trained, tmp_path):
+    """By one process and by two alike; the gap is that to the store that taught it."""
+    workshop.ok("occ-train-student", *SMALL_STUDENT, "kd=none", f"output={tmp_path / 'control'}")
+    given = (f"checkpoint={trained.parent / 'last.pt'}", f"sources=[{tmp_path / 'control/last.pt'}]", *QUICK)
+    lines = workshop.ok("occ-eval", *given, f"output={tmp_path / 'one'}").splitlines()
+    said = next(place for place, line in enumerate(lines) if line.startswith("mIoU: no difference that 4 keyframes"))
+    assert said < next(place for place, line in enumerate(lines) if line.startswith("percent"))
+    results = json.loads((tmp_path / "one/metrics.json").read_text())
+    verdict, sources = results["verdict"], results["sources"]
+    assert (verdict["student"], verdict["control"], verdict["teacher"]) == ("student", "control", "teacher")
+    assert verdict["not trained alike"] == [] and verdict["keyframes"] == 4
+    for short, name in (("mIoU", "Occ3D-17 mIoU"), ("geometric IoU", "Occ3D-17 geometric IoU"), ("RayIoU", "RayIoU")):
+        student, teacher, control = (sources[source]["metrics"][name] for source in ("student", "teacher", "control"))
+        assert verdict["gains"][short]["gain"] == pytest.approx(student - control)
+        assert verdict["gains"][short]["share of the gap"] == pytest.approx((student - control) / (teacher - control))
+    assert "no difference that 4 keyframes can show" in (tmp_path / "one/report.html").read_text()
+    ended = workshop.launch(2, "occ-eval", *given, f"output={tmp_path / 'two'}")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((tmp_path / "two/metrics.json").read_text())["verdict"] == verdict
 
 
 def test_sources_of_one_name_keep_their_columns(here):

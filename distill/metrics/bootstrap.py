@@ -71,9 +71,9 @@ def paired_bootstrap(pairs: Sequence[tuple[Counts, Counts]], score: Score, resam
     return Gain(value_M, control_M, gain_M, low_M, high_M)
 
 
-def _scores(pairs: Sequence[tuple[Counts, Counts]], score: Score, weights_NK: np.ndarray) -> list[Tensor]:
-    """Of all arms, and of all controls, (N, S, M): keyframes count by their weights; float64 adds integers exactly."""
-    weights_NK = torch.from_numpy(weights_NK).double()
+def _scores(pairs: Sequence[tuple[Counts, Counts]], score: Score, drawn_NK: np.ndarray) -> list[Tensor]:
+    """Of all arms, and of all controls, (N, S, M): keyframes count as often as drawn; float64 adds integers exactly."""
+    weights_NK = torch.from_numpy(drawn_NK).double()
     return [
         torch.stack([score(*(torch.tensordot(weights_NK, each.double(), 1) for each in counts)) for counts in side], 1)
         for side in zip(*pairs, strict=True)

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ from distill.command import command
 from distill.errors import InputError
 from distill.frame import Frame, stack
 from distill.metrics import OccupancyScore
+from distill.metrics.bootstrap import Counts
 from distill.nuscenes.index import Keyframe, Keyframes
 from distill.nuscenes.labels import LabelSource
 from distill.pictures.voxels import Painter
 from student.evaluation.comparison import Comparison, open_comparison
+from student.evaluation.control import find_arms
 from student.evaluation.cost import network_cost
 from student.evaluation.folder import begin, dataroot, report_folder
 from student.evaluation.page import KeyframePictures, write_page
@@ -35,6 +37,9 @@ from student.evaluation.request import open_files, settings_of
 from student.evaluation.robustness import CorruptedFrames, Corruption, corruptions, with_worst
 from student.evaluation.scorecard import ScenePoses, Scorecard, json_number, self_check
 from student.evaluation.sources import CheckpointSource, Prediction, Source
+from student.evaluation.verdict import METRICS, verdict
+
+T = TypeVar("T")
 
 
 @command("eval")
@@ -57,6 +62,7 @@ def main(config: DictConfig) -> None:
         results = evaluation.run()
         if ranks.rank() > 0:
             return
+        results = evaluation.verdict(results["sources"]) | results
         miou, page = evaluation.keyframe_miou, output / "report.html"
         begin(output)
         (output / "summary.txt").write_text(f"{comparison.told}\n")
@@ -80,6 +86,7 @@ class Evaluation:
 
     Attributes:
         keyframe_miou: source -> sample token -> mIoU, of all processes.
+        keyframe_counts: the same of `Scorecard.keyframe_counts`, of a student and its control.
         painter: of the grid and class set.
     """
 
@@ -89,6 +96,8 @@ class Evaluation:
         self.poses = ScenePoses(comparison.index, comparison.grid)
         self.painter = Painter(comparison.grid, comparison.classes)
         self.keyframe_miou: dict[str, dict[str, float]] = {}
+        self.keyframe_counts: dict[str, dict[str, Counts]] = {}
+        self.arms = find_arms(comparison.sources)
         scenes = list(dict.fromkeys(keyframe.scene for keyframe in comparison.keyframes))
         ranks.check_enough(len(scenes), "scenes")
         own = set(scenes[ranks.rank() :: ranks.world_size()])
@@ -121,9 +130,25 @@ class Evaluation:
                 card.update(prediction, frame.semantics, frame.mask_camera, keyframe)
         result = {"kind": source.kind, "path": source.path, "facts": source.facts, **card.compute()}
         self.keyframe_miou[source.name] = gathered(card.keyframe_miou)
+        if self.arms is not None and source in self.arms[:2]:
+            self.keyframe_counts[source.name] = gathered(card.keyframe_counts)
         if isinstance(source, CheckpointSource):
             result |= self._of_network(source, result["metrics"])
         return result
+
+    def verdict(self, sources: dict[str, Any]) -> dict[str, Any]:
+        """`verdict`, where a student has a control beside it; `sources` are the results of all."""
+        arms, classes = self.arms, self.comparison.classes
+        if arms is None:
+            return {}
+        counts = {
+            name: [torch.stack(each) for each in zip(*map(of.get, self.comparison.labelled.tokens), strict=True)]
+            for name, of in self.keyframe_counts.items()
+        }
+        names = (f"{classes.convention} mIoU", f"{classes.convention} geometric IoU", "RayIoU")
+        metrics = {} if arms.teacher is None else sources[arms.teacher.name]["metrics"]
+        teacher = {short: metrics.get(name) for short, name in zip(METRICS, names, strict=True)}
+        return {"verdict": verdict(arms, counts, teacher, classes)}
 
     def _of_network(self, source: CheckpointSource, metrics: dict[str, Any]) -> dict[str, Any]:
         """What only a network has: its cost, and its scores on corrupted input."""
@@ -265,10 +290,10 @@ def _labels(frame: Frame, row: int) -> Frame:
     return Frame(labelled=frame.labelled[row], semantics=frame.semantics[row], mask_camera=frame.mask_camera[row])
 
 
-def gathered(numbers: dict[str, float]) -> dict[str, float]:
-    """The entries of all processes, in the order of their keys."""
+def gathered(own: dict[str, T]) -> dict[str, T]:
+    """The entries of all processes, process by process."""
     if not dist.is_initialized():
-        return numbers
-    parts: list[dict[str, float]] = [{} for _ in range(ranks.world_size())]
-    dist.all_gather_object(parts, numbers)
+        return own
+    parts: list[dict[str, T]] = [{} for _ in range(ranks.world_size())]
+    dist.all_gather_object(parts, own)
     return {key: value for part in parts for key, value in part.items()}

@@ -65,7 +65,7 @@ def write_page(
     Args:
         path: the HTML file.
         results: what metrics.json holds: `scored`, what was scored, and `sources`, one to six sources by name, whose
-            numbers are compared with those of the first.
+            numbers are compared with those of the first; where a student has a control among them, `verdict`.
         classes, grid: of labels and predictions.
         pictures: of some keyframes; may be empty.
 
@@ -80,6 +80,7 @@ def write_page(
         .render(
             scored=results["scored"],
             sources=sources,
+            verdict=page_tables.verdict(results.get("verdict")),
             headline=page_tables.headline(sources),
             per_class=page_tables.per_class(sources, results["scored"]["convention"]),
             bands=page_tables.bands(sources),

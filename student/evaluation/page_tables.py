@@ -1,13 +1,16 @@
 """The numbers of metrics.json in the order and words in which the page shows them.
 
-Every function takes the `sources` of metrics.json and returns what the template walks over; [] or {} leaves its section
-out. A number that a source does not have is None.
+Every function takes the `sources` of metrics.json (`verdict` takes its namesake) and returns what the template walks
+over; [] or {} leaves its section out. A number that a source does not have is None.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
+
+from student.evaluation.verdict import measured, shown, words
 
 Sources = dict[str, dict[str, Any]]
 
@@ -88,6 +91,37 @@ def fact(value: Any) -> str:
 def difference(value: float | None, reference: float | None) -> float | None:
     """Value minus reference; None without one of them."""
     return None if value is None or reference is None else value - reference
+
+
+def verdict(found: dict[str, Any] | None) -> dict[str, Any]:
+    """Sentences on the gains, each with its row; rows of the classes below the control; and how far that goes.
+
+    Both have the gain and its interval in `text`, whether that is `shown`, and the `line` that draws it.
+    """
+    if found is None:
+        return {}
+    said = words(found, signed)
+    gains = [line | {"words": text} for line, text in zip(_lines(found["gains"].values()), said["gains"], strict=True)]
+    worse = [
+        line | {"class": row["class"], "keyframes": row["keyframes"]}
+        for line, row in zip(_lines(found["worse"]), found["worse"], strict=True)
+    ]
+    return {"gains": gains, "worse": worse, "remarks": said["remarks"]}
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`line`: the ends of the interval about the gain in percent of an axis that is as long to both sides of 0."""
+    lines = [(row, row["interval"] or [row["gain"]] * 2) for row in rows]
+    reach = max((abs(end) for _, ends in lines for end in ends), default=0.0) or 1.0
+    return [
+        {
+            "text": measured(row, signed),
+            "shown": shown(row),
+            "better": row["gain"] > 0,
+            "line": [50 + 50 * value / reach for value in (low, row["gain"], high)],
+        }
+        for row, (low, high) in lines
+    ]
 
 
 def headline(sources: Sources) -> list[dict[str, Any]]:

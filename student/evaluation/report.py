@@ -11,6 +11,7 @@ from typing import Any
 from distill.errors import InputError
 from distill.files import write_durably
 from student.evaluation.comparison import Comparison
+from student.evaluation.verdict import measured, shown, words
 
 Value = str | float | int | None
 Rows = list[list[Value]]
@@ -19,11 +20,11 @@ Rows = list[list[Value]]
 def write_numbers(
     output: Path, results: dict[str, Any], keyframe_miou: dict[str, dict[str, float]], comparison: Comparison
 ) -> None:
-    """Write metrics.json, summary.csv, per_class.csv, keyframes.csv and robustness.csv; print the summary.
+    """Write metrics.json, summary.csv, per_class.csv, keyframes.csv and robustness.csv; print verdict and summary.
 
     Args:
         output: the folder.
-        results: what `student.evaluation.main.Evaluation.run` returns.
+        results: what `student.evaluation.main.Evaluation.run` returns, and `verdict` if there is one.
         keyframe_miou: source -> sample token -> mIoU.
         comparison: what was scored.
 
@@ -42,10 +43,24 @@ def write_numbers(
                 csv.writer(stream).writerows([[_text(value) for value in row] for row in rows])
     except OSError as error:
         raise InputError(f"{output}: cannot write here ({error}): choose another output=") from error
+    if "verdict" in results:
+        print("\n".join([*_verdict(results["verdict"]), ""]))
     iou = f"{results['scored']['convention']} IoU"
     by_class = [row[1:] for row in per_class if row[0] == iou]
     _print([["percent", *summary[0][1:]], *summary[1:], [iou, *summary[0][1:]], *by_class])
     print(_sentence(results))
+
+
+def _verdict(verdict: dict[str, Any]) -> list[str]:
+    """Its sentences and the classes below the control, plain ASCII: a terminal may know no more."""
+    said = words(verdict, "{:+.2f}".format)
+    rows = [
+        f"  {'*' if shown(row) else ' '} {row['class'].ljust(22)}{measured(row, '{:+.2f}'.format)}  "
+        f"(in {row['keyframes']} keyframes)"
+        for row in verdict["worse"]
+    ]
+    title = ["below the control, IoU in points (* the interval does not hold 0):"] if rows else []
+    return [*said["gains"], *said["remarks"], *title, *rows]
 
 
 def _summary(results: dict[str, Any]) -> Rows:

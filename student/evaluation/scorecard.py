@@ -1,6 +1,6 @@
 """All metrics of one source, and the check that they work before anything is scored.
 
-Letters: X Y Z voxel axes, C classes, K keyframes of a scene, T ray origins.
+Letters: X Y Z voxel axes, C classes, D thresholds of RayIoU, K keyframes of a scene, T ray origins.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from distill.metrics import (
     height_bands,
     ray_origins,
 )
+from distill.metrics.bootstrap import Counts
 from distill.metrics.rays import THRESHOLDS
 from distill.nuscenes.index import Keyframe, NuScenesIndex
 from student.evaluation.sources import Prediction
@@ -66,7 +67,7 @@ class ScenePoses:
 
 
 class Scorecard:
-    """Accumulates every metric over keyframes; with each of them its memory grows by one number.
+    """Accumulates every metric over keyframes; with each of them its memory grows by 3 kB.
 
     Args:
         grid, classes: of labels and predictions.
@@ -78,6 +79,8 @@ class Scorecard:
     Attributes:
         keyframe_miou: sample token -> mIoU of that keyframe alone, by the class set's convention, over the classes that
             occur.
+        keyframe_counts: sample token -> what was counted in that keyframe alone, int32 on the CPU: confusion (C, C),
+            rays (C, C) and hits (D, C) as `OccupancyScore` and `RayIoU` have them.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Scorecard:
         self.flicker = Flicker(grid, classes).to(device)
         self.calibration = Calibration(classes, settings.calibration_bins).to(device) if probabilities else None
         self.keyframe_miou: dict[str, float] = {}
+        self.keyframe_counts: dict[str, Counts] = {}
 
     def update(self, prediction: Prediction, semantics_XYZ: Tensor, mask_XYZ: Tensor, keyframe: Keyframe) -> None:
         """Count one labelled keyframe."""
@@ -107,12 +111,13 @@ class Scorecard:
             "semantics_XYZ": semantics_XYZ.to(self.device),
             "mask_XYZ": mask_XYZ.to(self.device),
         }
-        before_CC = self.occupancy.confusion_CC.clone()
+        before = [counts.clone() for counts in self._counts()]
         for metric in (self.occupancy, self.distance, self.height, self.f_score):
             metric.update(**volumes)
-        score = self.convention.score(self.occupancy.confusion_CC - before_CC)
-        self.keyframe_miou[keyframe.token] = float(score.occurring_miou)
         self.rays.update(volumes["prediction_XYZ"], volumes["semantics_XYZ"], self.poses.ray_origins(keyframe))
+        counts = [(after - earlier).cpu() for after, earlier in zip(self._counts(), before, strict=True)]
+        self.keyframe_miou[keyframe.token] = float(self.convention.score(counts[0]).occurring_miou)
+        self.keyframe_counts[keyframe.token] = [each.int() for each in counts]
         self.flicker.update(
             **volumes,
             token=keyframe.token,
@@ -125,6 +130,9 @@ class Scorecard:
             if prediction.covered_XYZ is not None:
                 mask_XYZ = mask_XYZ & prediction.covered_XYZ.to(self.device)
             self.calibration.update(prediction.log_probs_XYZC.exp(), semantics_XYZ, mask_XYZ)
+
+    def _counts(self) -> Counts:
+        return self.occupancy.confusion_CC, self.rays.rays_CC, self.rays.hits_DC
 
     def compute(self) -> dict[str, Any]:
         """Everything about the keyframes of all processes, which must all ask; JSON-ready, in percent.

@@ -83,7 +83,7 @@ class CheckpointSource:
     probabilities = True
 
     def __init__(self, name: str, checkpoint: Checkpoint, views: Sequence[View], device: torch.device) -> None:
-        self.name, self.path = name, str(checkpoint.path)
+        self.name, self.path, self.checkpoint = name, str(checkpoint.path), checkpoint
         self.network = checkpoint.network().to(device)
         self.views, self.device = views, device
         config = checkpoint.config

@@ -295,6 +295,21 @@ def test_a_scorecard_is_json_with_every_metric():
     assert len(set(card.keyframe_miou.values())) == 3
 
 
+def test_counts_of_single_keyframes_add_up_to_everything():
+    card = scorecard()
+    for place in range(3):
+        labels = tensors(Labels().read(keyframe(place)))
+        prediction = labels["semantics"].masked_fill(torch.arange(6)[:, None, None] < place, FREE)
+        card.update(Prediction(prediction), labels["semantics"], labels["mask_camera"], keyframe(place))
+    assert list(card.keyframe_counts) == list(Index.tokens)
+    missed = [int(counts[0][ROAD, FREE]) for counts in card.keyframe_counts.values()]
+    assert missed == [0, 6, 12]
+    confusion_CC, rays_CC, hits_DC = (sum(each) for each in zip(*card.keyframe_counts.values(), strict=True))
+    assert torch.equal(confusion_CC.long(), card.occupancy.confusion_CC)
+    assert torch.equal(rays_CC.long(), card.rays.rays_CC)
+    assert torch.equal(hits_DC.long(), card.rays.hits_DC) and hits_DC.any()
+
+
 def test_what_a_teacher_has_not_modelled_is_not_calibrated():
     labels = tensors(Labels().read(keyframe(0)))
     log_probs = torch.full((*GRID.shape, 18), 1 / 18).log()

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from report_page import GRID, a_keyframe, page_of, results_of
+from report_page import GRID, a_keyframe, a_verdict, page_of, results_of
 
 from distill.classes import SURROUNDOCC_CLASSES
 from distill.grids import VoxelGrid
@@ -124,6 +124,23 @@ def test_one_source_and_six(tmp_path, count):
     assert page.count("<figure data-pane") == count
     assert ('class="change' in page) == (count > 1)
     assert "None" not in words_of(page) and "nan" not in words_of(page)
+
+
+def test_it_begins_with_the_verdict_where_there_is_one(tmp_path):
+    results = results_of("student", "teacher", "control")
+    assert 'id="verdict"' not in page_of(tmp_path, results)
+    page = page_of(tmp_path, {"verdict": a_verdict(), **results})
+    assert Elements(page).open == []
+    assert page.index('id="verdict"') < page.index('class="card"')
+    text = words_of(page)
+    assert "Distilling gains +1.90 mIoU over the control [+0.80, +3.00], 6 % of the gap to the teacher" in text
+    assert "RayIoU: no difference that 18 keyframes can show, −0.20 [−1.00, +0.60]" in text
+    assert "construction vehicle −4.00 [−6.00, −2.00] in 18 keyframes" in text
+    assert "ONE seed per arm" in text and "unlearnt: construction vehicle" in text
+    assert len(re.findall('<li class="shown">', page)) == 1
+    lines = re.findall(r'<svg class="interval( \w+)?".*?<path d="M([\d.]+) 4H([\d.]+)"/>', page)
+    assert lines[0] == (" better", "63.33", "100.00") and lines[2] == ("", "33.33", "60.00")
+    assert lines[3] == (" worse", "0.00", "33.33") and lines[4] == ("", "41.67", "41.67")
 
 
 def test_names_and_paths_are_escaped(tmp_path):
