@@ -93,7 +93,7 @@ Interval = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterVal
 Edges = Annotated[list[float], Field(min_length=2), AfterValidator(_rising)]
 Mask = Literal["camera", "lidar", "all"]
 TaughtMask = Literal["camera", "lidar", "occupied", "all"]
-Unlabelled = Literal["all"]
+Unlabelled = Literal["seen", "prior", "all"]
 Balance = Literal["log", "sqrt"]
 BalanceBy = Literal["class", "mass"]
 Confidence = Literal["none", "entropy", "agreement"]

@@ -232,7 +232,8 @@ class Frame(Record):
         points: float32 (P, 4) x, y, z in metres, intensity in [0, 1].
         depth: float32 (N, H / stride, W / stride) metres, 0 = no return.
         semantics: uint8 (X, Y, Z); without a label all free.
-        mask_camera, mask_lidar: bool (X, Y, Z), what the cameras see and what the LiDAR observed; without a label none.
+        mask_camera, mask_lidar: bool (X, Y, Z), what the cameras see and what the LiDAR observed; without a label none,
+            or, where a term asks for it, as `mask_camera` what cameras see as a rule.
         labelled: bool, whether there is a label.
         teachers: name -> what it says.
         past: earlier keyframes of the scene, the latest first, each with its own ego frame.

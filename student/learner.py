@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -58,16 +58,27 @@ def make_objective(config: DictConfig, network: nn.Module) -> Objective:
     return Objective(left, config.kd.warmup_steps)
 
 
-def open_teachers(config: DictConfig, objective: Objective, tokens: Sequence[str]) -> list[Provider]:
-    """The teachers of `config.teachers` to whom a term listens; `tokens` are all keyframes of the dataroot.
+def open_teachers(
+    config: DictConfig, objective: Objective, tokens: Sequence[str], unlabelled: Collection[str]
+) -> list[Provider]:
+    """The teachers of `config.teachers` to whom a term listens.
+
+    Args:
+        config: of the run.
+        objective: the terms.
+        tokens: all keyframes of the dataroot.
+        unlabelled: training keyframes without labels.
 
     Raises:
         InputError: a term listens to one that there is not, or one cannot answer.
     """
     objective.check_teachers([str(name) for name in config.teachers])
-    shared = {"grid": instantiate(config.grid), "classes": instantiate(config.classes), "tokens": tokens}
+    shared = {"grid": instantiate(config.grid), "classes": instantiate(config.classes)}
+    shared |= {"tokens": tokens, "unlabelled": unlabelled}
     return [
-        instantiate(node, _partial_=True)(name=name, asked=asked, **shared)
+        instantiate(node, _partial_=True)(
+            name=name, asked=asked, asked_unlabelled=objective.asked_unlabelled(str(name)), **shared
+        )
         for name, node in config.teachers.items()
         if (asked := objective.asked(str(name)))
     ]

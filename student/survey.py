@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -15,10 +15,11 @@ from distill.losses.objective import Objective
 from distill.nuscenes.dataroot import open_labels
 from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.nuscenes.inventory import SOURCES, Inventory, place_of_labels, settle_missing, summary, take_stock
-from distill.nuscenes.labels import LabelSource
+from distill.nuscenes.labels import LabelSource, WithPrior, camera_prior
 from distill.nuscenes.layout import LIDAR
 from distill.nuscenes.withheld import Withheld
 from distill.teaching import Provider
+from student.learner import open_teachers
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,22 @@ class Plan:
         index: of the dataroot.
         depth_stride: of the depth maps that supervise the lift; None where no term asks for them.
         objective: the terms.
-        teachers: to whom a term listens.
     """
 
     config: DictConfig
     index: NuScenesIndex
     depth_stride: int | None
     objective: Objective
-    teachers: Sequence[Provider]
+
+    @cached_property
+    def teachers(self) -> list[Provider]:
+        """To whom a term listens, opened when they are first asked for.
+
+        Raises:
+            InputError: a term listens to one that there is not, or one cannot answer.
+        """
+        unlabelled = self.unlabelled() if self.objective.asks_unlabelled else frozenset()
+        return open_teachers(self.config, self.objective, self.index.tokens, unlabelled)
 
     @property
     def lidar(self) -> bool:
@@ -67,6 +76,12 @@ class Plan:
         if split == "val" or hidden is None:
             return labels
         return Withheld(labels, self.keyframes(split).scenes, **hidden)
+
+    def unlabelled(self) -> frozenset[str]:
+        """The training keyframes that have no label file, whole or not."""
+        labels = self.labels("train")
+        paths = {keyframe.token: labels.path(keyframe) for keyframe in self.keyframes("train")}
+        return frozenset(token for token, path in paths.items() if path is None or not path.exists())
 
 
 def survey(plan: Plan, output: Path) -> dict[str, Inventory]:
@@ -107,6 +122,19 @@ def take_splits(plan: Plan, labels: dict[str, LabelSource]) -> dict[str, Invento
         split: take_stock(plan.keyframes(split), labels[split], free, cameras=True, lidar=scans[split])
         for split in scans
     }
+
+
+def training_labels(plan: Plan, train: Inventory) -> LabelSource:
+    """The labels of split "train"; for keyframes without any, what cameras see as a rule, where a term asks for it.
+
+    Raises:
+        InputError: it does, and no keyframe has labels.
+    """
+    labels, keyframes = plan.labels("train"), train.keyframes
+    if not plan.objective.needs_prior or len(train.labelled) == len(keyframes):
+        return labels
+    labelled = keyframes.where([token in train.labelled for token in keyframes.tokens])
+    return WithPrior(labels, camera_prior(labels, labelled))
 
 
 def withheld(train: Inventory, labels: LabelSource) -> dict[str, dict[str, str]]:

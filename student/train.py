@@ -26,11 +26,11 @@ from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.inventory import Inventory
 from distill.weights import load_strictly
 from student.identity import check_same_run, run_facts
-from student.learner import Learner, make_objective, open_teachers
+from student.learner import Learner, make_objective
 from student.sampler import MixedSampler, ResumableSampler
 from student.scoring import score_network
 from student.stream import TeacherStream
-from student.survey import Plan, survey
+from student.survey import Plan, survey, training_labels
 from student.training import PRECISIONS, Trainer
 
 LAST, BEST = "last.pt", "best.pt"
@@ -58,7 +58,7 @@ def prepare(config: DictConfig, output: Path, device: torch.device) -> Trainer:
     network = make_network(config, fresh=last is None)
     objective = make_objective(config, network)
     depth_stride = getattr(network, "depth_stride", None) if objective.needs_depth else None
-    plan = Plan(config, index, depth_stride, objective, open_teachers(config, objective, index.tokens))
+    plan = Plan(config, index, depth_stride, objective)
     splits = survey(plan, output)
     data = {name: stock.identity(plan.sources) for name, stock in splits.items()}
     facts = run_facts(config, objective, plan.teachers, data)
@@ -136,7 +136,7 @@ def training_loader(plan: Plan, stock: Inventory) -> DataLoader:
     """Batches of the training keyframes joined with what the teachers say.
 
     Raises:
-        InputError: batch size, ranks and keyframes do not fit.
+        InputError: batch size, ranks and keyframes do not fit, or there is no label to take a prior from.
     """
     config, keyframes = plan.config, stock.keyframes
     ranks.check_enough(len(keyframes), "training keyframes")
@@ -152,7 +152,7 @@ def training_loader(plan: Plan, stock: Inventory) -> DataLoader:
         )
     frames = FrameDataset(
         keyframes,
-        labels=plan.labels("train"),
+        labels=training_labels(plan, stock),
         augmentation=instantiate(config.trainer.augmentation),
         seed=config.seed,
         depth_stride=plan.depth_stride,

@@ -18,6 +18,7 @@ from distill.networks.prediction import DepthBins, Occupancy
 from distill.signals import GaussianKind
 from distill.signals.bev import Bev, BevProbs
 from distill.signals.gaussians import GaussianSet, GaussiansTold
+from distill.signals.seen import Seen
 from distill.signals.voxels import VoxelCodes, Voxels
 from distill.teaching.taught import Taught
 
@@ -73,7 +74,7 @@ def taught(
     if "gaussians" in told.signals:
         answers = dict.fromkeys(asked, GaussianSet(grid, classes, KIND))
     else:
-        answers = {"voxels": Voxels(grid, classes), "columns": Bev(grid, classes)}
+        answers = {"voxels": Voxels(grid, classes), "columns": Bev(grid, classes), "seen": Seen(grid, classes)}
     return Taught(name, weight, told, answers, frame, grid, FREE)
 
 

@@ -22,11 +22,15 @@ class Needs(NamedTuple):
     Attributes:
         depth: LiDAR depth maps on the cells of the network's depth bins (`Frame.depth`).
         answers: questions that teachers must answer: "voxels", "columns", or those of a signal of one's own.
+        answers_unlabelled: further ones about frames without labels; not asked where a teacher has none of them.
+        prior: of frames without labels, as `mask_camera`, what cameras see as a rule (docs/formulas.md 4.9).
         unlabelled: frames without labels; where there are none, the term has nothing to say.
     """
 
     depth: bool = False
     answers: frozenset[str] = frozenset()
+    answers_unlabelled: frozenset[str] = frozenset()
+    prior: bool = False
     unlabelled: bool = False
 
 
@@ -121,14 +125,32 @@ class Objective(nn.Module):
         """Whether a term asks for LiDAR depth."""
         return any(term.needs.depth for _, term in self.items())
 
+    @property
+    def asks_unlabelled(self) -> bool:
+        """Whether a term has further questions about frames without labels."""
+        return any(term.needs.answers_unlabelled for _, term in self.items())
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether a term asks what cameras see as a rule."""
+        return any(term.needs.prior for _, term in self.items())
+
     def asked(self, teacher: str) -> frozenset[str]:
         """The questions that a teacher must answer; empty: no term listens to it."""
-        listening = (term for _, term in self.items() if isinstance(term, ListeningTerm) and term.listens_to(teacher))
-        return frozenset(question for term in listening for question in term.needs.answers)
+        return frozenset(question for _, term in self._listening(teacher) for question in term.needs.answers)
+
+    def asked_unlabelled(self, teacher: str) -> frozenset[str]:
+        """The further questions that it must answer about frames without labels, if it teaches any."""
+        return frozenset(question for _, term in self._listening(teacher) for question in term.needs.answers_unlabelled)
 
     def listeners(self, teacher: str) -> list[str]:
         """Names of the terms that listen to a teacher."""
-        return [name for name, term in self.items() if isinstance(term, ListeningTerm) and term.listens_to(teacher)]
+        return [name for name, _ in self._listening(teacher)]
+
+    def _listening(self, teacher: str) -> list[tuple[str, Term]]:
+        return [
+            (name, term) for name, term in self.items() if isinstance(term, ListeningTerm) and term.listens_to(teacher)
+        ]
 
     @property
     def idle_with_labels(self) -> list[str]:

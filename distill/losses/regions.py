@@ -34,6 +34,9 @@ class RegionTerm(ListeningTerm):
         self.mask, self.unlabelled, self.classes = mask, unlabelled, classes
         if mask == "occupied":  # the region asks what the teacher says of voxels
             self.needs = self.needs._replace(answers=self.needs.answers | {"voxels"})
+        if unlabelled == "seen":
+            self.needs = self.needs._replace(answers_unlabelled=self.needs.answers_unlabelled | {"seen"})
+        self.needs = self.needs._replace(prior=unlabelled == "prior")
 
     def region(self, lesson: Lesson, teacher: Taught) -> Tensor:
         """Those voxels of a batch, rising (V,)."""
@@ -66,17 +69,21 @@ def taught_voxels(lesson: Lesson, teacher: Taught, mask: str, unlabelled: str, c
         mask: of labelled frames, "camera" or "lidar": those of the mask; "occupied": those of "camera" that the label
             or the teacher's argmax calls occupied, of frames without labels, too; "all": every voxel but those whose
             label says nothing.
-        unlabelled: of frames without labels, "all": every voxel.
+        unlabelled: of frames without labels, "seen": those that cameras see by what the teacher finds; "prior": those
+            of `mask_camera`, which is what cameras see as a rule (docs/formulas.md 4.9); "all": every voxel.
         classes: of labels and teacher.
     """
 
     def work_out() -> Tensor:
         frame = lesson.frame
-        policy = "camera" if mask == "occupied" else mask
-        mask_BXYZ = _policy(policy, frame, classes.ignored) | ~_per_frame(frame.labelled)
+        policy, labelled_B111 = "camera" if mask == "occupied" else mask, _per_frame(frame.labelled)
+        mask_BXYZ = _policy(policy, frame, classes.ignored) & labelled_B111
+        mask_BXYZ |= (frame.mask_camera if unlabelled == "prior" else True) & ~labelled_B111
         mask_BXYZ &= _per_frame(teacher.taught_B)
         index_V = mask_BXYZ.flatten().nonzero().squeeze(1)
         index_V = index_V[teacher.covered(index_V)]
+        if unlabelled == "seen":
+            index_V = _without_unseen(index_V, frame, teacher)
         if mask != "occupied":
             return index_V
         occupied_V = frame.semantics.flatten()[index_V] != classes.free
@@ -84,6 +91,13 @@ def taught_voxels(lesson: Lesson, teacher: Taught, mask: str, unlabelled: str, c
         return index_V[occupied_V]
 
     return lesson.once(("taught voxels", teacher.name, mask, unlabelled), work_out)
+
+
+def _without_unseen(index_V: Tensor, frame: Frame, teacher: Taught) -> Tensor:
+    """Those of labelled frames, and those that cameras see by what the teacher finds."""
+    labelled_V = frame.labelled[index_V // frame.semantics[0].numel()]
+    # a teacher of labelled frames alone need not know
+    return index_V if labelled_V.all() else index_V[labelled_V | teacher.seen(index_V)]
 
 
 def rows(values: Tensor, index_V: Tensor, axes: int) -> Tensor:

@@ -10,6 +10,7 @@ import os
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from distill.nuscenes.index import Keyframe
 
 # Array name in an Occ3D file -> highest value it may hold.
 _HIGHEST = {"semantics": len(OCC3D_CLASSES) - 1, "mask_camera": 1, "mask_lidar": 1}
+_PRIOR_FROM, _PRIOR_ABOVE = 200, 0.2  # of how many keyframes the mean is taken, and which voxels are seen as a rule
 # what NumPy raises for files that are damaged, encrypted or none of its own
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, RuntimeError, MemoryError, SyntaxError),
@@ -141,6 +143,59 @@ class SurroundOccLabels:
     def path(self, keyframe: Keyframe) -> Path | None:
         """Where the file of a keyframe is, if it has one; None without a folder of labels."""
         return None if self.root is None else self.root / "samples" / f"{keyframe.lidar_path.name}.npy"
+
+
+class WithPrior:
+    """`labels`, where those of keyframes without any hold what cameras see as a rule, a `LabelSource`.
+
+    Args:
+        labels: of all keyframes.
+        mask_camera: of those without any, bool (X, Y, Z).
+    """
+
+    def __init__(self, labels: LabelSource, mask_camera: np.ndarray) -> None:
+        self.labels, self.mask_camera = labels, mask_camera
+
+    @property
+    def grid(self) -> VoxelGrid:
+        """Where the labels lie."""
+        return self.labels.grid
+
+    def path(self, keyframe: Keyframe) -> Path | None:
+        """The file with the labels of a keyframe."""
+        return self.labels.path(keyframe)
+
+    def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
+        """The labels of a keyframe, None if it has none."""
+        return self.labels.read(keyframe)
+
+    def unlabelled(self) -> dict[str, np.ndarray]:
+        """Everything free, and seen as a rule."""
+        return {**self.labels.unlabelled(), "mask_camera": self.mask_camera}
+
+
+def camera_prior(labels: LabelSource, keyframes: Sequence[Keyframe]) -> np.ndarray:
+    """What cameras see as a rule (docs/formulas.md 4.9), bool (X, Y, Z).
+
+    Args:
+        labels: where those of the keyframes are read.
+        keyframes: all that have labels; a few of them, evenly spaced, are read.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not keyframes:
+        raise InputError(
+            "kd.unlabelled=prior is the mean mask_camera of training keyframes with labels, and none has any: set "
+            "kd.unlabelled=seen or all"
+        )
+    chosen = np.linspace(0, len(keyframes) - 1, min(_PRIOR_FROM, len(keyframes))).round().astype(int)
+    count_XYZ = np.zeros(labels.grid.shape, int)
+    for index in chosen.tolist():
+        found = labels.read(keyframes[index])
+        assert found is not None
+        count_XYZ += found["mask_camera"]
+    return count_XYZ / len(chosen) > _PRIOR_ABOVE
 
 
 def _unobserved(grid: VoxelGrid, free: int) -> dict[str, np.ndarray]:

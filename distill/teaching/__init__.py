@@ -15,7 +15,8 @@ class Provider(Protocol):
     """A teacher of a run: an entry of the configuration's `teachers`.
 
     It is built with the values of its node and with `name`, `grid`, `classes` (of the student) and `asked`, the
-    questions that terms are going to ask it, and `tokens`, all keyframes of the dataroot.
+    questions that terms are going to ask it, `tokens`, all keyframes of the dataroot, `unlabelled`, those that are
+    trained on without labels, and `asked_unlabelled`, what terms are going to ask about these beside.
 
     Attributes:
         name: its own.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,9 @@ def open_stored(
     grid: VoxelGrid,
     classes: ClassSet,
     asked: Collection[str],
+    asked_unlabelled: Collection[str],
     tokens: Sequence[str],
+    unlabelled: Collection[str],
 ) -> Stored:
     """The teacher that an entry of `teachers` describes.
 
@@ -36,18 +38,25 @@ def open_stored(
         paths: of its stores; None: the only one in `folder` that is about these keyframes and answers what is asked.
         folder: where stores lie.
         missing, signals, weight, grid, classes, asked: see `Stored`.
+        asked_unlabelled: further questions, if a store holds any of `unlabelled`.
         tokens: all keyframes of the dataroot.
+        unlabelled: training keyframes without labels.
 
     Raises:
         InputError: there is no store, or several could be meant, or one does not exist or does not fit.
     """
+
+    def asked_of(stores: Sequence[TeacherStore]) -> Collection[str]:
+        holds_unlabelled = any(token in store.present for store in stores for token in unlabelled)
+        return {*asked, *asked_unlabelled} if holds_unlabelled else asked
+
     if paths is None:
-        stores = [_only_one(name, Path(folder), signals, grid, asked, tokens)]
+        stores = [_only_one(name, Path(folder), signals, grid, asked_of, tokens)]
     else:
         stores = [TeacherStore(Path(path)) for path in paths]
     if not stores:
         raise InputError(f"teachers.{name} has no store: give teachers.{name}.paths=[...], or kd=none")
-    return Stored(name, stores, missing, signals, weight, grid, classes, asked)
+    return Stored(name, stores, missing, signals, weight, grid, classes, asked_of(stores))
 
 
 class Stored:
@@ -174,18 +183,20 @@ def _only_one(
     folder: Path,
     signals: Sequence[str] | None,
     grid: VoxelGrid,
-    asked: Collection[str],
+    asked_of: Callable[[Sequence[TeacherStore]], Collection[str]],
     tokens: Sequence[str],
 ) -> TeacherStore:
-    """The store in a folder that is meant; several, or none, are an error that lists what there is."""
+    """The store in a folder that is meant; several, or none, are an error that lists what there is.
+
+    One that lacks answers is meant if there is no other: whoever asks is told what it lacks.
+    """
     stores = [TeacherStore(file.parent) for file in sorted(folder.glob("*/zarr.json"))]
+    of_these = [store for store in stores if set(store.tokens) == set(tokens)]
     about = [
-        store
-        for store in stores
-        if set(store.tokens) == set(tokens) and all(_answer([store], question, signals, grid) for question in asked)
+        store for store in of_these if all(_answer([store], question, signals, grid) for question in asked_of([store]))
     ]
-    if len(about) == 1:
-        return about[0]
+    if len(about or of_these) == 1:
+        return (about or of_these)[0]
     there = "; ".join(
         f"{store.path} (teacher {store.identity.teacher}, grid {store.grid.name}, {', '.join(store.identity.signals)}, "
         f"{len(store.present)} keyframes)"
@@ -223,7 +234,8 @@ def _answering(
         f"{store.path} holds {', '.join(store.identity.signals)} on grid {store.grid.name}" for store in stores
     )
     of = "" if signals is None else f" of teachers.{name}.signals=[{', '.join(signals)}]"
-    raise InputError(
-        f"no signal{of} answers for {question} on grid {grid.name} ({held}): give other stores "
-        f"(teachers.{name}.paths) or signals, or dump what is missing with dump.signals"
-    )
+    fix = f"give other stores (teachers.{name}.paths) or signals, or dump what is missing with dump.signals"
+    if question == "seen":
+        wanted = ",".join([*stores[0].identity.signals, "seen"])
+        fix = f"dump into a new store.path with dump.signals=[{wanted}], or set kd.unlabelled=all"
+    raise InputError(f"no signal{of} answers for {question} on grid {grid.name} ({held}): {fix}")

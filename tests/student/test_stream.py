@@ -12,6 +12,7 @@ from distill.grids import OCC3D, VoxelGrid
 from distill.signals import described
 from distill.signals.bev import Bev, Columns
 from distill.signals.gaussians import GaussianSet
+from distill.signals.seen import Seen
 from distill.signals.voxels import Voxels
 from distill.store import DamagedSample, StoreIdentity, StoreWriter, TeacherStore
 from distill.teaching.stored import Stored, open_stored
@@ -45,7 +46,10 @@ def gaussians_of(index):
 
 def make_store(path, signals=ALL, grid=GRID, tokens=TOKENS):
     """A store of which the last sample is missing."""
-    known = {"voxels": Voxels(grid, NAMES), "bev": Bev(grid, NAMES), "gaussians": GaussianSet(grid, NAMES, KIND)}
+    known = {
+        **{"voxels": Voxels(grid, NAMES), "bev": Bev(grid, NAMES), "seen": Seen(grid, NAMES)},
+        "gaussians": GaussianSet(grid, NAMES, KIND),
+    }
     identity = StoreIdentity("teacher", "", {}, grid, NAMES, described(known[name] for name in signals))
     writer = StoreWriter.open(path, identity, tokens, ["scene"] * 3)
     for index, token in enumerate(tokens[:2]):
@@ -56,6 +60,7 @@ def make_store(path, signals=ALL, grid=GRID, tokens=TOKENS):
             "voxels": np.log(probs),
             "bev": Columns(probs.mean(2), covered.any(2)),
             "gaussians": gaussians_of(index),
+            "seen": covered,
         }
         semantics = probs.argmax(-1).astype(np.uint8)
         writer.write(token, {name: said[name] for name in signals}, semantics, covered, DIGESTS)
@@ -173,14 +178,33 @@ def test_what_a_store_does_not_hold_is_told_before_training(tmp_path):
 class TestTheStoreThatIsMeant:
     """Without paths, the only one in the folder that is about these keyframes and answers what is asked."""
 
-    def open(self, folder, paths=None, asked=("voxels", "columns"), tokens=TOKENS):
-        return open_stored("stored", paths, str(folder), "skip", None, 1.0, GRID, OCC3D_CLASSES, asked, tokens)
+    def open(self, folder, paths=None, asked=("voxels", "columns"), tokens=TOKENS, unlabelled=()):
+        run = (OCC3D_CLASSES, asked, {"seen"}, tokens, unlabelled)
+        return open_stored("stored", paths, str(folder), "skip", None, 1.0, GRID, *run)
 
     def test_the_only_one_is_found(self, store, tmp_path):
         make_store(tmp_path / "others.zarr", tokens=["d" * 32, "e" * 32, "f" * 32])
         make_store(tmp_path / "voxels.zarr", ("voxels",))
         (tmp_path / "no-store").mkdir()
         assert [found.path for found in self.open(tmp_path).stores] == [store.path]
+
+    def test_what_is_asked_about_frames_without_labels_is_asked_of_who_holds_some(self, tmp_path):
+        seen = make_store(tmp_path / "seen.zarr", (*ALL, "seen"))
+        assert set(self.open(tmp_path, unlabelled=TOKENS[1:]).answers) == {"voxels", "columns", "seen"}
+        old = make_store(tmp_path / "old.zarr")
+        assert [found.path for found in self.open(tmp_path, unlabelled=TOKENS[:1]).stores] == [seen.path]
+        # none holds the last one
+        for unlabelled in ((), TOKENS[2:]):
+            assert set(self.open(tmp_path, [str(old.path)], unlabelled=unlabelled).answers) == {"voxels", "columns"}
+
+    def test_the_only_one_is_told_what_it_lacks(self, store, tmp_path):
+        told = (
+            r"no signal answers for seen on grid tiny \(.*teacher.zarr holds voxels, bev, gaussians on grid tiny\): "
+            r"dump into a new store.path with dump.signals=\[voxels,bev,gaussians,seen\], or set kd.unlabelled=all"
+        )
+        for paths in (None, [str(store.path)]):
+            with pytest.raises(InputError, match=told):
+                self.open(tmp_path, paths, unlabelled=TOKENS)
 
     def test_of_two_none_is_chosen(self, store, tmp_path):
         second = make_store(tmp_path / "second.zarr")

@@ -188,3 +188,37 @@ def test_terms_about_unlabelled_keyframes_are_refused_where_there_are_none(works
     line = workshop.refused("occ-train-student", *QUICK, "kd=pseudo", "output=runs/idle")
     assert "pseudo_ce, pseudo_lovasz of kd=pseudo are about keyframes without labels, and all 1 training" in line
     workshop.ok("occ-train-student", *QUICK, "kd=pseudo", "kd.frames=all", "output=runs/busy-pseudo")
+
+
+def test_an_old_store_does_not_know_what_is_seen_where_there_are_no_labels(copy, workshop):
+    """It goes on teaching where all is labelled, and, where it is told so, everywhere; nobody else is refused."""
+    store = Path(shutil.copytree(workshop.folder / STORE, copy.folder / "stores/old.zarr"))
+    described = json.loads((store / "zarr.json").read_text())
+    position = described["attributes"]["columns"].index("seen")
+    assert position == len(described["attributes"]["columns"]) - 1
+    del described["attributes"]["columns"][position], described["attributes"]["signals"]["seen"]
+    (store / "zarr.json").write_text(json.dumps(described))
+    shutil.rmtree(store / "seen")
+    for record in (store / "checksums").glob("c.*"):
+        record.write_bytes(seal(record.read_bytes()[: 4 * position]))
+    old = (*QUICK, f"teachers.stored.paths=[{store}]")
+    copy.ok("occ-train-student", *old, "output=labelled")
+    for path in gts(copy, "train"):
+        path.unlink()
+    line = copy.refused("occ-train-student", *old, "output=run")
+    assert "old.zarr holds voxels, bev on grid occ3d): dump into a new store.path with " in line
+    assert "dump.signals=[voxels,bev,seen], or set kd.unlabelled=all" in line
+    copy.ok("occ-train-student", *old, "output=run", "kd.unlabelled=all")
+    line = copy.refused("occ-train-student", *old, "output=prior", "kd.unlabelled=prior")
+    assert "kd.unlabelled=prior is the mean mask_camera of training keyframes with labels, and none has any" in line
+
+
+def test_frames_without_labels_are_taught_where_the_configuration_says(copy, workshop):
+    """One of two keyframes has labels; what is learnt of the other one differs."""
+    gts(copy, "train")[0].unlink()
+    run = (*SMALL_STUDENT, "trainer.epochs=1", f"teachers.stored.paths=[{workshop.folder / STORE}]")
+    losses = []
+    for name in ("seen", "prior"):
+        copy.ok("occ-train-student", *run, f"kd.unlabelled={name}", f"output={name}")
+        losses.append(json.loads((copy.folder / name / "metrics.jsonl").read_text())["train_kd_voxel"])
+    assert losses[0] != losses[1]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import VERSION, write_dataroot
 
@@ -27,6 +28,21 @@ def edit(dataroot):
         path.write_text(json.dumps(rows))
 
     return change_table
+
+
+@pytest.fixture
+def labelled(dataroot, tmp_path):
+    """The tiny dataroot with labels of all keyframes: "alone" in scene-0001, "early" and "late" in scene-0002."""
+    from distill.nuscenes.index import load_index
+    from distill.nuscenes.labels import Occ3DLabels
+
+    index = load_index(dataroot, VERSION, tmp_path)
+    labels = Occ3DLabels(dataroot / "gts")
+    for seed, keyframe in enumerate(index.keyframes("all")):
+        labels.path(keyframe).parent.mkdir(parents=True)
+        semantics = np.random.default_rng(seed).integers(0, 18, labels.grid.shape, dtype=np.uint8)
+        np.savez(labels.path(keyframe), semantics=semantics, mask_camera=semantics > 8, mask_lidar=semantics > 4)
+    return index, labels
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,12 @@ import pickle
 import random
 from itertools import pairwise
 
-import numpy as np
 import pytest
 from same import assert_same
-from tiny import VERSION
 
 from distill.augment import Augmentation
 from distill.errors import InputError
 from distill.nuscenes.frames import Draw, FrameDataset
-from distill.nuscenes.index import load_index
 from distill.nuscenes.inventory import SOURCES, place_of_labels, take_stock
 from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
 from distill.nuscenes.withheld import Withheld
@@ -23,18 +20,6 @@ STRONG = Augmentation(resize=(1.0, 1.3), image_flip=0.5, colour=0.2, bev_flip=0.
 
 def withheld(share, seed=0, scenes=SCENES):
     return Withheld(Occ3DLabels(None), scenes, share, seed).scenes
-
-
-@pytest.fixture
-def labelled(dataroot, tmp_path):
-    """The tiny dataroot with labels of all keyframes: "alone" in scene-0001, "early" and "late" in scene-0002."""
-    index = load_index(dataroot, VERSION, tmp_path)
-    labels = Occ3DLabels(dataroot / "gts")
-    for seed, keyframe in enumerate(index.keyframes("all")):
-        labels.path(keyframe).parent.mkdir(parents=True)
-        semantics = np.random.default_rng(seed).integers(0, 18, labels.grid.shape, dtype=np.uint8)
-        np.savez(labels.path(keyframe), semantics=semantics, mask_camera=semantics > 8, mask_lidar=semantics > 4)
-    return index, labels
 
 
 def test_which_scenes_depends_on_names_share_and_seed_alone():
