@@ -82,6 +82,7 @@ def _distilled(loss: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     if loss is None:
         return {}
     at, shared = "distill.losses.logits.", {key: loss[key] for key in ("temperature", "mask", "classes")}
+    shared |= {"confidence": "none", "unlabelled": "all"}
     return {
         name: {"_target_": at + kind, "weight": loss[weight], "teachers": None, **shared}
         for name, kind, weight in (("kd_voxel", "VoxelKL", "voxel_weight"), ("kd_bev", "BevKL", "bev_weight"))

@@ -23,8 +23,8 @@ FREE_TO_CHANGE = (
     "trainer.workers", "trainer.checkpoint_every", "trainer.gradient_norms_every", "output", "name", "variant",
     "not_in_name", "device", "cache_dir", "data.",
 )  # fmt: skip
-# what runs of earlier versions did that do not say it
-MEANT = {"kd.warmup_steps": 0}
+# what runs of earlier versions did that do not say it, in kd and in its terms
+MEANT = {"warmup_steps": 0, "unlabelled": "all", "confidence": "none", "balance_by": "class"}
 # values that name a file; a run is told from another by what the file holds
 FILES = ("trainer.init", "student.network.encoder.weights")
 
@@ -58,7 +58,8 @@ def check_same_run(state: dict[str, Any], facts: dict[str, Any], last: Path, dev
         last: where it was saved.
         device: where this call trains.
     """
-    before, now = MEANT | leaves(state["config"]), leaves(facts["config"])
+    before, now = (_said(each["config"]) for each in (state, facts))
+    before = {key: MEANT[_last(key)] for key in now if key.startswith("kd.") and _last(key) in MEANT} | before
     before["torchrun ranks"], now["torchrun ranks"] = state["world_size"], ranks.world_size()
     before["kind of device"], now["kind of device"] = state["device"], device.type
     files = facts["files"].keys() & state["files"].keys()
@@ -104,6 +105,21 @@ def _check_same_identities(state: dict[str, Any], facts: dict[str, Any], last: P
 
 def _speaker(store: dict[str, Any]) -> str:
     return f"{store['teacher']} {store['checkpoint_sha256'][:12]}".strip()
+
+
+def _said(config: dict[str, Any]) -> dict[str, Any]:
+    """The values of a configuration but those of terms of weight 0, which are not built."""
+    said = leaves(config)
+    idle = tuple(
+        key.removesuffix("weight")
+        for key, value in said.items()
+        if ".terms." in key and _last(key) == "weight" and not value
+    )
+    return {key: value for key, value in said.items() if not key.startswith(idle)}
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _is_free(key: str) -> bool:

@@ -79,10 +79,12 @@ CONFIG_3 = {
             "kd_voxel": {
                 "_target_": f"{AT}logits.VoxelKL",
                 **{"weight": 1.0, "teachers": None, "temperature": 2.0, "mask": "occupied", "classes": CLASSES},
+                **{"confidence": "none", "unlabelled": "all"},
             },
             "kd_bev": {
                 "_target_": f"{AT}logits.BevKL",
                 **{"weight": 0.5, "teachers": None, "temperature": 2.0, "mask": "occupied", "classes": CLASSES},
+                **{"confidence": "none", "unlabelled": "all"},
             },
         },
     },
