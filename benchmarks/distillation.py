@@ -1,85 +1,64 @@
-"""A study of distillation: arms x budgets x seeds, paired, with intervals; a table and a page.
+"""A study of distillation: arms x budgets x seeds, paired, with intervals; tables and a page.
 
     python benchmarks/distillation.py FOLDER [--study FILE] [--jobs 2] [--arms A B] [--budgets short] [-- overrides]
+    python benchmarks/distillation.py FOLDER --cost
 
 FILE (default: distillation.yaml beside this script) says what is trained. What is done already in FOLDER is not done
 again, so that a study may be interrupted at any time and go on over several sittings; --arms and --budgets name what
-this sitting trains, and the page shows all that there is.
+this sitting trains, and the tables show all that there is (`distillation_report`). --cost trains nothing: it times a
+step of each arm that has run, one arm after another, and wants a machine with nothing else to do.
 
 A teacher is trained on the labels that its arms see, and dumped for all keyframes. An arm's number is that of its EMA
 weights after the last step, on all validation keyframes: no arm picks its best epoch. What is compared has the same
-steps, batches, augmentation and initial weights, and is paired by seed. Intervals are 95 % of a bootstrap over seeds
-and keyframes, the same ones for arm and control.
-
-Letters: S seeds, K keyframes, C classes, D thresholds of RayIoU, M metrics, N resamples.
+steps, batches, augmentation and initial weights, and is paired by seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import statistics
 import subprocess
 import sys
-from collections.abc import Collection
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from itertools import count, islice, pairwise
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 import torch
+from distillation_page import page
+from distillation_report import Results, Run, planned, report, run_folder, tables
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from distill import ranks
 from distill.checkpoint import load_checkpoint
-from distill.classes import ClassSet
+from distill.command import script
+from distill.errors import InputError
 from distill.files import durable
-from distill.frame import stack
-from distill.metrics import Confusion, RayIoU, conventions
-from distill.metrics.rays import ray_iou
+from distill.frame import Frame, stack
+from distill.metrics import Confusion, RayIoU
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset
 from distill.store import TeacherStore
 from student.evaluation.scorecard import ScenePoses
+from student.train import prepare
+from student.training import Trainer
 
 BIN = Path(sys.executable).parent
-METRICS = ("mIoU", "geometric IoU", "RayIoU")
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What was counted of each validation keyframe.
-
-    Attributes:
-        confusion_KCC: int64, visible voxels, [label, prediction].
-        rays_KCC: int64, see `RayIoU.rays_CC`.
-        hits_KDC: int64, see `RayIoU.hits_DC`.
-    """
-
-    confusion_KCC: np.ndarray
-    rays_KCC: np.ndarray
-    hits_KDC: np.ndarray
-
-    def metrics(self, classes: ClassSet, weights_K: np.ndarray | None = None) -> np.ndarray:
-        """The numbers of `METRICS`, percent; keyframes count by their weights."""
-        sums = []
-        for counts in (self.confusion_KCC, self.rays_KCC, self.hits_KDC):
-            whole = counts.sum(0) if weights_K is None else np.tensordot(weights_K, counts, 1)
-            sums.append(torch.from_numpy(whole))
-        score = conventions(classes)[0].score(sums[0])
-        ray = ray_iou(sums[1], sums[2], classes)["RayIoU"]
-        return np.array([float(score.miou), float(score.geometric_iou), float(ray)])
-
-    def per_class(self, classes: ClassSet) -> np.ndarray:
-        """IoU of each class, percent, (C,)."""
-        score = conventions(classes)[0].score(torch.from_numpy(self.confusion_KCC.sum(0)))
-        return score.per_class_iou.numpy()
+WARMUP, TIMED = 3, 10  # steps
 
 
 class Study:
-    """What is trained, and what has come of it.
+    """What is trained.
 
     Args:
         folder: of the study.
@@ -90,23 +69,21 @@ class Study:
     def __init__(self, folder: Path, plan: DictConfig, extra: list[str]) -> None:
         self.folder, self.plan = folder, plan
         self.common = [*plan.common, *extra]
-        with initialize_config_module("conf", version_base="1.3"):
-            self.config = compose("train", self.common)
+        self.config = self._composed([])
         self.grid, self.classes = instantiate(self.config.grid), instantiate(self.config.classes)
         self.index = open_dataroot(self.config.data)
         self.labels = open_labels(self.config.data, self.grid)
         self.keyframes = self.index.keyframes(self.config.data.val_split)
         self.poses = ScenePoses(self.index, self.grid)
 
-    def runs(self, arms: Collection[str], budgets: Collection[str]) -> list[tuple[str, str, int]]:
+    def _composed(self, given: list[str]) -> DictConfig:
+        with initialize_config_module("conf", version_base="1.3"):
+            return compose("train", [*self.common, *given])
+
+    def runs(self, arms: Collection[str], budgets: Collection[str]) -> list[Run]:
         """What these arms and budgets come to: seed by seed, so that whoever looks early sees all arms."""
-        return [
-            (arm, budget, seed)
-            for seed in self.plan.seeds
-            for budget in self.plan.budgets
-            for arm, told in self.plan.arms.items()
-            if arm in arms and budget in budgets and budget in told.get("budgets", self.plan.budgets)
-        ]
+        chosen = [run for run in planned(self.plan) if run[0] in budgets and run[1] in arms]
+        return sorted(chosen, key=lambda run: list(self.plan.seeds).index(run[2]))
 
     def teachers(self, arms: Collection[str]) -> list[str]:
         """Those of some arms."""
@@ -117,7 +94,7 @@ class Study:
         given = self.plan.teachers[teacher].get("store")
         return self.folder / "teachers" / f"{teacher}.zarr" if given is None else Path(given).resolve()
 
-    def make_teacher(self, teacher: str, environment: dict[str, str]) -> None:
+    def make_teacher(self, teacher: str, environment: Mapping[str, str]) -> None:
         """Train a teacher, dump it and count what it says; nothing is trained if the plan names a store."""
         told, run = self.plan.teachers[teacher], self.folder / "teachers" / teacher
         counted = run / "counts.npz"
@@ -137,31 +114,27 @@ class Study:
 
         self._save(counted, predict)
 
-    def folder_of(self, arm: str, budget: str, seed: int) -> Path:
-        """Of a run."""
-        return self.folder / budget / f"{arm}-seed{seed}"
+    def given(self, budget: str, arm: str, seed: int) -> list[str]:
+        """The overrides of a run beside those of all."""
+        told = self.plan.arms[arm]
+        stores = [f"teachers.stored.paths=[{self.store(told.teacher)}]"] if told.teacher else []
+        return [*flat(self.plan.budgets[budget]), *stores, *flat(told.given), f"seed={seed}"]
 
-    def run_arm(self, arm: str, budget: str, seed: int, environment: dict[str, str]) -> None:
+    def run_arm(self, budget: str, arm: str, seed: int, environment: Mapping[str, str]) -> None:
         """Train an arm with a seed and count what it predicts."""
-        run, told = self.folder_of(arm, budget, seed), self.plan.arms[arm]
+        run = run_folder(self.folder, budget, arm, seed)
         if (run / "counts.npz").exists():
             return
-        stores = [f"teachers.stored.paths=[{self.store(told.teacher)}]"] if told.teacher else []
-        given = [*self.common, *flat(self.plan.budgets[budget]), *stores, *flat(told.given)]
-        self._run("occ-train-student", [*given, f"seed={seed}", f"output={run}"], environment, run)
-        count = [sys.executable, __file__, str(self.folder), "--study", str(self.folder / "plan.yaml")]
-        subprocess.run([*count, "--count", str(run)], env=environment, check=True)
+        given = [*self.common, *self.given(budget, arm, seed), f"output={run}"]
+        self._run("occ-train-student", given, environment, run)
+        counting = [__file__, str(self.folder), "--study", str(self.folder / "plan.yaml"), "--count", str(run)]
+        logged([sys.executable, *counting], environment, run)
 
-    def _run(self, program: str, given: list[str], environment: dict[str, str], run: Path) -> None:
-        """Once; what it says is in `<run>/log.txt`."""
-        run.mkdir(parents=True, exist_ok=True)
-        if (run / f"{program}.done").exists():
-            return
-        with open(run / "log.txt", "ab") as log:
-            ended = subprocess.run([BIN / program, *given], env=environment, stdout=log, stderr=log, check=False)
-        if ended.returncode:
-            raise SystemExit(f"{program} {' '.join(given)} failed: see {run / 'log.txt'}")
-        (run / f"{program}.done").touch()
+    def _run(self, program: str, given: list[str], environment: Mapping[str, str], run: Path) -> None:
+        """Once."""
+        if not (run / f"{program}.done").exists():
+            logged([str(BIN / program), *given], environment, run)
+            (run / f"{program}.done").touch()
 
     def count(self, run: Path) -> None:
         """Count what the EMA weights of a run predict, keyframe by keyframe, into `<run>/counts.npz`."""
@@ -181,7 +154,7 @@ class Study:
 
         self._save(run / "counts.npz", predict)
 
-    def _save(self, path: Path, predict: Any) -> None:
+    def _save(self, path: Path, predict: Callable[[int], np.ndarray]) -> None:
         found: dict[str, list[np.ndarray]] = {"confusion": [], "rays": [], "hits": []}
         for position, keyframe in enumerate(self.keyframes):
             labels = self.labels.read(keyframe)
@@ -196,20 +169,112 @@ class Study:
         with durable(path) as file:
             np.savez_compressed(file, **{name: np.stack(counts) for name, counts in found.items()})
 
+    def cost(self, budget: str, arm: str) -> float:
+        """Median seconds from the end of a training step to the end of the next, its data included."""
+        with tempfile.TemporaryDirectory() as output:
+            config = self._composed([*self.given(budget, arm, self.plan.seeds[0]), f"output={output}", "variant=''"])
+            trainer = prepare(config, Path(output), ranks.device(config.device))
+            trainer.network.train()
+            ends = []
+            for frame in islice(batches(trainer), WARMUP + TIMED):
+                trainer._train_step(frame.to(trainer.device))
+                ends.append(time.perf_counter())
+        return statistics.median(end - begin for begin, end in pairwise(ends[WARMUP - 1 :]))
+
+
+def batches(trainer: Trainer) -> Iterator[Frame]:
+    """Of one epoch after the other, without end."""
+    for epoch in count():
+        trainer.sampler.start_at(epoch, 0)
+        yield from trainer.loader
+
+
+def logged(command: list[str], environment: Mapping[str, str], run: Path) -> None:
+    """Run a program; what it says is in `<run>/log.txt`.
+
+    Raises:
+        InputError: it failed, with its last line.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / "log.txt", "ab") as log:
+        ended = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False)
+    if ended.returncode:
+        said = (run / "log.txt").read_text(errors="replace").splitlines()[-1:]
+        raise InputError(f"{Path(command[0]).name} failed: {' '.join(said)} (all of it: {run / 'log.txt'})")
+
 
 def flat(given: Any) -> list[str]:
     """Overrides, of which some may come as lists of their own (`${name}` in a plan)."""
     return [one for each in given for one in ([each] if isinstance(each, str) else flat(each))]
 
 
-def read_counts(path: Path) -> Counts | None:
-    """What `Study.count` wrote."""
-    if not path.exists():
-        return None
-    with np.load(path) as file:
-        return Counts(file["confusion"], file["rays"], file["hits"])
+def check(plan: DictConfig, arms: Sequence[str], budgets: Sequence[str]) -> None:
+    """Look up every name that a plan and a command line give.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    named = [("arm", arm, "--arms") for arm in arms] + [("budget", budget, "--budgets") for budget in budgets]
+    for arm, told in plan.arms.items():
+        named += [("teacher", told.teacher, f"arms.{arm}")]
+        named += [("budget", budget, f"arms.{arm}") for budget in told.get("budgets", [])]
+    for name, told in plan.comparisons.items():
+        compared = [told.control, told.ceiling, *told.arms, *told.get("kinds", {}).values()]
+        named += [("arm", arm, f"comparisons.{name}") for arm in compared]
+        named += [("teacher", told.teacher, f"comparisons.{name}")]
+    for kind, name, place in named:
+        if name is not None and name not in plan[f"{kind}s"]:
+            raise InputError(
+                f"{place}: there is no {kind} {name}: the plan has {', '.join(plan[f'{kind}s']) or 'none'}"
+            )
 
 
+def train(study: Study, arms: Collection[str], budgets: Collection[str], jobs: int, threads: int) -> None:
+    """Run what is not done yet; after a failure what runs already comes to its end, and nothing more begins."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    failed = Event()
+
+    def unless_failed(work: Callable[..., None], *given: Any) -> None:
+        if failed.is_set():
+            return
+        try:
+            work(*given, environment)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda teacher: unless_failed(study.make_teacher, teacher), study.teachers(arms)))
+        runs = study.runs(arms, budgets)
+        done = pool.map(lambda run: unless_failed(study.run_arm, *run), runs)
+        for _ in tqdm(done, total=len(runs), desc="study", unit="run"):
+            pass
+
+
+def time_steps(study: Study, results: Results) -> None:
+    """Write `<folder>/cost.json`: arm -> seconds a step, of all arms that have run."""
+    ran = {arm: budget for budget, arm, _ in reversed(results.done)}
+    seconds = {arm: study.cost(budget, arm) for arm, budget in tqdm(ran.items(), desc="cost", unit="arm")}
+    with durable(study.folder / "cost.json") as file:
+        file.write(json.dumps(seconds, indent=1).encode())
+
+
+def write(results: Results, threads: int) -> None:
+    """Compare, and say so on the terminal and in `study.json`, `study.md` and `study.html`."""
+    told = report(results, threads)
+    texts = {
+        "study.json": json.dumps(told, indent=1),
+        "study.md": tables(told, markdown=True),
+        "study.html": page(told),
+    }
+    for name, text in texts.items():
+        with durable(results.folder / name) as file:
+            file.write(text.encode())
+    print(tables(told, markdown=False))
+    print(f"page: {results.folder / 'study.html'}")
+
+
+@script
 def main() -> None:
     """Run what is not done yet, then compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -218,11 +283,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--arms", nargs="*", help="which to train now (all)")
     parser.add_argument("--budgets", nargs="*", help="which to train now (all)")
+    parser.add_argument("--cost", action="store_true", help="train nothing, time a step of each arm that has run")
     parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     plan = OmegaConf.load(options.study)
     assert isinstance(plan, DictConfig)
+    # an empty list is one: to compare what there is
+    arms = list(plan.arms) if options.arms is None else options.arms
+    budgets = list(plan.budgets) if options.budgets is None else options.budgets
+    check(plan, arms, budgets)
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     study = Study(folder, plan, options.overrides)
@@ -230,14 +300,12 @@ def main() -> None:
         study.count(options.count)
         return
     OmegaConf.save(OmegaConf.merge(plan, {"common": study.common}), folder / "plan.yaml")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
-    arms, budgets = options.arms or list(plan.arms), options.budgets or list(plan.budgets)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda teacher: study.make_teacher(teacher, environment), study.teachers(arms)))
-        runs = study.runs(arms, budgets)
-        with tqdm(total=len(runs), desc="study", unit="run") as progress:
-            for _ in pool.map(lambda run: study.run_arm(*run, environment), runs):
-                progress.update()
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    if options.cost:
+        time_steps(study, Results(folder, plan, study.classes))
+    else:
+        train(study, arms, budgets, options.jobs, threads)
+    write(Results(folder, plan, study.classes), threads)
 
 
 if __name__ == "__main__":
