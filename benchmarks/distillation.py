@@ -179,6 +179,8 @@ class Study:
             for frame in islice(batches(trainer), WARMUP + TIMED):
                 trainer._train_step(frame.to(trainer.device))
                 ends.append(time.perf_counter())
+            if trainer.board is not None:
+                trainer.board.close()  # its thread writes into the folder
         return statistics.median(end - begin for begin, end in pairwise(ends[WARMUP - 1 :]))
 
 
