@@ -262,15 +262,15 @@ def time_steps(study: Study, results: Results) -> None:
 
 
 def write(results: Results, threads: int) -> None:
-    """Compare, and say so on the terminal and in `study.json`, `study.md` and `study.html`."""
+    """Compare, and say so on the terminal and in the folder: `study.json`, a text in Markdown, and `study.html`."""
     told = report(results, threads)
     texts = {
         "study.json": json.dumps(told, indent=1),
         "study.md": tables(told, markdown=True),
         "study.html": page(told),
     }
-    for name, text in texts.items():
-        with durable(results.folder / name) as file:
+    for suffix, text in texts.items():
+        with durable(results.folder / f"study{suffix}") as file:
             file.write(text.encode())
     print(tables(told, markdown=False))
     print(f"page: {results.folder / 'study.html'}")
