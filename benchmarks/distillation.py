@@ -265,9 +265,9 @@ def write(results: Results, threads: int) -> None:
     """Compare, and say so on the terminal and in the folder: `study.json`, a text in Markdown, and `study.html`."""
     told = report(results, threads)
     texts = {
-        "study.json": json.dumps(told, indent=1),
-        "study.md": tables(told, markdown=True),
-        "study.html": page(told),
+        ".json": json.dumps(told, indent=1),
+        ".md": tables(told, markdown=True),
+        ".html": page(told),
     }
     for suffix, text in texts.items():
         with durable(results.folder / f"study{suffix}") as file:
