@@ -55,7 +55,7 @@ class ResumableSampler(Sampler[list[Draw]]):
     def _batch(self, step: int) -> list[Draw]:
         """The global batch of a step of this epoch."""
         order = permutation(self.count, self.seed, self.epoch)
-        return [Draw(index, self.epoch) for index in order[step * self.batch_size : (step + 1) * self.batch_size]]
+        return [Draw(frame, self.epoch) for frame in order[step * self.batch_size : (step + 1) * self.batch_size]]
 
 
 class MixedSampler(ResumableSampler):

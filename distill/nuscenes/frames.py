@@ -25,11 +25,11 @@ class Draw(NamedTuple):
     """A frame that is drawn for training.
 
     Attributes:
-        index: of the keyframe.
+        frame: index of the keyframe.
         turn: which of its augmentations.
     """
 
-    index: int
+    frame: int
     turn: int
 
 

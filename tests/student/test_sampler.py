@@ -28,7 +28,7 @@ def test_ranks_share_the_frames_of_a_single_process(ranks, per_rank, count):
     shared = zip(*(ResumableSampler(count, batch, 0, rank, ranks) for rank in range(ranks)), strict=True)
     together = [sorted(draw for part in step for draw in part) for step in shared]
     assert together == [sorted(step) for step in alone]
-    seen = [draw.index for step in alone for draw in step]
+    seen = [draw.frame for step in alone for draw in step]
     assert len(seen) == len(set(seen)) == count // batch * batch
 
 
@@ -65,10 +65,10 @@ def test_a_mixed_batch_holds_its_share_of_labelled_frames_and_each_kind_is_gone_
     assert len(batches) == 5 * (len(labelled) // batch_size)
     drawn = [draw for batch in batches for draw in batch]
     for batch in batches:
-        assert sum(labelled[draw.index] for draw in batch) == int(share * batch_size + 0.5)
+        assert sum(labelled[draw.frame] for draw in batch) == int(share * batch_size + 0.5)
     assert len(set(drawn)) == len(drawn)  # whoever comes again is augmented anew
     for kind in (True, False):
-        times = [sum(draw.index == index for draw in drawn) for index, given in enumerate(labelled) if given == kind]
+        times = [sum(draw.frame == index for draw in drawn) for index, given in enumerate(labelled) if given == kind]
         assert max(times) - min(times) <= 1
 
 
@@ -105,7 +105,7 @@ def test_a_share_that_cannot_be_had_is_refused(labelled, share, told):
 
 def test_a_share_of_one_needs_no_others():
     assert all(
-        draw.index < 2
+        draw.frame < 2
         for batch in epochs(MixedSampler([True, True, False, False], 1.0, 2, 0, 0, 1), 0, 3)
         for draw in batch
     )
