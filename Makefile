@@ -1,10 +1,10 @@
-# make demo: the whole pipeline on the demo world.  make test: lint, types and all tests.
+# make demo: the whole pipeline on the demo world, with a control.  make test: lint, types and all tests.
 # Each sets up .venv when it is missing or older than pyproject.toml.
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: demo test lint compare clean
+.PHONY: demo test lint clean
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -13,12 +13,9 @@ SHELL := /bin/bash
 
 demo: .venv/.ready
 	$(BIN)/occ-dump
-	$(BIN)/occ-train-student experiment=demo
-	$(BIN)/occ-eval checkpoint=runs/demo/demo-kd_voxel_bev_occupied-seed0/best.pt
-
-compare: .venv/.ready
-	$(BIN)/occ-dump
-	$(BIN)/python benchmarks/kd_gain.py experiment=demo
+	$(BIN)/occ-train-student experiment=demo_few_labels_control
+	$(BIN)/occ-train-student experiment=demo_few_labels
+	$(BIN)/occ-eval checkpoint=runs/demo/demo-kd_balanced_pseudo-seed0/last.pt sources=[runs/demo/demo-kd_none-seed0/last.pt]
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

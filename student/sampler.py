@@ -70,7 +70,7 @@ class MixedSampler(ResumableSampler):
         batch_size, seed, rank, world_size: see `ResumableSampler`.
 
     Raises:
-        InputError: a kind that batches should hold has no frame, or batches would hold no labelled one.
+        InputError: a kind that batches should hold has no frame, or batches have no room for it.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class MixedSampler(ResumableSampler):
         super().__init__(len(labelled), batch_size, seed, rank, world_size)
         count = int(share * batch_size + 0.5)
         said = f"trainer.labelled_share={share} puts {count} labelled keyframes into a batch of {batch_size}"
-        if not count:
-            raise InputError(f"{said}: set a larger share, or null for keyframes as they come")
+        if not count or (count == batch_size and share < 1):
+            raise InputError(f"{said}: set another share, larger batches, or null for keyframes as they come")
         self.kinds = []
         for kind, drawn, name in ((True, count, "has labels"), (False, batch_size - count, "is without labels")):
             frames = [frame for frame, given in enumerate(labelled) if given == kind]

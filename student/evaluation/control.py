@@ -54,6 +54,8 @@ def _taught(source: Source, taught: Sequence[StoreIdentity]) -> bool:
 def unlike(student: Checkpoint, control: Checkpoint) -> list[str]:
     """In what they were not trained alike, besides the teacher: "trainer.batch_size 2 vs 4"."""
     found = _differences(_training(student), _training(control)) | _other_files(student, control)
+    if control.config["trainer"].get("labelled_share") == 1:  # keyframes without labels are the teacher's to use
+        found.pop("trainer.labelled_share", None)
     if found.keys() & set(_LENGTH):
         found = {"steps": (student.facts["step"], control.facts["step"]), **found}
     return [f"{key} {_text(own)} vs {_text(others)}" for key, (own, others) in found.items() if own != others]
