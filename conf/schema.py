@@ -67,10 +67,13 @@ def _share_and_seed(value: Any) -> Any:
 
 
 def _threshold(value: Any) -> Any:
-    by_class = value if isinstance(value, dict) else {"default": value}
-    probable = all(type(each) in (int, float) and 0 <= each <= 1 for each in by_class.values())
-    if "default" not in by_class or not probable:
-        raise ValueError("should be a probability, or {default: a probability, CLASS: its own}")
+    by_name = value if isinstance(value, dict) else {"default": value}
+    probable = all(type(each) in (int, float) and 0 <= each <= 1 for each in by_name.values())
+    fits = by_name.get("precision") != 0 and len(by_name) == 1 if "precision" in by_name else "default" in by_name
+    if not (probable and fits):
+        raise ValueError(
+            "should be a probability, or {default: a probability, CLASS: its own}, or {precision: a share above 0}"
+        )
     return value
 
 

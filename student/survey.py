@@ -107,7 +107,10 @@ def survey(plan: Plan, output: Path) -> dict[str, Inventory]:
         if not val.labelled:
             place = place_of_labels(val, labels["val"])
             told += f"\nno validation keyframe has labels ({place}): nothing will be scored"
-        told = "\n".join([told, *(remark for teacher in teachers for remark in teacher.remarks())])
+        remarks = [remark for teacher in teachers for remark in teacher.remarks()]
+        if idle := idle_terms(plan, train):
+            remarks.append(f"{', '.join(idle)} have nothing to say: all training keyframes have labels")
+        told = "\n".join([told, *remarks])
         print(told, flush=True)
         (output / "summary.txt").write_text(f"{told}\n")
     check_something_to_learn(train, taught, plan, labels["train"])
@@ -150,6 +153,11 @@ def withheld(train: Inventory, labels: LabelSource) -> dict[str, dict[str, str]]
     return {"withheld": {"train": f"{count} ({len(labels.scenes)} scenes)"}}
 
 
+def idle_terms(plan: Plan, train: Inventory) -> list[str]:
+    """Names of the terms that have nothing to say, as they are about keyframes without labels and there is none."""
+    return plan.objective.idle_with_labels if len(train.labelled) == len(train.keyframes) else []
+
+
 def check_something_to_learn(train: Inventory, taught: int, plan: Plan, labels: LabelSource) -> None:
     """Raise InputError unless some keyframe teaches something."""
     config = plan.config
@@ -166,8 +174,8 @@ def check_something_to_learn(train: Inventory, taught: int, plan: Plan, labels: 
             f"{', '.join(teacher.name for teacher in plan.teachers)} has: kd={config.kd.name} would learn what kd=none "
             "does; dump them with occ-dump, or set kd=none"
         )
-    idle = plan.objective.idle_with_labels
-    if idle and len(train.labelled) == len(train.keyframes):
+    idle = idle_terms(plan, train)
+    if idle and not plan.objective.listens_with_labels:
         raise InputError(
             f"{', '.join(idle)} of kd={config.kd.name} are about keyframes without labels, and all "
             f"{len(train.keyframes)} training keyframes have some: set kd.frames=all, withhold labels with "

@@ -25,6 +25,7 @@ from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.inventory import Inventory
 from distill.weights import load_strictly
+from student.calibrating import calibrate
 from student.identity import check_same_run, run_facts
 from student.learner import Learner, make_objective
 from student.sampler import MixedSampler, ResumableSampler
@@ -64,6 +65,7 @@ def prepare(config: DictConfig, output: Path, device: torch.device) -> Trainer:
     facts = run_facts(config, objective, plan.teachers, data)
     if last is not None:
         check_same_run(last, facts, output / LAST, device)
+    calibrate(plan, splits["train"], output, device)
     learner = Learner(network, objective, plan.teachers, PRECISIONS[config.trainer.precision])
     loader = training_loader(plan, splits["train"])
     scorer = validation(config, splits["val"], device) if splits["val"].labelled else None

@@ -138,8 +138,12 @@ def test_odd_values_are_named(program, override, said):
         (["kd=pseudo", "kd.threshold=nan"], "kd.threshold=nan: should be a probability"),
         (["kd=pseudo", "kd.threshold=true"], "kd.threshold=true: should be a probability"),
         (["kd=pseudo", "kd.threshold=null"], "kd.terms.pseudo_ce.threshold=null: should be a probability"),
-        (["kd=pseudo", "+kd.threshold.car=2"], "kd.threshold: should be a probability"),
-        (["kd=pseudo", "~kd.threshold.default", "+kd.threshold.car=0.2"], "kd.threshold: should be a probability"),
+        (["kd=pseudo", "kd.threshold={default: 0.5, car: 2}"], "kd.threshold: should be a probability"),
+        (["kd=pseudo", "kd.threshold={car: 0.2}"], "kd.threshold: should be a probability"),
+        (["kd=pseudo", "kd.threshold={precision: 0}"], "or {precision: a share above 0}"),
+        (["kd=pseudo", "kd.threshold={precision: 1.1}"], "or {precision: a share above 0}"),
+        (["kd=pseudo", "kd.threshold={precision: 0.8, default: 0.5}"], "or {precision: a share above 0}"),
+        (["kd=pseudo", "kd.threshold={precision: 0.8, car: 0.2}"], "or {precision: a share above 0}"),
         (["kd=pseudo", "kd.frames=labelled"], "kd.frames=labelled: should be 'unlabelled' or 'all'"),
         (["kd=balanced", "kd.balance=cubic"], "kd.balance=cubic: should be 'log' or 'sqrt'"),
         (["kd=balanced", "kd.balance_by=voxel"], "kd.balance_by=voxel: should be 'class' or 'mass'"),
@@ -156,9 +160,9 @@ def test_odd_values_of_other_options_are_named(overrides, said):
     assert any(said in problem for problem in problems), problems
 
 
-@pytest.mark.parametrize("override", ["kd.threshold=0", "kd.threshold=1.0", "+kd.threshold.car=0.2"])
-def test_thresholds_are_numbers_or_numbers_by_class(override):
-    before = configuration("train", "kd=pseudo", override)
+@pytest.mark.parametrize("threshold", ["0", "1.0", "{default: 0.5, car: 0.2}", "{precision: 0.8}", "{precision: 1}"])
+def test_thresholds_are_numbers_by_class_or_by_precision(threshold):
+    before = configuration("train", "kd=pseudo", f"kd.threshold={threshold}")
     after, problems = checked("train", before)
     assert problems == []
     assert after["kd"]["threshold"] == before["kd"]["threshold"]
@@ -167,7 +171,7 @@ def test_thresholds_are_numbers_or_numbers_by_class(override):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([f"kd.terms.{name}.weight=0" for name in ("kd_voxel", "kd_bev")], "kd=voxel_bev: all weights are 0"),
+        (["kd=voxel_bev", *(f"kd.terms.{name}.weight=0" for name in ("kd_voxel", "kd_bev"))], "kd=voxel_bev: all weights are 0"),
         (["kd=none", *(f"objective.terms.{name}.weight=0" for name in SUPERVISED)], "nothing to learn"),
     ],
 )

@@ -25,6 +25,7 @@ class Needs(NamedTuple):
         answers_unlabelled: further ones about frames without labels; not asked where a teacher has none of them.
         prior: of frames without labels, as `mask_camera`, what cameras see as a rule (docs/formulas.md 4.9).
         unlabelled: frames without labels; where there are none, the term has nothing to say.
+        calibration: how often its teachers are right about labels, before the first step (`ListeningTerm.calibrate`).
     """
 
     depth: bool = False
@@ -32,6 +33,7 @@ class Needs(NamedTuple):
     answers_unlabelled: frozenset[str] = frozenset()
     prior: bool = False
     unlabelled: bool = False
+    calibration: bool = False
 
 
 class Lesson:
@@ -100,6 +102,15 @@ class ListeningTerm(Term):
         """What one teacher adds, a scalar."""
         raise NotImplementedError
 
+    def calibrate(self, teacher: str, voxels_CB: Tensor, right_CB: Tensor) -> str:
+        """Take note of how often a teacher is right; returns what it makes of that, to be said to the user.
+
+        Args:
+            teacher: its name.
+            voxels_CB, right_CB: int64, see `distill.metrics.Calibration`.
+        """
+        raise NotImplementedError
+
 
 class Objective(nn.Module):
     """The weighted sum of terms.
@@ -147,7 +158,16 @@ class Objective(nn.Module):
         """Names of the terms that listen to a teacher."""
         return [name for name, _ in self._listening(teacher)]
 
-    def _listening(self, teacher: str) -> list[tuple[str, Term]]:
+    def asks_calibration(self, teacher: str) -> bool:
+        """Whether a term asks how often a teacher is right about labels."""
+        return any(term.needs.calibration for _, term in self._listening(teacher))
+
+    def calibrate(self, teacher: str, voxels_CB: Tensor, right_CB: Tensor) -> list[str]:
+        """Tell it the terms that ask, see `ListeningTerm.calibrate`; returns what they make of it, each thing once."""
+        asking = [term for _, term in self._listening(teacher) if term.needs.calibration]
+        return list(dict.fromkeys(term.calibrate(teacher, voxels_CB, right_CB) for term in asking))
+
+    def _listening(self, teacher: str) -> list[tuple[str, ListeningTerm]]:
         return [
             (name, term) for name, term in self.items() if isinstance(term, ListeningTerm) and term.listens_to(teacher)
         ]
@@ -156,6 +176,11 @@ class Objective(nn.Module):
     def idle_with_labels(self) -> list[str]:
         """Names of the terms that have nothing to say where every frame has labels."""
         return [name for name, term in self.items() if term.needs.unlabelled]
+
+    @property
+    def listens_with_labels(self) -> bool:
+        """Whether some term has something to learn from teachers where every frame has labels."""
+        return any(isinstance(term, ListeningTerm) and not term.needs.unlabelled for _, term in self.items())
 
     def check_teachers(self, names: Sequence[str]) -> None:
         """Raise InputError where a term listens to a teacher that there is not."""

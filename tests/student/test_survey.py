@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from workshop import SMALL_STUDENT, STORE, Workshop
 
+from distill.classes import OCC3D_CLASSES
 from distill.signals.arrays import seal
 from distill.store import TeacherStore
 
@@ -187,7 +189,32 @@ def test_terms_about_unlabelled_keyframes_are_refused_where_there_are_none(works
     """They would be silent, and the run that of kd=none under another name."""
     line = workshop.refused("occ-train-student", *QUICK, "kd=pseudo", "output=runs/idle")
     assert "pseudo_ce, pseudo_lovasz of kd=pseudo are about keyframes without labels, and all 1 training" in line
-    workshop.ok("occ-train-student", *QUICK, "kd=pseudo", "kd.frames=all", "output=runs/busy-pseudo")
+    printed = workshop.ok("occ-train-student", *QUICK, "kd=balanced_pseudo", "output=runs/half-idle")
+    assert "pseudo_ce, pseudo_lovasz have nothing to say: all training keyframes have labels" in printed
+
+
+def test_thresholds_by_precision_are_measured_said_and_the_same_when_the_run_goes_on(workshop):
+    run = (*QUICK, "kd=pseudo", "kd.frames=all", "kd.threshold={precision: 0.6}", "output=runs/precise")
+    workshop.ok("occ-train-student", *run)
+    summary = workshop.folder / "runs/precise/summary.txt"
+    told = summary.read_text()
+    table = told.partition("classes of stored are labels from these confidences on (kd.threshold.precision=0.6):\n")[2]
+    thresholds = [cell.rpartition(" ")[2] for line in table.splitlines() for cell in re.split(r"\s{2,}", line.strip())]
+    assert len(thresholds) == len(OCC3D_CLASSES)
+    assert len(set(thresholds)) > 1
+    (entry,) = map(json.loads, (workshop.folder / "runs/precise/metrics.jsonl").read_text().splitlines())
+    assert entry["train_pseudo_ce"] > 0
+    assert "step 1 of 1" in workshop.ok("occ-train-student", *run)
+    assert summary.read_text() == told
+
+
+def test_thresholds_by_precision_need_labels(copy, workshop):
+    for path in gts(copy, "train"):
+        path.unlink()
+    store = f"teachers.stored.paths=[{workshop.folder / STORE}]"
+    line = copy.refused("occ-train-student", *QUICK, store, "kd=pseudo", "kd.threshold={precision: 0.6}", "output=run")
+    assert "kd.threshold.precision needs labelled keyframes: there is none in training of whose visible voxels " in line
+    assert "stored says something: give kd.threshold=0.5" in line
 
 
 def test_an_old_store_does_not_know_what_is_seen_where_there_are_no_labels(copy, workshop):

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made import FREE, B, C, X, Y, Z, lesson, listening, taught, taught_frame
 
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
 from distill.losses.objective import Objective
-from distill.losses.pseudo import PseudoCrossEntropy, PseudoLovasz, sure_classes
+from distill.losses.pseudo import PseudoCrossEntropy, PseudoLovasz, precise_thresholds, sure_classes
 from distill.losses.supervised import cross_entropy, lovasz_softmax
+from distill.metrics import Calibration
 
 
 @pytest.fixture
@@ -67,6 +70,70 @@ class TestSureClasses:
         assert sure_classes(teacher_VC, (1.0, 1.0))[1].tolist() == [True, False]
 
 
+def counted(*classes):
+    """What a teacher calls so and is right about: of each class, by confidence."""
+    return (torch.tensor([[bin_[which] for bin_ in bins] for bins in classes]) for which in (0, 1))
+
+
+class TestPreciseThresholds:
+    @pytest.mark.parametrize(
+        ("bins", "precision", "expected"),
+        [
+            ([(9, 0), (2, 0), (2, 1), (4, 4)], 0.75, 0.5),  # 4 of 4, 5 of 6, 5 of 8
+            ([(4, 3), (4, 3), (4, 3), (4, 3)], 0.75, 0.0),  # just so often
+            ([(8, 8), (0, 0), (2, 0), (2, 2)], 0.75, 0.0),  # 1 of 1, 2 of 4, but 10 of 12
+            ([(8, 0), (2, 2), (0, 0), (0, 0)], 1.0, 0.25),
+            ([(1, 0), (0, 0), (0, 0), (100, 7)], 0.07, 0.25),  # 0.07 * 100 is more than 7 in floating point
+            ([(5, 0), (0, 0), (1, 0), (9, 0)], 0.01, math.inf),  # never right
+            ([(5, 5), (0, 0), (1, 1), (9, 5)], 0.9, math.inf),
+            ([(0, 0), (0, 0), (0, 0), (0, 0)], 0.5, math.inf),  # nothing is known of any class
+        ],
+    )
+    def test_of_one_class(self, bins, precision, expected):
+        assert precise_thresholds(*counted(bins), precision) == (expected,)
+
+    def test_a_class_that_is_found_nowhere_takes_that_of_all_together(self):
+        """Of all 9 of 9 above 0.75, 10 of 12 above 0.5."""
+        often = [(0, 0), (7, 0), (1, 0), (8, 8)]
+        rare = [(0, 0), (0, 0), (2, 1), (1, 1)]
+        absent = [(0, 0)] * 4
+        assert precise_thresholds(*counted(often, absent, rare), 0.8) == (0.5, 0.5, 0.75)
+        assert precise_thresholds(*counted(often, absent, rare), 0.85) == (0.5, 0.75, 0.75)
+
+    @settings(deadline=None)
+    @given(
+        classes=st.lists(
+            st.lists(
+                st.tuples(st.integers(0, 5), st.integers(0, 5)).map(lambda two: (max(two), min(two))),
+                min_size=6,
+                max_size=6,
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+        precisions=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted),
+    )
+    def test_never_fall_when_the_precision_rises(self, classes, precisions):
+        lower, higher = (precise_thresholds(*counted(*classes), precision) for precision in precisions)
+        assert all(one <= other for one, other in zip(lower, higher, strict=True))
+
+    @settings(deadline=None, max_examples=30)
+    @given(seed=st.integers(0, 2**31), precision=st.floats(0.05, 1))
+    def test_what_is_taken_on_what_they_were_measured_on_is_right_so_often(self, seed, precision):
+        random = torch.Generator().manual_seed(seed)
+        log_probs_VC = (4 * torch.randn(300, C, generator=random)).log_softmax(-1)
+        labels_V = log_probs_VC.argmax(-1)
+        labels_V = torch.where(torch.rand(300, generator=random) < 0.6, labels_V, 3).to(torch.uint8)
+        metric = Calibration(OCC3D_CLASSES, 50)
+        metric.update(log_probs_VC.softmax(-1), labels_V, torch.ones(300, dtype=torch.bool))
+        thresholds = precise_thresholds(metric.voxels_CB, metric.right_CB, precision)
+        called_V, sure_V = sure_classes(log_probs_VC, thresholds)
+        for name, threshold in enumerate(thresholds):
+            taken_V = sure_V & (called_V == name)
+            assert taken_V.any() or threshold > 0
+            assert not taken_V.any() or (labels_V == called_V)[taken_V].double().mean() >= precision
+
+
 class TestWhere:
     def test_on_frames_without_labels_every_voxel_and_no_other(self, frame, logits):
         seen = looked_at(pseudo(), frame, logits)
@@ -98,6 +165,27 @@ class TestWhere:
         seen = looked_at(pseudo(thresholds), frame, logits)
         assert torch.equal(seen[1], expected)
         assert not seen[0].any()
+
+    def test_where_its_teacher_was_right_so_often(self, frame, logits):
+        """Each teacher has thresholds of its own."""
+        objective = pseudo({"precision": 1.0})
+        assert objective.asks_calibration("stored")
+        assert not pseudo(1.0).asks_calibration("stored")
+        voxels_CB = torch.ones(C, 50, dtype=torch.int64)
+        right_CB = voxels_CB.clone()
+        right_CB[:, :7], right_CB[FREE] = 0, 0
+        (told,) = objective.calibrate("second", voxels_CB, torch.zeros_like(voxels_CB))
+        assert told.count("never") == C
+        (told,) = objective.calibrate("stored", voxels_CB, right_CB)
+        assert "classes of stored" in told
+        assert "car 0.14" in told
+        assert "free never" in told
+        probs, called = teacher_probs(frame)[1].max(-1)
+        expected = (probs >= 7 / 50) & (called != FREE)
+        assert 0 < expected.sum() < (called != FREE).sum()
+        assert torch.equal(looked_at(objective, frame, logits)[1], expected)
+        frame = replace(frame, teachers={"second": frame.teachers["stored"]})
+        assert not looked_at(objective, frame, logits).any()
 
     def test_not_where_a_teacher_says_nothing(self, frame, logits):
         frame.teachers["stored"].covered[1, 0] = False

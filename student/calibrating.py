@@ -1,0 +1,92 @@
+"""How often teachers are right where there are labels, measured before the first step for the terms that ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from distill import ranks
+from distill.errors import InputError
+from distill.frame import stack
+from distill.nuscenes.frames import FrameDataset
+from distill.nuscenes.inventory import Inventory
+from distill.teaching import Provider
+from student.stream import TeacherStream
+from student.survey import Plan
+
+_KEYFRAMES, _BINS = 64, 50  # at most so many are looked at; bins of confidence
+
+
+def calibrate(plan: Plan, train: Inventory, output: Path, device: torch.device) -> None:
+    """Tell the terms that ask for it how often their teachers are right; what they make of it joins the summary.
+
+    Raises:
+        InputError: there is nothing to measure it on.
+    """
+    for teacher in plan.teachers:
+        if not plan.objective.asks_calibration(teacher.name):
+            continue
+        voxels_CB, right_CB = calibration(plan, train, teacher, device)
+        told = "\n".join(plan.objective.calibrate(teacher.name, voxels_CB, right_CB))
+        if ranks.rank() == 0:
+            print(told, flush=True)
+            with open(output / "summary.txt", "a") as file:
+                file.write(f"{told}\n")
+
+
+@torch.no_grad()
+def calibration(plan: Plan, train: Inventory, teacher: Provider, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How often a teacher is right in mask_camera of labelled training keyframes.
+
+    All ranks must call it; each looks at its part, and all return the same.
+
+    Args:
+        plan: of the run.
+        train: the training keyframes; of those with labels that the teacher holds a few, evenly spaced, are looked at.
+        teacher: answers "voxels".
+        device: where it does.
+
+    Returns:
+        voxels_CB, right_CB, int64, by predicted class and confidence; see `distill.metrics.Calibration`.
+
+    Raises:
+        InputError: it says nothing of a labelled voxel.
+    """
+    from distill.metrics import Calibration  # torchmetrics takes seconds to import
+
+    config, tokens = plan.config, train.keyframes.tokens
+    held = [token for token in tokens if token in train.labelled and teacher.holds(token)]
+    chosen = {held[index] for index in np.linspace(0, len(held) - 1, min(_KEYFRAMES, len(held))).round().astype(int)}
+    mine = train.keyframes.where([token in chosen for token in tokens])[ranks.rank() :: ranks.world_size()]
+    labels = plan.labels("train")
+    frames = FrameDataset(
+        mine, labels=labels, augmentation=None, seed=config.seed, depth_stride=None, **config.student.inputs
+    )
+    loader = DataLoader(
+        TeacherStream(frames, [teacher]),
+        batch_size=1,
+        num_workers=min(1, config.trainer.workers),
+        collate_fn=stack,
+        generator=torch.Generator(),
+    )
+    counted = Calibration(instantiate(config.classes), _BINS).to(device)
+    for frame in loader:
+        frame = frame.to(device)
+        taught = teacher.taught(frame)
+        seen_BXYZ = frame.mask_camera & taught.taught_B[:, None, None, None]
+        index_V = seen_BXYZ.flatten().nonzero().squeeze(1)
+        index_V = index_V[taught.covered(index_V)]
+        labels_V = frame.semantics.flatten()[index_V]
+        counted.update(taught.voxels(index_V).softmax(-1), labels_V, torch.ones_like(labels_V, dtype=torch.bool))
+    counted.sync()  # over ranks
+    if not counted.voxels_CB.any():
+        raise InputError(
+            "kd.threshold.precision needs labelled keyframes: there is none in training of whose visible voxels "
+            f"{teacher.name} says something: give kd.threshold=0.5"
+        )
+    return counted.voxels_CB, counted.right_CB
