@@ -113,7 +113,7 @@ def test_weights_of_listening_terms_warm_up_over_the_steps_that_are_said():
 def test_thresholds_are_of_classes_that_there_are():
     with initialize_config_module("conf", version_base="1.3"):
         config, wrong = (
-            compose("train", overrides=["kd=pseudo", f"+kd.threshold.{name}=0.25"])
+            compose("train", overrides=["kd=pseudo", f"kd.threshold={{default: 0.5, {name}: 0.25}}"])
             for name in ("pedestrian", "pedestrain")
         )
     objective = make_objective(config, SimpleNamespace(depth_stride=16))

@@ -171,7 +171,10 @@ def test_thresholds_are_numbers_by_class_or_by_precision(threshold):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["kd=voxel_bev", *(f"kd.terms.{name}.weight=0" for name in ("kd_voxel", "kd_bev"))], "kd=voxel_bev: all weights are 0"),
+        (
+            ["kd=voxel_bev", *(f"kd.terms.{name}.weight=0" for name in ("kd_voxel", "kd_bev"))],
+            "kd=voxel_bev: all weights are 0",
+        ),
         (["kd=none", *(f"objective.terms.{name}.weight=0" for name in SUPERVISED)], "nothing to learn"),
     ],
 )
