@@ -81,13 +81,15 @@ class Study:
             return compose("train", [*self.common, *given])
 
     def runs(self, arms: Collection[str], budgets: Collection[str]) -> list[Run]:
-        """What these arms and budgets come to: seed by seed, so that whoever looks early sees all arms."""
+        """What is not done of these arms and budgets: seed by seed, so that whoever looks early sees all arms."""
         chosen = [run for run in planned(self.plan) if run[0] in budgets and run[1] in arms]
-        return sorted(chosen, key=lambda run: list(self.plan.seeds).index(run[2]))
+        left = [run for run in chosen if not (run_folder(self.folder, *run) / "counts.npz").exists()]
+        return sorted(left, key=lambda run: list(self.plan.seeds).index(run[2]))
 
-    def teachers(self, arms: Collection[str]) -> list[str]:
-        """Those of some arms."""
-        return list(dict.fromkeys(told.teacher for arm, told in self.plan.arms.items() if arm in arms and told.teacher))
+    def teachers(self, runs: Collection[Run]) -> list[str]:
+        """Those of some runs."""
+        taught = (self.plan.arms[arm].teacher for _, arm, _ in runs)
+        return list(dict.fromkeys(teacher for teacher in taught if teacher))
 
     def store(self, teacher: str) -> Path:
         """What a teacher said: its own, if the plan names one, or that of `make_teacher`."""
@@ -98,7 +100,7 @@ class Study:
         """Train a teacher, dump it and count what it says; nothing is trained if the plan names a store."""
         told, run = self.plan.teachers[teacher], self.folder / "teachers" / teacher
         counted = run / "counts.npz"
-        if counted.exists():
+        if counted.exists() and self.store(teacher).exists():
             return
         data = [override for override in self.common if override.startswith("data")]
         if told.get("store") is None:
@@ -123,8 +125,6 @@ class Study:
     def run_arm(self, budget: str, arm: str, seed: int, environment: Mapping[str, str]) -> None:
         """Train an arm with a seed and count what it predicts."""
         run = run_folder(self.folder, budget, arm, seed)
-        if (run / "counts.npz").exists():
-            return
         given = [*self.common, *self.given(budget, arm, seed), f"output={run}"]
         self._run("occ-train-student", given, environment, run)
         counting = [__file__, str(self.folder), "--study", str(self.folder / "plan.yaml"), "--count", str(run)]
@@ -246,8 +246,8 @@ def train(study: Study, arms: Collection[str], budgets: Collection[str], jobs: i
             raise
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda teacher: unless_failed(study.make_teacher, teacher), study.teachers(arms)))
         runs = study.runs(arms, budgets)
+        list(pool.map(lambda teacher: unless_failed(study.make_teacher, teacher), study.teachers(runs)))
         done = pool.map(lambda run: unless_failed(study.run_arm, *run), runs)
         for _ in tqdm(done, total=len(runs), desc="study", unit="run"):
             pass
