@@ -43,7 +43,6 @@ KD_TERMS = {
     "voxel_bev_occupied": ["kd_voxel", "kd_bev"],
     "balanced": ["kd_voxel", "kd_bev"],
     "jaccard": ["kd_jaccard"],
-    "jaccard_pseudo": ["pseudo_ce", "pseudo_lovasz", "kd_jaccard"],
     "pseudo": ["pseudo_ce", "pseudo_lovasz"],
     "balanced_pseudo": ["pseudo_ce", "pseudo_lovasz", "kd_voxel", "kd_bev"],
 }
