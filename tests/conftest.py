@@ -13,6 +13,7 @@ from workshop import SMALL_STUDENT, Workshop
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: as many tests as cores run at a time
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")  # sums in the same order on every CPU, as goldens need them
 
 
 @pytest.fixture(scope="session")
