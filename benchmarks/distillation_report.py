@@ -187,7 +187,7 @@ def _number(value: Tensor) -> float | None:
 
 
 def _named(values_M: Tensor) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in zip(METRICS, values_M, strict=False)}
+    return {name: _number(value) for name, value in zip(METRICS, values_M[: len(METRICS)], strict=True)}
 
 
 def _interval(found: Gain, place: int, seeds: Sequence[int]) -> list[float] | None:

@@ -96,7 +96,7 @@ def test_gains_are_paired_by_seed(tmp_path: Path):
     told = results_of.report(made, threads=1)
     arm, control = entries(told)["arm"], entries(told)["control"]
     assert arm["seeds"] == [0, 1]
-    pairs = zip(arm["values"]["mIoU"], control["values"]["mIoU"], strict=False)
+    pairs = zip(arm["values"]["mIoU"], control["values"]["mIoU"][:2], strict=True)
     assert arm["gain"]["mIoU"] == pytest.approx(np.mean([own - base for own, base in pairs]))
     assert "Not done yet: 1 of 6 runs: short/arm seed 2." in results_of.tables(told, markdown=False)
 
