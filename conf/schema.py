@@ -66,6 +66,12 @@ def _share_and_seed(value: Any) -> Any:
     return value
 
 
+def _balance(value: Any) -> Any:
+    if value != "log" and not (type(value) in (int, float) and 0 <= value <= 1):
+        raise ValueError("should be 'log', or a power of 1 / frequency from 0 to 1, such as 0.5")
+    return value
+
+
 def _threshold(value: Any) -> Any:
     by_name = value if isinstance(value, dict) else {"default": value}
     probable = all(type(each) in (int, float) and 0 <= each <= 1 for each in by_name.values())
@@ -97,7 +103,7 @@ Edges = Annotated[list[float], Field(min_length=2), AfterValidator(_rising)]
 Mask = Literal["camera", "lidar", "all"]
 TaughtMask = Literal["camera", "lidar", "occupied", "all"]
 Unlabelled = Literal["seen", "prior", "all"]
-Balance = Literal["log", "sqrt"]
+Balance = Annotated[Any, AfterValidator(_balance)]
 BalanceBy = Literal["class", "mass"]
 Confidence = Literal["none", "entropy", "agreement"]
 PseudoFrames = Literal["unlabelled", "all"]

@@ -47,15 +47,17 @@ class ClassSet:
         """Colours as uint8 (C, 3)."""
         return np.array(self.colours, dtype=np.uint8)
 
-    def weights(self, balance: str) -> np.ndarray:
-        """Cross-entropy class weights from the frequencies f, float32 (C,).
+    def weights(self, balance: str | float) -> np.ndarray:
+        """Class weights from the frequencies f, float32 (C,).
 
         Args:
-            balance: "log", 1 / ln(f + 0.001), almost flat (FlashOcc; docs/formulas.md 2.4), or "sqrt",
-                1 / sqrt(f), under which a car voxel counts ten times as much as a free one.
+            balance: "log", 1 / ln(f + 0.001), almost flat (FlashOcc; docs/formulas.md 2.4), or a power e in [0, 1]:
+                1 / f^e, so that at 0 all classes count alike by the voxel, at 1 by the class.
         """
         frequencies = np.array(self.frequencies, dtype=np.float64)
-        return (1.0 / (np.log(frequencies + 0.001) if balance == "log" else np.sqrt(frequencies))).astype(np.float32)
+        if isinstance(balance, str):
+            return (1.0 / np.log(frequencies + 0.001)).astype(np.float32)
+        return (frequencies**-balance).astype(np.float32)
 
     def misfit(self, ids_V: np.ndarray) -> str | None:
         """Why voxels of these class ids must be of another class set, in words; None where nothing says so.

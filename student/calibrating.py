@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from hydra.utils import instantiate
@@ -22,21 +20,20 @@ from student.survey import Plan
 _KEYFRAMES, _BINS = 64, 50  # at most so many are looked at; bins of confidence
 
 
-def calibrate(plan: Plan, train: Inventory, output: Path, device: torch.device) -> None:
-    """Tell the terms that ask for it how often their teachers are right; what they make of it joins the summary.
+def calibrate(plan: Plan, train: Inventory, device: torch.device) -> list[str]:
+    """Tell the terms that ask for it how often their teachers are right; returns what they make of it, printed.
 
     Raises:
         InputError: there is nothing to measure it on.
     """
+    told: list[str] = []
     for teacher in plan.teachers:
-        if not plan.objective.asks_calibration(teacher.name):
-            continue
-        voxels_CB, right_CB = calibration(plan, train, teacher, device)
-        told = "\n".join(plan.objective.calibrate(teacher.name, voxels_CB, right_CB))
-        if ranks.rank() == 0:
-            print(told, flush=True)
-            with open(output / "summary.txt", "a") as file:
-                file.write(f"{told}\n")
+        if plan.objective.asks_calibration(teacher.name):
+            voxels_CB, right_CB = calibration(plan, train, teacher, device)
+            told += plan.objective.calibrate(teacher.name, voxels_CB, right_CB)
+    if told and ranks.rank() == 0:
+        print(*told, sep="\n", flush=True)
+    return told
 
 
 @torch.no_grad()

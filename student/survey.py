@@ -84,8 +84,8 @@ class Plan:
         return frozenset(token for token, path in paths.items() if path is None or not path.exists())
 
 
-def survey(plan: Plan, output: Path) -> dict[str, Inventory]:
-    """Splits "train" and "val"; a summary is printed and written to `<output>/summary.txt`.
+def survey(plan: Plan, output: Path) -> tuple[dict[str, Inventory], str]:
+    """Splits "train" and "val", and a summary, which is printed; what is missing is listed in the folder `output`.
 
     Raises:
         InputError: files are missing, a teacher is of other frames, or there is nothing to learn from.
@@ -96,25 +96,30 @@ def survey(plan: Plan, output: Path) -> dict[str, Inventory]:
     advice = "; LiDAR is for depth supervision alone: objective.terms.depth.weight=0 trains without"
     needs_scans = plan.depth_stride is not None and not plan.lidar
     settle_missing(splits, config.data.missing, output / "missing_files.txt", advice if needs_scans else "")
-    train, val = splits.values()
+    train = splits["train"]
     for teacher in teachers:
         teacher.check({token: train.digests[token] for token in train.keyframes.tokens})
     taught = sum(any(teacher.holds(token) for teacher in teachers) for token in train.keyframes.tokens)
+    told = told_of(plan, splits, labels, taught)
     if ranks.rank() == 0:
-        speakers = ", ".join(teacher.speakers() for teacher in teachers) or "kd=none"
-        others = {**withheld(train, labels["train"]), "with a teacher": {"train": f"{taught} ({speakers})"}}
-        told = summary(splits, labels["val"], others)
-        if not val.labelled:
-            place = place_of_labels(val, labels["val"])
-            told += f"\nno validation keyframe has labels ({place}): nothing will be scored"
-        remarks = [remark for teacher in teachers for remark in teacher.remarks()]
-        if idle := idle_terms(plan, train):
-            remarks.append(f"{', '.join(idle)} have nothing to say: all training keyframes have labels")
-        told = "\n".join([told, *remarks])
         print(told, flush=True)
-        (output / "summary.txt").write_text(f"{told}\n")
     check_something_to_learn(train, taught, plan, labels["train"])
-    return splits
+    return splits, told
+
+
+def told_of(plan: Plan, splits: dict[str, Inventory], labels: dict[str, LabelSource], taught: int) -> str:
+    """The summary: `taught` is how many training keyframes have a teacher."""
+    (train, val), teachers = splits.values(), plan.teachers
+    speakers = ", ".join(teacher.speakers() for teacher in teachers) or "kd=none"
+    others = {**withheld(train, labels["train"]), "with a teacher": {"train": f"{taught} ({speakers})"}}
+    told = [summary(splits, labels["val"], others)]
+    if not val.labelled:
+        place = place_of_labels(val, labels["val"])
+        told.append(f"no validation keyframe has labels ({place}): nothing will be scored")
+    told += [remark for teacher in teachers for remark in teacher.remarks()]
+    if idle := idle_terms(plan, train):
+        told.append(f"{', '.join(idle)} have nothing to say: all training keyframes have labels")
+    return "\n".join(told)
 
 
 def take_splits(plan: Plan, labels: dict[str, LabelSource]) -> dict[str, Inventory]:

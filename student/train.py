@@ -60,12 +60,14 @@ def prepare(config: DictConfig, output: Path, device: torch.device) -> Trainer:
     objective = make_objective(config, network)
     depth_stride = getattr(network, "depth_stride", None) if objective.needs_depth else None
     plan = Plan(config, index, depth_stride, objective)
-    splits = survey(plan, output)
+    splits, told = survey(plan, output)
     data = {name: stock.identity(plan.sources) for name, stock in splits.items()}
     facts = run_facts(config, objective, plan.teachers, data)
     if last is not None:
         check_same_run(last, facts, output / LAST, device)
-    calibrate(plan, splits["train"], output, device)
+    told = "\n".join([told, *calibrate(plan, splits["train"], device)])
+    if ranks.rank() == 0:
+        (output / "summary.txt").write_text(f"{told}\n")
     learner = Learner(network, objective, plan.teachers, PRECISIONS[config.trainer.precision])
     loader = training_loader(plan, splits["train"])
     scorer = validation(config, splits["val"], device) if splits["val"].labelled else None

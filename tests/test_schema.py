@@ -78,7 +78,11 @@ def test_no_value_goes_unchecked(program, wrong):
         ("train", "trainer.learning_rate=-1e-3", "trainer.learning_rate=-0.001: should be greater than or equal to 0"),
         ("train", "trainer.ema_decay=1", "trainer.ema_decay=1: should be less than 1"),
         ("train", "trainer.precision=fp8", "trainer.precision=fp8: should be 'bf16', 'fp16' or 'fp32'"),
-        ("train", "objective.terms.ce.balance=cubic", "objective.terms.ce.balance=cubic: should be 'log' or 'sqrt'"),
+        (
+            "train",
+            "objective.terms.ce.balance=cubic",
+            "objective.terms.ce.balance=cubic: should be 'log', or a power of 1 / frequency",
+        ),
         (
             "train",
             "trainer.augmentation.bev_flip=2",
@@ -145,7 +149,7 @@ def test_odd_values_are_named(program, override, said):
         (["kd=pseudo", "kd.threshold={precision: 0.8, default: 0.5}"], "or {precision: a share above 0}"),
         (["kd=pseudo", "kd.threshold={precision: 0.8, car: 0.2}"], "or {precision: a share above 0}"),
         (["kd=pseudo", "kd.frames=labelled"], "kd.frames=labelled: should be 'unlabelled' or 'all'"),
-        (["kd=balanced", "kd.balance=cubic"], "kd.balance=cubic: should be 'log' or 'sqrt'"),
+        (["kd=balanced", "kd.balance=cubic"], "kd.balance=cubic: should be 'log', or a power of 1 / frequency"),
         (["kd=balanced", "kd.balance_by=voxel"], "kd.balance_by=voxel: should be 'class' or 'mass'"),
         (["kd=balanced", "kd.near=0"], "kd.near=0: should be greater than 0"),
         (["kd=voxel_bev", "kd.confidence=sure"], "kd.confidence=sure: should be 'none', 'entropy' or 'agreement'"),

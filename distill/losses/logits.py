@@ -61,7 +61,7 @@ class BalancedVoxelKL(_LogitsTerm):
     """KL on the voxels in the mask, of which rare classes and occupied space have shares of their own.
 
     Args:
-        balance: how classes are weighed, "log" or "sqrt" (`ClassSet.weights`).
+        balance: how classes are weighed, see `ClassSet.weights`.
         balance_by: "class": a voxel is of the teacher's class; "mass": of every class by its probability.
         occupied_share: of what the teacher calls occupied, in [0, 1]; the rest is of what it calls free.
         near: metres at which a voxel counts half of what it would at the origin, see `nearness`; None: distance does
@@ -70,7 +70,9 @@ class BalancedVoxelKL(_LogitsTerm):
 
     needs = Needs(answers=frozenset({"voxels"}))
 
-    def __init__(self, balance: str, balance_by: str, occupied_share: float, near: float | None, **logits: Any) -> None:
+    def __init__(
+        self, balance: str | float, balance_by: str, occupied_share: float, near: float | None, **logits: Any
+    ) -> None:
         super().__init__(**logits)
         self.balance_by, self.occupied_share, self.near = balance_by, occupied_share, near
         self.register_buffer("weights_C", torch.as_tensor(self.classes.weights(balance)), persistent=False)

@@ -77,11 +77,11 @@ class PseudoCrossEntropy(_PseudoTerm):
     """Class-balanced cross-entropy against the classes of a teacher, mean over the voxels of which it is sure.
 
     Args:
-        balance: how classes are weighed, "log" or "sqrt" (`ClassSet.weights`).
+        balance: how classes are weighed, see `ClassSet.weights`.
         confidence: what each frame counts, see `confidence.frame_confidence`.
     """
 
-    def __init__(self, balance: str, confidence: str, **pseudo: Any) -> None:
+    def __init__(self, balance: str | float, confidence: str, **pseudo: Any) -> None:
         super().__init__(**pseudo)
         self.confidence = confidence
         self.register_buffer("weights_C", torch.as_tensor(self.classes.weights(balance)), persistent=False)

@@ -25,12 +25,12 @@ class CrossEntropy(Term):
 
     Args:
         weight: of the term.
-        balance: how classes are weighed, "log" or "sqrt" (`ClassSet.weights`).
+        balance: how classes are weighed, see `ClassSet.weights`.
         mask: see `regions.labelled_voxels`; it moves mIoU and RayIoU in opposite directions (docs/formulas.md 3.5).
         classes: names, ids and weights of the classes.
     """
 
-    def __init__(self, weight: float, balance: str, mask: str, classes: ClassSet) -> None:
+    def __init__(self, weight: float, balance: str | float, mask: str, classes: ClassSet) -> None:
         super().__init__(weight)
         self.mask, self.classes = mask, classes
         self.register_buffer("weights_C", torch.as_tensor(classes.weights(balance)), persistent=False)

@@ -16,7 +16,7 @@ from distill.losses.logits import BalancedVoxelKL, VoxelKL, distillation_kl, nea
 from distill.losses.objective import Objective
 
 PEDESTRIAN, ROAD = OCC3D_CLASSES.names.index("pedestrian"), OCC3D_CLASSES.names.index("driveable_surface")
-ROOTED = torch.from_numpy(OCC3D_CLASSES.weights("sqrt")).double()
+ROOTED = torch.from_numpy(OCC3D_CLASSES.weights(0.5)).double()
 WEIGHTS_3 = torch.tensor([1.0, 4.0, 0.5], dtype=torch.float64)  # the last of three classes is free
 
 
@@ -74,7 +74,7 @@ class TestToyScene:
         term = BalancedVoxelKL(
             temperature=2.0,
             confidence="none",
-            balance="sqrt",
+            balance=0.5,
             balance_by=by,
             occupied_share=0.5,
             near=None,
@@ -200,7 +200,7 @@ class TestSharedKl:
 
 
 class TestTerm:
-    def term(self, mask="camera", occupied_share=0.5, balance="sqrt", balance_by="class", near=None, temperature=2.0):
+    def term(self, mask="camera", occupied_share=0.5, balance=0.5, balance_by="class", near=None, temperature=2.0):
         balanced = {"balance": balance, "balance_by": balance_by, "occupied_share": occupied_share, "near": near}
         return BalancedVoxelKL(temperature=temperature, confidence="none", **balanced, **listening(mask))
 

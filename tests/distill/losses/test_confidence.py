@@ -16,7 +16,7 @@ from distill.losses.objective import Objective
 from distill.losses.pseudo import PseudoCrossEntropy
 
 CAR, ROAD = 4, 11
-SHARES = {"balance": "sqrt", "balance_by": "class", "occupied_share": 0.5, "near": None}
+SHARES = {"balance": 0.5, "balance_by": "class", "occupied_share": 0.5, "near": None}
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def distillation(
 
 
 def balanced(**how):
-    shares = {"balance": "sqrt", "occupied_share": 0.5, **how}
+    shares = {"balance": 0.5, "occupied_share": 0.5, **how}
     return Objective({"it": BalancedVoxelKL(temperature=2.0, confidence="none", **shares, **listening())})
 
 
@@ -349,7 +349,7 @@ class TestSupervision:
     def test_golden_class_weights(self):
         """docs/formulas.md 2.4."""
         assert OCC3D_CLASSES.weights("log")[[2, FREE]] == pytest.approx([0.0838, 0.0468], abs=5e-5)
-        rooted = OCC3D_CLASSES.weights("sqrt")
+        rooted = OCC3D_CLASSES.weights(0.5)
         assert rooted[4] / rooted[FREE] == pytest.approx((1892500630 / 16957802) ** 0.5)
 
     def test_class_weights_balance(self):
