@@ -241,7 +241,7 @@ class LidarDepth(Known):
 
 
 class RegionTerm(Known):
-    """`distill.losses.regions.RegionTerm`, as it stands `distill.losses.jaccard.SoftJaccard`."""
+    """`distill.losses.regions.RegionTerm`, as it stands `.jaccard.SoftJaccard` and `.affinity.PrototypeAffinity`."""
 
     weight: NotNegative
     teachers: list[Text] | None
@@ -255,6 +255,25 @@ class LogitsTerm(RegionTerm):
 
     temperature: Positive
     confidence: Confidence
+
+
+class DecoupledVoxelKL(LogitsTerm):
+    """`distill.losses.logits.DecoupledVoxelKL`."""
+
+    free_weight: NotNegative
+    class_weight: NotNegative
+
+
+class ChannelwiseKL(RegionTerm):
+    """`distill.losses.channelwise.ChannelwiseKL`."""
+
+    temperature: Positive
+
+
+class RayTerminationKL(RegionTerm):
+    """`distill.losses.termination.RayTerminationKL`."""
+
+    columns: Count
 
 
 class BalancedVoxelKL(LogitsTerm):
@@ -340,6 +359,10 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.logits.VoxelKL": LogitsTerm,
     "distill.losses.logits.BevKL": LogitsTerm,
     "distill.losses.logits.BalancedVoxelKL": BalancedVoxelKL,
+    "distill.losses.logits.DecoupledVoxelKL": DecoupledVoxelKL,
+    "distill.losses.channelwise.ChannelwiseKL": ChannelwiseKL,
+    "distill.losses.affinity.PrototypeAffinity": RegionTerm,
+    "distill.losses.termination.RayTerminationKL": RayTerminationKL,
     "distill.losses.pseudo.PseudoCrossEntropy": PseudoCrossEntropy,
     "distill.losses.pseudo.PseudoLovasz": PseudoTerm,
     "distill.losses.pseudo.PseudoSemanticScal": PseudoTerm,

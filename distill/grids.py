@@ -56,6 +56,12 @@ class VoxelGrid:
         ]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
+    def to_voxels(self) -> np.ndarray:
+        """Metres in its frame to voxel coordinates, in which voxel (i, j, k) spans [i, i + 1) x ..., float64 (4, 4)."""
+        matrix = np.diag([1 / self.voxel_size] * 3 + [1.0])
+        matrix[:3, 3] = -np.array(self.lower) / self.voxel_size
+        return matrix
+
     def from_ego(self, lidar2ego: np.ndarray) -> np.ndarray:
         """A keyframe's ego frame to the frame of the grid, float64 (4, 4).
 

@@ -30,7 +30,7 @@ KIND = GaussianKind(100, "probabilistic", 4.0, "stable", SURROUNDOCC)
 
 
 def taught_frame() -> Frame:
-    """A batch of two labelled frames, taught by the teacher "stored" in codes of a uniform table."""
+    """A batch of two labelled frames of one camera, taught by the teacher "stored" in codes of a uniform table."""
     random = torch.Generator().manual_seed(0)
     codes_BXYZC = torch.randint(0, 256, (B, X, Y, Z, C), dtype=torch.uint8, generator=random)
     table_256 = torch.linspace(-4, 0, 256)
@@ -40,8 +40,14 @@ def taught_frame() -> Frame:
         "bev": BevProbs(probs=bev_log_probs(voxel_BXYZC, FREE).exp()),
     }
     semantics = torch.randint(0, C, (B, X, Y, Z), dtype=torch.uint8, generator=random)
+    # a camera behind the grid, that looks along x
+    cam2ego_44 = torch.tensor([[0.0, 0, 1, -2.6], [-1, 0, 0, -0.7], [0, -1, 0, 3.1], [0, 0, 0, 1]])
+    intrinsics_33 = torch.tensor([[4.0, 0, 4], [0, 4, 3], [0, 0, 1]])
     return Frame(
         token=["a" * 32, "b" * 32],
+        images=torch.zeros(B, 1, 3, 6, 8, dtype=torch.uint8),
+        intrinsics=intrinsics_33.expand(B, 1, 3, 3),
+        cam2ego=cam2ego_44.expand(B, 1, 4, 4),
         semantics=semantics,
         mask_camera=torch.rand(B, X, Y, Z, generator=random) < 0.5,
         mask_lidar=torch.rand(B, X, Y, Z, generator=random) < 0.5,

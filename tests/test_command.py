@@ -59,7 +59,7 @@ def test_a_wrong_override_is_a_configuration_mistake(error):
             "there is no objective.terms.ce.gamma: objective.terms.ce has _target_, weight,",
         ),
         ("trainer.epochs.x=3", "there is no trainer.epochs.x: trainer.epochs is one value"),
-        ("kd=nothing", "Available options in 'kd': balanced balanced_pseudo bev jaccard none pseudo voxel"),
+        ("kd=nothing", "Available options in 'kd': affinity balanced balanced_pseudo bev channelwise decoupled"),
         ("teacher=fusion", "No match in the defaults list. (see"),
         ("experiment=null", "a group takes the name of an option"),
         ("trainer.epochs", "trainer.epochs: neither an option nor an override"),

@@ -1,4 +1,4 @@
-"""KL(teacher || student) on what teachers say of voxels and of their columns (docs/formulas.md 4.3, 4.4, 4.7 and 4.12).
+"""KL(teacher || student) on what teachers say of voxels and columns (docs/formulas.md 4.3, 4.4, 4.7, 4.12 and 4.16).
 
 What no teacher has said adds nothing: frames without one, and voxels that it has not modelled, which are left out of
 their columns too, for teacher and student alike.
@@ -101,6 +101,31 @@ class BalancedVoxelKL(_LogitsTerm):
         return probs_VC @ self.weights_C, 1 - probs_VC[:, self.classes.free]
 
 
+class DecoupledVoxelKL(_LogitsTerm):
+    """KL on whether the voxels in the mask are free, and KL on what they are if they are not, each with its weight.
+
+    Args:
+        free_weight: of the first.
+        class_weight: of the second, which counts where the teacher is sure of free space as much as elsewhere.
+    """
+
+    needs = Needs(answers=frozenset({"voxels"}))
+
+    def __init__(self, free_weight: float, class_weight: float, **logits: Any) -> None:
+        super().__init__(**logits)
+        self.free_weight, self.class_weight = free_weight, class_weight
+
+    def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
+        """One teacher's part."""
+        index_V = self.region(lesson, teacher)
+        student_VC = rows(lesson.prediction.voxel_logits_BXYZC, index_V, axes=1)
+        confidence_V = self.confidence_of(index_V, lesson, teacher)
+        free, rest = decoupled_kl(
+            student_VC, teacher.voxels(index_V), self.temperature, self.classes.free, confidence_V
+        )
+        return self.free_weight * free + self.class_weight * rest
+
+
 class BevKL(_LogitsTerm):
     """KL on the columns any of whose voxels is in the mask, mean over them."""
 
@@ -132,6 +157,33 @@ def distillation_kl(
         A scalar; 0 without rows.
     """
     return (confidence_V * _kl(student_VC, teacher_VC, temperature)).sum() / max(len(student_VC), 1)
+
+
+def decoupled_kl(
+    student_VC: Tensor, teacher_VC: Tensor, temperature: float, free: int, confidence_V: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`distillation_kl` of (free, occupied), and of the classes if occupied (DKD; docs/formulas.md 4.16).
+
+    Args:
+        student_VC: logits or log-probabilities.
+        teacher_VC: finite logits or log-probabilities; gets no gradient.
+        temperature: T, applied to all classes before they are decoupled.
+        free: id of the free class.
+        confidence_V: in [0, 1].
+
+    Returns:
+        Two scalars; 0 without rows.
+    """
+    occupied = [each for each in range(student_VC.shape[-1]) if each != free]
+
+    def parts(values_VC: Tensor) -> tuple[Tensor, Tensor]:
+        softened_VC = values_VC / temperature
+        occupied_VK = softened_VC[:, occupied]
+        return torch.stack([softened_VC[:, free], occupied_VK.logsumexp(-1)], -1), occupied_VK
+
+    pairs = zip(parts(student_VC), parts(teacher_VC), strict=True)
+    free_kl, class_kl = (temperature**2 * distillation_kl(*pair, 1.0, confidence_V) for pair in pairs)
+    return free_kl, class_kl
 
 
 def shared_kl(student_VC: Tensor, teacher_VC: Tensor, temperature: float, shares_V: Tensor) -> Tensor:

@@ -54,9 +54,8 @@ class Seen(Signal):
     def say(self, prediction: TeacherPrediction, frame: Frame, free: int) -> list[np.ndarray]:
         """Bool (X, Y, Z) each."""
         occupied_BXYZ = prediction.semantics(free) != free
-        ego2voxel_44 = torch.diag(torch.tensor([*[1 / self.grid.voxel_size] * 3, 1.0], dtype=torch.float64))
-        ego2voxel_44[:3, 3] = -torch.tensor(self.grid.lower, dtype=torch.float64) / self.grid.voxel_size
-        cam2voxel_BN44 = ego2voxel_44.to(frame.cam2ego.device) @ frame.cam2ego.double()
+        to_voxels_44 = torch.from_numpy(self.grid.to_voxels()).to(frame.cam2ego.device)
+        cam2voxel_BN44 = to_voxels_44 @ frame.cam2ego.double()
         cameras = zip(occupied_BXYZ, frame.intrinsics, cam2voxel_BN44, strict=True)
         image_size = frame.images.shape[-2:]
         return [observe(*of_one, image_size, self.rays_per_row).cpu().numpy() for of_one in cameras]

@@ -1,4 +1,4 @@
-"""Which voxels cameras see through an occupancy, by the rule of Occ3D (docs/formulas.md 4.9).
+"""Which voxels lie on the rays of cameras, and which they see through an occupancy, by Occ3D (docs/formulas.md 4.9).
 
 A ray for every point of a grid over each image, followed from the camera, or from where it enters the voxels, to the
 first occupied voxel by the traversal of Amanatides & Woo (1987): all voxels on the way are seen, this one included. A
@@ -35,9 +35,33 @@ def observe(
     Returns:
         bool (X, Y, Z).
     """
+    rays = _rays(intrinsics_N33, cam2voxel_N44, image_size, columns)
+    return twin(__name__, occupied_XYZ.device).observe(occupied_XYZ, *rays)
+
+
+def follow(
+    within_XYZ: Tensor, intrinsics_N33: Tensor, cam2voxel_N44: Tensor, image_size: tuple[int, int], columns: int
+) -> tuple[Tensor, Tensor]:
+    """The voxels on each ray, in the order in which it crosses them; the twins return the same bits.
+
+    Args:
+        within_XYZ: bool, the voxels that are looked for; the others are passed over.
+        intrinsics_N33, cam2voxel_N44, image_size, columns: see `observe`.
+
+    Returns:
+        index_E: (i * Y + j) * Z + k of the voxels of one ray after the other, int64 (E,).
+        count_M: how many each ray has, int64 (N * R,).
+    """
+    rays = _rays(intrinsics_N33, cam2voxel_N44, image_size, columns)
+    return twin(__name__, within_XYZ.device).follow(within_XYZ, *rays)
+
+
+def _rays(
+    intrinsics_N33: Tensor, cam2voxel_N44: Tensor, image_size: tuple[int, int], columns: int
+) -> tuple[Tensor, Tensor, int, int]:
+    """Where the rays of cameras begin, what turns (column, row, 1) into their directions, and how many there are."""
     height, width = image_size
     rows = max(1, round(columns * height / width))
     cell2pixel_33 = torch.diag(intrinsics_N33.new_tensor([width / columns, height / rows, 1.0], dtype=torch.float64))
     cell2ray_N33 = cam2voxel_N44[:, :3, :3].double() @ torch.linalg.inv(intrinsics_N33.double()) @ cell2pixel_33
-    origins_N3 = cam2voxel_N44[:, :3, 3].double()
-    return twin(__name__, occupied_XYZ.device).observe(occupied_XYZ, origins_N3, cell2ray_N33, columns, rows)
+    return cam2voxel_N44[:, :3, 3].double(), cell2ray_N33, columns, rows

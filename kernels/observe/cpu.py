@@ -33,6 +33,23 @@ def observe(occupied_XYZ: Tensor, origins_N3: Tensor, cell2ray_N33: Tensor, colu
     return torch.from_numpy(within(seen_XYZ))
 
 
+def follow(
+    within_XYZ: Tensor, origins_N3: Tensor, cell2ray_N33: Tensor, columns: int, rows: int
+) -> tuple[Tensor, Tensor]:
+    """The voxels on each ray, int64 (E,), and how many it has (N * R,)."""
+    within = within_XYZ.contiguous().numpy()
+    origins, cell2ray = origins_N3.contiguous().numpy(), cell2ray_N33.contiguous().numpy()
+    count_NR = np.zeros((len(origins), rows * columns), np.int64)
+
+    def trace(camera: int) -> np.ndarray:
+        room = np.empty(rows * columns * sum(within.shape), np.int64)
+        return room[: _trace(within, room, count_NR[camera], origins[camera], cell2ray[camera], columns, rows)]
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        index_E = np.concatenate([np.empty(0, np.int64), *pool.map(trace, range(len(origins)))])
+    return torch.from_numpy(index_E), torch.from_numpy(count_NR.reshape(-1))
+
+
 def bordered(occupied_XYZ: np.ndarray) -> np.ndarray:
     """What `march` walks through, uint8 (X + 2, Y + 2, Z + 2)."""
     return np.pad(occupied_XYZ.astype(np.uint8), 1, constant_values=_OUTSIDE)
@@ -46,25 +63,37 @@ def within(bordered_XYZ: np.ndarray) -> np.ndarray:
 @compiled(nogil=True)
 def _look(walls_XYZ, seen_XYZ, origin_A, cell2ray_33, columns, rows):  # type: ignore[no-untyped-def]
     """Mark what one camera sees."""
-    x_count, y_count, z_count = walls_XYZ.shape[0] - 2, walls_XYZ.shape[1] - 2, walls_XYZ.shape[2] - 2
-    trail = np.empty(x_count + y_count + z_count, np.uint32)
-    x, y, z = origin_A
+    shape = walls_XYZ.shape[0] - 2, walls_XYZ.shape[1] - 2, walls_XYZ.shape[2] - 2
+    trail = np.empty(shape[0] + shape[1] + shape[2], np.uint32)
     for row in range(rows):
         for column in range(columns):
-            dx = _direction(cell2ray_33[0], column, row)
-            dy = _direction(cell2ray_33[1], column, row)
-            dz = _direction(cell2ray_33[2], column, row)
-            x_enter, x_leave = _span(x, dx, x_count)
-            y_enter, y_leave = _span(y, dy, y_count)
-            z_enter, z_leave = _span(z, dz, z_count)
-            enter = max(0.0, x_enter, y_enter, z_enter)
-            if enter >= min(x_leave, y_leave, z_leave):
-                continue
-            i, x_step, x_border, x_spacing = _begin(x, dx, x_count, enter)
-            j, y_step, y_border, y_spacing = _begin(y, dy, y_count, enter)
-            k, z_step, z_border, z_spacing = _begin(z, dz, z_count, enter)
-            borders, spacings = (x_border, y_border, z_border), (x_spacing, y_spacing, z_spacing)
-            march(walls_XYZ, seen_XYZ, trail, (i, j, k), (x_step, y_step, z_step), borders, spacings)
+            meets, voxel, step, border, spacing = _enter(shape, origin_A, cell2ray_33, column, row)
+            if meets:
+                march(walls_XYZ, seen_XYZ, trail, voxel, step, border, spacing)
+
+
+@compiled(nogil=True)
+def _trace(within_XYZ, room, count_R, origin_A, cell2ray_33, columns, rows):  # type: ignore[no-untyped-def]
+    """Write down the voxels on the rays of one camera, and how many each has; returns how many there are."""
+    shape, within, total = within_XYZ.shape, within_XYZ.ravel(), 0
+    for row in range(rows):
+        for column in range(columns):
+            before = total
+            meets, (i, j, k), step, border, spacing = _enter(shape, origin_A, cell2ray_33, column, row)
+            (x_border, y_border, z_border), (x_spacing, y_spacing, z_spacing) = border, spacing
+            while meets and 0 <= i < shape[0] and 0 <= j < shape[1] and 0 <= k < shape[2]:
+                here = (i * shape[1] + j) * shape[2] + k
+                if within[here]:
+                    room[total] = here
+                    total += 1
+                if x_border < y_border and x_border < z_border:
+                    i, x_border = i + step[0], x_border + x_spacing
+                elif y_border < z_border:
+                    j, y_border = j + step[1], y_border + y_spacing
+                else:
+                    k, z_border = k + step[2], z_border + z_spacing
+            count_R[row * columns + column] = total - before
+    return total
 
 
 @compiled(nogil=True)
@@ -100,6 +129,24 @@ def march(walls_XYZ, seen_XYZ, trail, voxel, step, border, spacing):  # type: ig
     seen[here] = True
     for n in range(count):
         seen[trail[n]] = True
+
+
+@compiled(nogil=True)
+def _enter(shape, origin_A, cell2ray_33, column, row):  # type: ignore[no-untyped-def]
+    """Whether a ray meets the voxels, and in which one, by which steps, and how far from which borders it does."""
+    x, y, z = origin_A
+    dx = _direction(cell2ray_33[0], column, row)
+    dy = _direction(cell2ray_33[1], column, row)
+    dz = _direction(cell2ray_33[2], column, row)
+    x_enter, x_leave = _span(x, dx, shape[0])
+    y_enter, y_leave = _span(y, dy, shape[1])
+    z_enter, z_leave = _span(z, dz, shape[2])
+    enter = max(0.0, x_enter, y_enter, z_enter)
+    i, x_step, x_border, x_spacing = _begin(x, dx, shape[0], enter)
+    j, y_step, y_border, y_spacing = _begin(y, dy, shape[1], enter)
+    k, z_step, z_border, z_spacing = _begin(z, dz, shape[2], enter)
+    borders, spacings = (x_border, y_border, z_border), (x_spacing, y_spacing, z_spacing)
+    return enter < min(x_leave, y_leave, z_leave), (i, j, k), (x_step, y_step, z_step), borders, spacings
 
 
 @compiled(nogil=True, inline="always")

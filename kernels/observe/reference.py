@@ -1,4 +1,4 @@
-"""What cameras see in plain torch, all rays of a camera at a time, on any device. Letters as in `kernels.observe`."""
+"""Rays of cameras in plain torch, all rays of a camera at a time, on any device. Letters as in `kernels.observe`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,41 @@ def observe(occupied_XYZ: Tensor, origins_N3: Tensor, cell2ray_N33: Tensor, colu
         columns, rows: of this grid.
     """
     seen_XYZ = torch.zeros(occupied_XYZ.shape, dtype=torch.bool, device=occupied_XYZ.device)
-    cell_R = torch.arange(rows * columns, device=occupied_XYZ.device)
-    column_R1, row_R1 = (cell_R % columns + 0.5).double()[:, None], (cell_R // columns + 0.5).double()[:, None]
-    for origin_A, (of_column_A, of_row_A, of_one_A) in zip(origins_N3, cell2ray_N33.mT, strict=True):
-        direction_RA = of_column_A * column_R1 + of_row_A * row_R1 + of_one_A
-        meets_R = torch.zeros_like(cell_R, dtype=torch.bool)
+    for origin_A, direction_RA in _directions(origins_N3, cell2ray_N33, columns, rows):
+        meets_R = torch.zeros(len(direction_RA), dtype=torch.bool, device=direction_RA.device)
         for going_K, index_K in _steps(occupied_XYZ, origin_A, direction_RA):
             meets_R[going_K] = occupied_XYZ.flatten()[index_K]
         for _, index_K in _steps(occupied_XYZ, origin_A, direction_RA[meets_R]):
             seen_XYZ.view(-1)[index_K] = True
     return seen_XYZ
+
+
+def follow(
+    within_XYZ: Tensor, origins_N3: Tensor, cell2ray_N33: Tensor, columns: int, rows: int
+) -> tuple[Tensor, Tensor]:
+    """The voxels on each ray, int64 (E,), and how many it has (N * R,).
+
+    Args:
+        within_XYZ: bool, those that are looked for.
+        origins_N3, cell2ray_N33, columns, rows: see `observe`.
+    """
+    none = torch.empty(0, dtype=torch.int64, device=within_XYZ.device)
+    rays, voxels = [none], [none]
+    for camera, (origin_A, direction_RA) in enumerate(_directions(origins_N3, cell2ray_N33, columns, rows)):
+        for going_K, index_K in _steps(torch.zeros_like(within_XYZ), origin_A, direction_RA):
+            wanted_K = within_XYZ.flatten()[index_K]
+            rays.append(going_K[wanted_K] + camera * len(direction_RA))
+            voxels.append(index_K[wanted_K])
+    ray_E, order_E = torch.cat(rays).sort(stable=True)
+    return torch.cat(voxels)[order_E], ray_E.bincount(minlength=len(origins_N3) * rows * columns)
+
+
+def _directions(origins_N3: Tensor, cell2ray_N33: Tensor, columns: int, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Where each camera is (A,), and the directions of its rays (R, A)."""
+    cell_R = torch.arange(rows * columns, device=origins_N3.device)
+    column_R1, row_R1 = (cell_R % columns + 0.5).double()[:, None], (cell_R // columns + 0.5).double()[:, None]
+    for origin_A, (of_column_A, of_row_A, of_one_A) in zip(origins_N3, cell2ray_N33.mT, strict=True):
+        yield origin_A, of_column_A * column_R1 + of_row_A * row_R1 + of_one_A
 
 
 def _steps(occupied_XYZ: Tensor, origin_A: Tensor, direction_RA: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.dispatch import only
-from kernels.observe import observe
+from kernels.observe import follow, observe
 
 # a camera that looks along x, with z up; columns are camera x, y, z
 FORWARD = torch.tensor([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
@@ -52,6 +52,41 @@ def test_the_twins_return_the_same_bits(seed, shape, columns):
     with only("reference"):
         expected = observe(*scene)
     assert torch.equal(observe(*scene), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31), shape=st.tuples(*[st.integers(1, 8)] * 3), columns=st.integers(1, 16))
+def test_the_twins_follow_the_same_voxels(seed, shape, columns):
+    within, *cameras = rig(seed, shape)
+    with only("reference"):
+        expected = follow(within, *cameras, (6, 8), columns)
+    for found, other in zip(follow(within, *cameras, (6, 8), columns), expected, strict=True):
+        assert torch.equal(found, other)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31), shape=st.tuples(*[st.integers(1, 8)] * 3))
+def test_what_is_seen_are_the_voxels_on_rays_up_to_the_first_surface(seed, shape):
+    occupied, *cameras = rig(seed, shape)
+    index, counts = follow(torch.ones_like(occupied), *cameras, (6, 8), 9)
+    assert len(counts) == 3 * 9 * 7
+    seen = torch.zeros_like(occupied).flatten()
+    for path in index.split(counts.tolist()):
+        walls = occupied.flatten()[path].nonzero()
+        if len(walls):
+            seen[path[: walls[0] + 1]] = True
+    assert torch.equal(observe(occupied, *cameras, (6, 8), 9), seen.view(shape))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_what_is_not_looked_for_is_passed_over(seed):
+    within, *cameras = rig(seed, (5, 6, 7))
+    every, counts = follow(torch.ones_like(within), *cameras, (6, 8), 5)
+    few, fewer = follow(within, *cameras, (6, 8), 5)
+    wanted = within.flatten()[every]
+    assert torch.equal(few, every[wanted])
+    assert fewer.tolist() == [int(each.sum()) for each in wanted.split(counts.tolist())]
 
 
 def test_a_ray_sees_up_to_the_first_surface_inclusive():

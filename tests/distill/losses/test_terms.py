@@ -12,8 +12,10 @@ from distill.bev import bev_log_probs
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
 from distill.frame import Mirror
+from distill.losses.affinity import PrototypeAffinity
+from distill.losses.channelwise import ChannelwiseKL
 from distill.losses.jaccard import SoftJaccard
-from distill.losses.logits import BalancedVoxelKL, BevKL, VoxelKL, distillation_kl
+from distill.losses.logits import BalancedVoxelKL, BevKL, DecoupledVoxelKL, VoxelKL, distillation_kl
 from distill.losses.objective import Objective
 from distill.losses.pseudo import PseudoCrossEntropy, PseudoGeometricScal, PseudoLovasz, PseudoSemanticScal
 from distill.losses.supervised import (
@@ -26,6 +28,7 @@ from distill.losses.supervised import (
     depth_cross_entropy,
     lovasz_softmax,
 )
+from distill.losses.termination import RayTerminationKL
 from distill.networks.prediction import DepthBins
 from distill.signals.bev import BevProbs
 from distill.signals.gaussians import render
@@ -128,6 +131,12 @@ OBJECTIVES = {
     "geometric_scal": supervision(geometric_scal=1.0),
     "balanced": balanced(balance_by="class", near=None),
     "balanced_by_mass": balanced(balance_by="mass", near=1.5),
+    "decoupled": Objective(
+        {"it": DecoupledVoxelKL(**listening(), temperature=2.0, confidence="none", free_weight=1.0, class_weight=2.0)}
+    ),
+    "channelwise": Objective({"it": ChannelwiseKL(**listening(), temperature=4.0)}),
+    "affinity": Objective({"it": PrototypeAffinity(**listening())}),
+    "rays": Objective({"it": RayTerminationKL(columns=9, **listening())}),
     "jaccard": Objective({"it": SoftJaccard(**listening())}),
     "pseudo_ce": pseudo(PseudoCrossEntropy, balance="log", confidence="entropy"),
     "pseudo_lovasz": pseudo(PseudoLovasz),
