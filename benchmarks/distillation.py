@@ -220,6 +220,7 @@ def check(plan: DictConfig, arms: Sequence[str], budgets: Sequence[str]) -> None
     for arm, told in plan.arms.items():
         named += [("teacher", told.teacher, f"arms.{arm}")]
         named += [("budget", budget, f"arms.{arm}") for budget in told.get("budgets", [])]
+        named += [("seed", seed, f"arms.{arm}") for seed in told.get("seeds", [])]
     for name, told in plan.comparisons.items():
         compared = [told.control, told.ceiling, *told.arms, *told.get("kinds", {}).values()]
         named += [("arm", arm, f"comparisons.{name}") for arm in compared]
@@ -227,7 +228,7 @@ def check(plan: DictConfig, arms: Sequence[str], budgets: Sequence[str]) -> None
     for kind, name, place in named:
         if name is not None and name not in plan[f"{kind}s"]:
             raise InputError(
-                f"{place}: there is no {kind} {name}: the plan has {', '.join(plan[f'{kind}s']) or 'none'}"
+                f"{place}: there is no {kind} {name}: the plan has {', '.join(map(str, plan[f'{kind}s'])) or 'none'}"
             )
 
 

@@ -48,7 +48,7 @@ def planned(plan: DictConfig) -> list[Run]:
         for budget in plan.budgets
         for arm, told in plan.arms.items()
         if budget in told.get("budgets", plan.budgets)
-        for seed in plan.seeds
+        for seed in told.get("seeds", plan.seeds)
     ]
 
 

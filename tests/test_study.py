@@ -172,6 +172,18 @@ def test_unknown_names_are_refused(arms: list[str], budgets: list[str], more: di
         study.check(OmegaConf.create(plan({"control": 0, "arm": 0}, **more)), arms, budgets)
 
 
+def test_an_arm_may_have_fewer_budgets_and_seeds_than_all():
+    told = plan({"control": 0, "tried": 0})
+    told["budgets"]["long"] = []
+    told["arms"]["tried"] |= {"budgets": ["short"], "seeds": [1]}
+    runs = results_of.planned(OmegaConf.create(told))
+    assert [run for run in runs if run[1] == "tried"] == [("short", "tried", 1)]
+    assert len(runs) == 2 * SEEDS + 1
+    told["arms"]["tried"]["seeds"] = [7]
+    with pytest.raises(InputError, match=r"^arms\.tried: there is no seed 7: the plan has 0, 1, 2$"):
+        study.check(OmegaConf.create(told), [], [])
+
+
 def test_a_failing_program_ends_with_its_last_line(tmp_path: Path):
     with pytest.raises(InputError, match=r"failed: the disk is gone \(all of it: .*log.txt\)"):
         study.logged([sys.executable, "-c", "raise SystemExit('loading\\nthe disk is gone')"], os.environ, tmp_path)
