@@ -289,7 +289,7 @@ def main() -> None:
     parser.add_argument("--cost", action="store_true", help="train nothing, time a step of each arm that has run")
     parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # overrides may stand behind options
     plan = OmegaConf.load(options.study)
     assert isinstance(plan, DictConfig)
     # an empty list is one: to compare what there is
