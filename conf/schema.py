@@ -68,7 +68,7 @@ def _share_and_seed(value: Any) -> Any:
 
 def _balance(value: Any) -> Any:
     if value != "log" and not (type(value) in (int, float) and 0 <= value <= 1):
-        raise ValueError("should be 'log', or a power of 1 / frequency from 0 to 1, such as 0.5")
+        raise ValueError("should be 'log', or a power of 1 / frequency from 0 to 1, such as 0.5 (sqrt)")
     return value
 
 

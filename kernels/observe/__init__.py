@@ -7,7 +7,7 @@ ray that leaves the voxels without having met a surface sees nothing.
 Distances are float64, in steps of a ray's own direction; where a ray meets two borders at once, it crosses that of z
 first, then that of y.
 
-Letters: N cameras, X Y Z voxel axes, R rays of a camera, A = 3 axes.
+Letters: N cameras, X Y Z voxel axes, R rays of a camera, A = 3 axes, E voxels on rays.
 """
 
 from __future__ import annotations

@@ -82,6 +82,15 @@ def test_runs_of_earlier_versions_did_not_warm_their_teachers_up():
         check(facts_of("kd.warmup_steps=5"), earlier)
 
 
+def test_runs_of_earlier_versions_called_a_power_by_its_name():
+    earlier = facts_of("kd=balanced", "kd.balance=0.5")
+    for node in (earlier["config"]["kd"], earlier["config"]["kd"]["terms"]["kd_voxel"]):
+        node["balance"] = "sqrt"
+    check(facts_of("kd=balanced", "kd.balance=0.5"), earlier)
+    with pytest.raises(InputError, match=r"kd\.balance=0\.5 became 0\.4"):
+        check(facts_of("kd=balanced", "kd.balance=0.4"), earlier)
+
+
 def test_runs_of_earlier_versions_knew_neither_confidence_nor_terms_that_are_left_out():
     earlier = facts_of("kd.unlabelled=all")
     kd, terms = (earlier["config"][part] for part in ("kd", "objective"))
