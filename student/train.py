@@ -32,7 +32,7 @@ from student.sampler import MixedSampler, ResumableSampler
 from student.scoring import score_network
 from student.stream import TeacherStream
 from student.survey import Plan, survey, training_labels
-from student.training import PRECISIONS, Trainer
+from student.training import PRECISIONS, Trainer, emulated
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -67,6 +67,8 @@ def prepare(config: DictConfig, output: Path, device: torch.device) -> Trainer:
         check_same_run(last, facts, output / LAST, device)
     told = "\n".join([told, *calibrate(plan, splits["train"], device)])
     if ranks.rank() == 0:
+        if emulated(config.trainer.precision, device):
+            print(f"this {device.type} has no instructions for bf16: trainer.precision=fp32 is many times faster")
         (output / "summary.txt").write_text(f"{told}\n")
     learner = Learner(network, objective, plan.teachers, PRECISIONS[config.trainer.precision])
     loader = training_loader(plan, splits["train"])

@@ -30,6 +30,15 @@ from student.sampler import ResumableSampler
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
 
+def emulated(precision: str, device: torch.device) -> bool:
+    """Whether a device has no instructions for a precision, and takes many times longer than in fp32."""
+    if precision != "bf16":
+        return False
+    if device.type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
 class Trainer:
     """Trains a network by its objective, validates it each epoch and keeps `last.pt` and `best.pt`.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -135,3 +137,15 @@ def test_two_processes_train_weights_of_terms(workshop, probe):
     state = torch.load(workshop.folder / "runs/two_probed/last.pt", weights_only=True)
     assert state["world_size"] == 2
     assert state["history"][0]["train_probe_raw"] == pytest.approx(10 * state["history"][0]["train_probe"])
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="not an x86 processor")
+@pytest.mark.parametrize(("precision", "said"), [("bf16", True), ("fp32", False)])
+def test_a_precision_without_instructions_is_said(precision, said):
+    """On a processor that bf16 takes twenty times as long; looked at where PyTorch believes in such a one."""
+    looked = f"import torch, student.training as s; print(s.emulated({precision!r}, torch.device('cpu')))"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
+    printed = subprocess.run(
+        [sys.executable, "-c", looked], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert printed == f"{said}\n"
