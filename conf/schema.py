@@ -1,4 +1,4 @@
-"""What every value of the three programs may be: names, types, ranges and choices. Defaults stand in the YAML files.
+"""What every value of the programs may be: names, types, ranges and choices. Defaults stand in the YAML files.
 
 A node with a `_target_` of this project is checked by the class of `BUILT`, wherever it stands; one of a user's own is
 left to its constructor.
@@ -54,7 +54,7 @@ def _rising(edges: list[float]) -> list[float]:
     return edges
 
 
-def _distinct(values: list[str]) -> list[str]:
+def _distinct(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
         raise ValueError("names one of them twice")
     return values
@@ -88,6 +88,7 @@ Text = Annotated[str, BeforeValidator(_text), StringConstraints(min_length=1)]
 Name = Annotated[Text, StringConstraints(pattern=r"^[^/\s\x00][^/\x00]*$"), AfterValidator(_no_folder)]
 Place = Annotated[Text, AfterValidator(_place)]
 Split = Annotated[Text, StringConstraints(pattern=r"^\S+$")]
+Splits = Annotated[list[Split], Field(min_length=1), AfterValidator(_distinct)]
 Signal = Annotated[Text, StringConstraints(pattern=r"^\w+(\.\w+)*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
@@ -100,6 +101,7 @@ Threshold = Annotated[Any, AfterValidator(_threshold)]
 Size = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Interval = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_rising)]
 Edges = Annotated[list[float], Field(min_length=2), AfterValidator(_rising)]
+Scale = Literal[2, 4, 8]
 Mask = Literal["camera", "lidar", "all"]
 TaughtMask = Literal["camera", "lidar", "occupied", "all"]
 Unlabelled = Literal["seen", "prior", "all"]
@@ -377,13 +379,18 @@ BUILT: dict[str, type[Known]] = {
 
 
 class Common(Node):
-    """What all three programs share."""
+    """What all programs share."""
 
-    seed: Seed
-    device: Device
     cache_dir: Place
     grid: Built | None
     classes: Built | None
+
+
+class Computing(Common):
+    """What the programs share that run networks."""
+
+    seed: Seed
+    device: Device
 
 
 class Data(Node):
@@ -489,7 +496,7 @@ class Trainer(Node):
     augmentation: Built | None
 
 
-class Train(Common):
+class Train(Computing):
     """occ-train-student."""
 
     data: Data
@@ -513,7 +520,7 @@ class WriteStore(Node):
 class DumpSettings(Node):
     """What is dumped, and with how many hands."""
 
-    splits: Annotated[list[Split], Field(min_length=1), AfterValidator(_distinct)]
+    splits: Splits
     max_samples: Count | None
     overwrite: bool
     signals: Annotated[list[Signal], Field(min_length=1), AfterValidator(_distinct)]
@@ -536,7 +543,7 @@ class Teacher(Built):
     name: Name
 
 
-class Dump(Common):
+class Dump(Computing):
     """occ-dump."""
 
     data: Data
@@ -574,7 +581,7 @@ class TTA(Node):
     views: list[Built]
 
 
-class Eval(Common):
+class Eval(Computing):
     """occ-eval."""
 
     data: DataOfCheckpoint
@@ -595,7 +602,18 @@ class Eval(Common):
     output: Place | None
 
 
-PROGRAMS: dict[str, type[Common]] = {"train": Train, "dump": Dump, "eval": Eval}
+class PoolLabels(Common):
+    """occ-pool-labels."""
+
+    data: Data
+    splits: Splits
+    scales: Annotated[list[Scale], Field(min_length=1), AfterValidator(_distinct)]
+    overwrite: bool
+    threads: Count
+    output: Place
+
+
+PROGRAMS: dict[str, type[Common]] = {"train": Train, "dump": Dump, "eval": Eval, "pool_labels": PoolLabels}
 
 
 def checked(program: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -32,6 +32,7 @@ PROGRAMS = {
     "dump": {"data", "grid", "teacher"},
     "train": {"data", "grid", "student", "objective", "kd", "teachers", "trainer", "experiment"},
     "eval": {"data", "grid", "robustness", "tta"},
+    "pool_labels": {"data", "grid"},
 }
 EVAL_ALONE = {("data", "checkpoint"), ("grid", "source"), ("teachers", "checkpoint")}
 

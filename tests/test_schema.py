@@ -15,6 +15,7 @@ GIVEN = {
     "dump": [],
     "train": [],
     "eval": ["data=demo", "checkpoint=best.pt", "teachers.stored.paths=[s.zarr]", "tta=flip"],
+    "pool_labels": [],
 }
 
 SUPERVISED = ("ce", "lovasz", "depth")
@@ -127,6 +128,9 @@ def test_no_value_goes_unchecked(program, wrong):
         ("eval", "cost.runs=0", "cost.runs=0: should be greater than or equal to 1"),
         ("eval", "split=[val]", "split=['val']: should be a valid string"),
         ("eval", "weights=best", "weights=best: should be 'ema' or 'raw'"),
+        ("pool_labels", "scales=[3]", "scales.0=3: should be 2, 4 or 8"),
+        ("pool_labels", "scales=[2,2]", "scales=[2, 2]: names one of them twice"),
+        ("pool_labels", "threads=0", "threads=0: should be greater than or equal to 1"),
     ],
 )
 def test_odd_values_are_named(program, override, said):
