@@ -101,7 +101,7 @@ Threshold = Annotated[Any, AfterValidator(_threshold)]
 Size = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Interval = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_rising)]
 Edges = Annotated[list[float], Field(min_length=2), AfterValidator(_rising)]
-Scale = Literal[2, 4, 8]
+Scales = Annotated[list[Literal[2, 4, 8]], Field(min_length=1), AfterValidator(_distinct)]
 Mask = Literal["camera", "lidar", "all"]
 TaughtMask = Literal["camera", "lidar", "occupied", "all"]
 Unlabelled = Literal["seen", "prior", "all"]
@@ -236,6 +236,31 @@ class CrossEntropy(LabelTerm):
     balance: Balance
 
 
+class FocalLoss(CrossEntropy):
+    """`distill.losses.supervised.FocalLoss`."""
+
+    gamma: NotNegative
+
+
+class DecoupledCrossEntropy(CrossEntropy):
+    """`distill.losses.supervised.DecoupledCrossEntropy`."""
+
+    free_weight: NotNegative
+    class_weight: NotNegative
+
+
+class MultiScale(CrossEntropy):
+    """`distill.losses.multi_scale.MultiScale`."""
+
+    scales: Scales
+    ce_weight: NotNegative
+    lovasz_weight: NotNegative
+    scal_weight: NotNegative
+    channels: Count | None
+    hidden_channels: Count
+    grid: Built
+
+
 class LidarDepth(Known):
     """`distill.losses.supervised.LidarDepth`."""
 
@@ -354,10 +379,13 @@ BUILT: dict[str, type[Known]] = {
     "distill.networks.blocks.bev_encoder.BEVEncoder": BEVEncoder,
     "distill.networks.blocks.head.ChannelToHeight": Head,
     "distill.losses.supervised.CrossEntropy": CrossEntropy,
+    "distill.losses.supervised.FocalLoss": FocalLoss,
+    "distill.losses.supervised.DecoupledCrossEntropy": DecoupledCrossEntropy,
     "distill.losses.supervised.LovaszSoftmax": LabelTerm,
     "distill.losses.supervised.SemanticScal": LabelTerm,
     "distill.losses.supervised.GeometricScal": LabelTerm,
     "distill.losses.supervised.LidarDepth": LidarDepth,
+    "distill.losses.multi_scale.MultiScale": MultiScale,
     "distill.losses.logits.VoxelKL": LogitsTerm,
     "distill.losses.logits.BevKL": LogitsTerm,
     "distill.losses.logits.BalancedVoxelKL": BalancedVoxelKL,
@@ -607,7 +635,7 @@ class PoolLabels(Common):
 
     data: Data
     splits: Splits
-    scales: Annotated[list[Scale], Field(min_length=1), AfterValidator(_distinct)]
+    scales: Scales
     overwrite: bool
     threads: Count
     output: Place

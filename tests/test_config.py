@@ -129,6 +129,27 @@ def test_thresholds_are_of_classes_that_there_are():
     assert "threshold.pedestrain: occ3d has no such class" in user_mistake(caught.value)
 
 
+@pytest.mark.parametrize(("student", "channels"), [("effnet_lite0", 128), ("demo", 64), ("fusion", 48)])
+def test_heads_at_coarser_resolutions_know_the_channels_of_the_network(student, channels):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=[f"student={student}", "objective.terms.multi_scale.weight=0.5"])
+    term = make_objective(config, SimpleNamespace(depth_stride=16)).terms["multi_scale"]
+    assert term.channels == channels
+    assert [*term.heads] == ["2", "4", "8"]
+
+
+def test_of_a_network_of_ones_own_they_have_to_be_told():
+    own = ["kd=none", "~student.network", "+student.network={_target_: mine.Network}"]
+    with initialize_config_module("conf", version_base="1.3"):
+        plain = compose("train", overrides=own)
+        config = compose("train", overrides=[*own, "objective.terms.multi_scale.weight=0.5"])
+    assert checked("train", OmegaConf.to_container(config, resolve=True))[1] == []
+    make_objective(plain, SimpleNamespace(depth_stride=None))
+    with pytest.raises(InstantiationException) as caught:
+        make_objective(config, SimpleNamespace(depth_stride=None))
+    assert "objective.terms.multi_scale.channels must be given" in user_mistake(caught.value)
+
+
 def test_depth_alone_is_nothing_for_a_network_without():
     with initialize_config_module("conf", version_base="1.3"):
         others = [f"objective.terms.{name}.weight=0" for name in ("ce", "lovasz")]

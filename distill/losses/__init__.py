@@ -1,6 +1,7 @@
 """What a student minimises: an objective of named, weighted terms, supervised and distilled alike.
 
-`objective` says what a term is; `supervised` has those of labels and LiDAR, `logits` those that listen to what teachers
+`objective` says what a term is; `supervised` has those of labels and LiDAR, `multi_scale` that of
+labels at coarser resolutions, `logits` those that listen to what teachers
 say of voxels and columns, `jaccard`, `channelwise` and `affinity` those that compare whole regions, `termination` the
 one of camera rays, `pseudo` those to which a teacher's classes are labels; `regions` chooses where, `confidence` how
 much each frame counts.
