@@ -261,6 +261,14 @@ class MultiScale(CrossEntropy):
     grid: Built
 
 
+class ImageSemantics(LabelTerm):
+    """`distill.losses.image_semantics.ImageSemantics`."""
+
+    channels: Count | None
+    hidden_channels: Count
+    grid: Built
+
+
 class LidarDepth(Known):
     """`distill.losses.supervised.LidarDepth`."""
 
@@ -386,6 +394,7 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.supervised.GeometricScal": LabelTerm,
     "distill.losses.supervised.LidarDepth": LidarDepth,
     "distill.losses.multi_scale.MultiScale": MultiScale,
+    "distill.losses.image_semantics.ImageSemantics": ImageSemantics,
     "distill.losses.logits.VoxelKL": LogitsTerm,
     "distill.losses.logits.BevKL": LogitsTerm,
     "distill.losses.logits.BalancedVoxelKL": BalancedVoxelKL,

@@ -138,6 +138,14 @@ def test_heads_at_coarser_resolutions_know_the_channels_of_the_network(student, 
     assert [*term.heads] == ["2", "4", "8"]
 
 
+@pytest.mark.parametrize(("student", "channels"), [("effnet_lite0", 128), ("resnet50", 256), ("fusion", 32)])
+def test_a_decoder_of_image_features_knows_the_channels_of_the_network(student, channels):
+    overrides = [f"student={student}", "student.network.encoder.weights=none"]
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=[*overrides, "objective.terms.image_semantics.weight=0.5"])
+    assert make_objective(config, SimpleNamespace(depth_stride=16)).terms["image_semantics"].channels == channels
+
+
 def test_of_a_network_of_ones_own_they_have_to_be_told():
     own = ["kd=none", "~student.network", "+student.network={_target_: mine.Network}"]
     with initialize_config_module("conf", version_base="1.3"):
