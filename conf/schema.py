@@ -1,4 +1,4 @@
-"""What every value of the three programs may be: names, types, ranges and choices. Defaults stand in the YAML files.
+"""What every value of the programs may be: names, types, ranges and choices. Defaults stand in the YAML files.
 
 A node with a `_target_` of this project is checked by the class of `BUILT`, wherever it stands; one of a user's own is
 left to its constructor.
@@ -54,7 +54,7 @@ def _rising(edges: list[float]) -> list[float]:
     return edges
 
 
-def _distinct(values: list[str]) -> list[str]:
+def _distinct(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
         raise ValueError("names one of them twice")
     return values
@@ -88,6 +88,7 @@ Text = Annotated[str, BeforeValidator(_text), StringConstraints(min_length=1)]
 Name = Annotated[Text, StringConstraints(pattern=r"^[^/\s\x00][^/\x00]*$"), AfterValidator(_no_folder)]
 Place = Annotated[Text, AfterValidator(_place)]
 Split = Annotated[Text, StringConstraints(pattern=r"^\S+$")]
+Splits = Annotated[list[Split], Field(min_length=1), AfterValidator(_distinct)]
 Signal = Annotated[Text, StringConstraints(pattern=r"^\w+(\.\w+)*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
@@ -100,6 +101,7 @@ Threshold = Annotated[Any, AfterValidator(_threshold)]
 Size = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Interval = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_rising)]
 Edges = Annotated[list[float], Field(min_length=2), AfterValidator(_rising)]
+Scales = Annotated[list[Literal[2, 4, 8]], Field(min_length=1), AfterValidator(_distinct)]
 Mask = Literal["camera", "lidar", "all"]
 TaughtMask = Literal["camera", "lidar", "occupied", "all"]
 Unlabelled = Literal["seen", "prior", "all"]
@@ -234,6 +236,39 @@ class CrossEntropy(LabelTerm):
     balance: Balance
 
 
+class FocalLoss(CrossEntropy):
+    """`distill.losses.supervised.FocalLoss`."""
+
+    gamma: NotNegative
+
+
+class DecoupledCrossEntropy(CrossEntropy):
+    """`distill.losses.supervised.DecoupledCrossEntropy`."""
+
+    free_weight: NotNegative
+    class_weight: NotNegative
+
+
+class MultiScale(CrossEntropy):
+    """`distill.losses.multi_scale.MultiScale`."""
+
+    scales: Scales
+    ce_weight: NotNegative
+    lovasz_weight: NotNegative
+    scal_weight: NotNegative
+    channels: Count | None
+    hidden_channels: Count
+    grid: Built
+
+
+class ImageSemantics(LabelTerm):
+    """`distill.losses.image_semantics.ImageSemantics`."""
+
+    channels: Count | None
+    hidden_channels: Count
+    grid: Built
+
+
 class LidarDepth(Known):
     """`distill.losses.supervised.LidarDepth`."""
 
@@ -352,10 +387,14 @@ BUILT: dict[str, type[Known]] = {
     "distill.networks.blocks.bev_encoder.BEVEncoder": BEVEncoder,
     "distill.networks.blocks.head.ChannelToHeight": Head,
     "distill.losses.supervised.CrossEntropy": CrossEntropy,
+    "distill.losses.supervised.FocalLoss": FocalLoss,
+    "distill.losses.supervised.DecoupledCrossEntropy": DecoupledCrossEntropy,
     "distill.losses.supervised.LovaszSoftmax": LabelTerm,
     "distill.losses.supervised.SemanticScal": LabelTerm,
     "distill.losses.supervised.GeometricScal": LabelTerm,
     "distill.losses.supervised.LidarDepth": LidarDepth,
+    "distill.losses.multi_scale.MultiScale": MultiScale,
+    "distill.losses.image_semantics.ImageSemantics": ImageSemantics,
     "distill.losses.logits.VoxelKL": LogitsTerm,
     "distill.losses.logits.BevKL": LogitsTerm,
     "distill.losses.logits.BalancedVoxelKL": BalancedVoxelKL,
@@ -377,13 +416,18 @@ BUILT: dict[str, type[Known]] = {
 
 
 class Common(Node):
-    """What all three programs share."""
+    """What all programs share."""
 
-    seed: Seed
-    device: Device
     cache_dir: Place
     grid: Built | None
     classes: Built | None
+
+
+class Computing(Common):
+    """What the programs share that run networks."""
+
+    seed: Seed
+    device: Device
 
 
 class Data(Node):
@@ -489,7 +533,7 @@ class Trainer(Node):
     augmentation: Built | None
 
 
-class Train(Common):
+class Train(Computing):
     """occ-train-student."""
 
     data: Data
@@ -513,7 +557,7 @@ class WriteStore(Node):
 class DumpSettings(Node):
     """What is dumped, and with how many hands."""
 
-    splits: Annotated[list[Split], Field(min_length=1), AfterValidator(_distinct)]
+    splits: Splits
     max_samples: Count | None
     overwrite: bool
     signals: Annotated[list[Signal], Field(min_length=1), AfterValidator(_distinct)]
@@ -536,7 +580,7 @@ class Teacher(Built):
     name: Name
 
 
-class Dump(Common):
+class Dump(Computing):
     """occ-dump."""
 
     data: Data
@@ -574,7 +618,7 @@ class TTA(Node):
     views: list[Built]
 
 
-class Eval(Common):
+class Eval(Computing):
     """occ-eval."""
 
     data: DataOfCheckpoint
@@ -595,7 +639,18 @@ class Eval(Common):
     output: Place | None
 
 
-PROGRAMS: dict[str, type[Common]] = {"train": Train, "dump": Dump, "eval": Eval}
+class PoolLabels(Common):
+    """occ-pool-labels."""
+
+    data: Data
+    splits: Splits
+    scales: Scales
+    overwrite: bool
+    threads: Count
+    output: Place
+
+
+PROGRAMS: dict[str, type[Common]] = {"train": Train, "dump": Dump, "eval": Eval, "pool_labels": PoolLabels}
 
 
 def checked(program: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

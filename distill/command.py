@@ -1,4 +1,4 @@
-"""How the three programs start and how they end: Hydra in front, one line and an exit code behind."""
+"""How the programs start and how they end: Hydra in front, one line and an exit code behind."""
 
 from __future__ import annotations
 

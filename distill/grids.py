@@ -70,6 +70,18 @@ class VoxelGrid:
         """
         return np.eye(4) if self.frame == "ego" else rigid.inverse(lidar2ego)
 
+    def coarser(self, size: int) -> VoxelGrid:
+        """The grid over the same space whose voxels are blocks of `size` ^ 3 of these.
+
+        Raises:
+            InputError: they do not fill it.
+        """
+        if any(count % size for count in self.shape):
+            raise InputError(f"blocks of {size} ^ 3 voxels do not fill the grid {self.name}, {self.shape}")
+        x, y, z = self.shape
+        coarse_shape = (x // size, y // size, z // size)
+        return VoxelGrid(f"{self.name}/{size}", self.frame, self.lower, self.voxel_size * size, coarse_shape)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description, the inverse of `from_dict`."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

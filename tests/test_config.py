@@ -32,6 +32,7 @@ PROGRAMS = {
     "dump": {"data", "grid", "teacher"},
     "train": {"data", "grid", "student", "objective", "kd", "teachers", "trainer", "experiment"},
     "eval": {"data", "grid", "robustness", "tta"},
+    "pool_labels": {"data", "grid"},
 }
 EVAL_ALONE = {("data", "checkpoint"), ("grid", "source"), ("teachers", "checkpoint")}
 
@@ -126,6 +127,35 @@ def test_thresholds_are_of_classes_that_there_are():
     with pytest.raises(InstantiationException) as caught:
         make_objective(wrong, SimpleNamespace(depth_stride=16))
     assert "threshold.pedestrain: occ3d has no such class" in user_mistake(caught.value)
+
+
+@pytest.mark.parametrize(("student", "channels"), [("effnet_lite0", 128), ("demo", 64), ("fusion", 48)])
+def test_heads_at_coarser_resolutions_know_the_channels_of_the_network(student, channels):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=[f"student={student}", "objective.terms.multi_scale.weight=0.5"])
+    term = make_objective(config, SimpleNamespace(depth_stride=16)).terms["multi_scale"]
+    assert term.channels == channels
+    assert [*term.heads] == ["2", "4", "8"]
+
+
+@pytest.mark.parametrize(("student", "channels"), [("effnet_lite0", 128), ("resnet50", 256), ("fusion", 32)])
+def test_a_decoder_of_image_features_knows_the_channels_of_the_network(student, channels):
+    overrides = [f"student={student}", "student.network.encoder.weights=none"]
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=[*overrides, "objective.terms.image_semantics.weight=0.5"])
+    assert make_objective(config, SimpleNamespace(depth_stride=16)).terms["image_semantics"].channels == channels
+
+
+def test_of_a_network_of_ones_own_they_have_to_be_told():
+    own = ["kd=none", "~student.network", "+student.network={_target_: mine.Network}"]
+    with initialize_config_module("conf", version_base="1.3"):
+        plain = compose("train", overrides=own)
+        config = compose("train", overrides=[*own, "objective.terms.multi_scale.weight=0.5"])
+    assert checked("train", OmegaConf.to_container(config, resolve=True))[1] == []
+    make_objective(plain, SimpleNamespace(depth_stride=None))
+    with pytest.raises(InstantiationException) as caught:
+        make_objective(config, SimpleNamespace(depth_stride=None))
+    assert "objective.terms.multi_scale.channels must be given" in user_mistake(caught.value)
 
 
 def test_depth_alone_is_nothing_for_a_network_without():

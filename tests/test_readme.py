@@ -34,7 +34,7 @@ HIDDEN = {
     "teachers": {"checkpoint"},
     "grid": {"source"},
 }
-CONFIGS = {"occ-dump": "dump", "occ-train-student": "train", "occ-eval": "eval"}
+CONFIGS = {"occ-dump": "dump", "occ-train-student": "train", "occ-eval": "eval", "occ-pool-labels": "pool_labels"}
 
 
 def composed(command: str) -> DictConfig:
@@ -81,6 +81,8 @@ def quickly(command: str) -> list[str]:
     world = [*SMALL_WORLD, "data.world.train_scenes=4"]  # labels of three of four scenes can be withheld
     if given[0] == "occ-dump":
         return [*given, *world, "gate.min_miou=1"]
+    if given[0] == "occ-pool-labels":
+        return [*given, *world]
     if given[0] == "occ-train-student":
         small = [override for override in SMALL_STUDENT if not override.startswith("experiment=")]
         return [*given, *world, *small, "trainer.batch_size=2", f"output={composed(command).output}"]

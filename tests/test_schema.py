@@ -15,6 +15,7 @@ GIVEN = {
     "dump": [],
     "train": [],
     "eval": ["data=demo", "checkpoint=best.pt", "teachers.stored.paths=[s.zarr]", "tta=flip"],
+    "pool_labels": [],
 }
 
 SUPERVISED = ("ce", "lovasz", "depth")
@@ -88,6 +89,13 @@ def test_no_value_goes_unchecked(program, wrong):
             "trainer.augmentation.bev_flip=2",
             "trainer.augmentation.bev_flip=2: should be less than or equal to 1",
         ),
+        ("train", "objective.terms.focal.gamma=-1", "objective.terms.focal.gamma=-1: should be greater than or equal"),
+        (
+            "train",
+            "objective.terms.multi_scale.scales=[5]",
+            "multi_scale.scales.0=5: should be 2, 4 or 8",
+        ),
+        ("train", "objective.terms.multi_scale.scales=[]", "objective.terms.multi_scale.scales=[]: "),
         ("train", "kd.temperature=0", "kd.temperature=0: should be greater than 0"),
         ("train", "kd.mask=lidra", "kd.mask=lidra: should be 'camera', 'lidar', 'occupied' or 'all'"),
         ("train", "kd.warmup_steps=-1", "kd.warmup_steps=-1: should be greater than or equal to 0"),
@@ -127,6 +135,9 @@ def test_no_value_goes_unchecked(program, wrong):
         ("eval", "cost.runs=0", "cost.runs=0: should be greater than or equal to 1"),
         ("eval", "split=[val]", "split=['val']: should be a valid string"),
         ("eval", "weights=best", "weights=best: should be 'ema' or 'raw'"),
+        ("pool_labels", "scales=[3]", "scales.0=3: should be 2, 4 or 8"),
+        ("pool_labels", "scales=[2,2]", "scales=[2, 2]: names one of them twice"),
+        ("pool_labels", "threads=0", "threads=0: should be greater than or equal to 1"),
     ],
 )
 def test_odd_values_are_named(program, override, said):

@@ -20,7 +20,7 @@ from distill.bev import bev_log_probs
 from distill.grids import VoxelGrid
 from distill.losses.confidence import frame_confidence, frames_of
 from distill.losses.objective import Lesson, Needs
-from distill.losses.regions import RegionTerm, rows
+from distill.losses.regions import RegionTerm, decoupled, rows
 from distill.signals.voxels import voxels_of
 from distill.teaching.taught import Taught
 
@@ -174,15 +174,11 @@ def decoupled_kl(
     Returns:
         Two scalars; 0 without rows.
     """
-    occupied = [each for each in range(student_VC.shape[-1]) if each != free]
-
-    def parts(values_VC: Tensor) -> tuple[Tensor, Tensor]:
-        softened_VC = values_VC / temperature
-        occupied_VK = softened_VC[:, occupied]
-        return torch.stack([softened_VC[:, free], occupied_VK.logsumexp(-1)], -1), occupied_VK
-
-    pairs = zip(parts(student_VC), parts(teacher_VC), strict=True)
-    free_kl, class_kl = (temperature**2 * distillation_kl(*pair, 1.0, confidence_V) for pair in pairs)
+    student, teacher = (decoupled(values_VC / temperature, free) for values_VC in (student_VC, teacher_VC))
+    free_kl, class_kl = (
+        temperature**2 * distillation_kl(said, told, 1.0, confidence_V)
+        for said, told in zip(student, teacher, strict=True)
+    )
     return free_kl, class_kl
 
 

@@ -44,20 +44,22 @@ class RegionTerm(ListeningTerm):
 
 
 def labelled_voxels(lesson: Lesson, mask: str, classes: ClassSet) -> Tensor:
-    """The voxels of labelled frames in the mask, rising (V,).
+    """The voxels of labelled frames in the mask, rising (V,), see `labelled_mask`."""
+    return lesson.once(
+        ("labelled voxels", mask), lambda: labelled_mask(lesson.frame, mask, classes).flatten().nonzero().squeeze(1)
+    )
+
+
+def labelled_mask(frame: Frame, mask: str, classes: ClassSet) -> Tensor:
+    """Which voxels are of labelled frames and in the mask, bool (B, X, Y, Z).
 
     Args:
-        lesson: the batch.
+        frame: the batch.
         mask: "camera" (`mask_camera`, the setting of Occ3D mIoU), "lidar" (`mask_lidar`), or "all": every voxel but
             those whose label says nothing; unobserved ones are labelled free.
         classes: of the labels.
     """
-
-    def work_out() -> Tensor:
-        mask_BXYZ = _policy(mask, lesson.frame, classes.ignored) & _per_frame(lesson.frame.labelled)
-        return mask_BXYZ.flatten().nonzero().squeeze(1)
-
-    return lesson.once(("labelled voxels", mask), work_out)
+    return _policy(mask, frame, classes.ignored) & _per_frame(frame.labelled)
 
 
 def taught_voxels(lesson: Lesson, teacher: Taught, mask: str, unlabelled: str, classes: ClassSet) -> Tensor:
@@ -108,6 +110,20 @@ def rows(values: Tensor, index_V: Tensor, axes: int) -> Tensor:
 def wide(values: Tensor) -> Tensor:
     """In float32 at least."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def decoupled(logits_VC: Tensor, free: int) -> tuple[Tensor, Tensor]:
+    """What logits say of whether voxels are occupied, and of what they are if so.
+
+    Args:
+        logits_VC: logits or log-probabilities.
+        free: id of the free class.
+
+    Returns:
+        Logits of (occupied, free), (V, 2), and of the other classes in the order of their ids, (V, C - 1).
+    """
+    occupied_VK = torch.cat([logits_VC[:, :free], logits_VC[:, free + 1 :]], 1)
+    return torch.stack([occupied_VK.logsumexp(-1), logits_VC[:, free]], -1), occupied_VK
 
 
 def _policy(mask: str, frame: Frame, ignored: int) -> Tensor:

@@ -9,6 +9,7 @@ Only valid voxels are gathered, decoded and normalised: about 14 % of the grid (
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor
 from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.losses.objective import Lesson, Needs, Term
-from distill.losses.regions import labelled_voxels, rows, wide
+from distill.losses.regions import decoupled, labelled_voxels, rows, wide
 
 
 class CrossEntropy(Term):
@@ -40,6 +41,44 @@ class CrossEntropy(Term):
     def forward(self, lesson: Lesson) -> Tensor:
         """The weighted mean over the labelled voxels in the mask."""
         return cross_entropy(*_labelled(lesson, self.mask, self.classes), self.weights_C)
+
+
+class FocalLoss(CrossEntropy):
+    """Cross-entropy in which voxels count less the surer the network is of their label.
+
+    Args:
+        gamma: how much less; 0: it is the cross-entropy.
+        labels: arguments of `CrossEntropy`.
+    """
+
+    def __init__(self, gamma: float, **labels: Any) -> None:
+        super().__init__(**labels)
+        self.gamma = gamma
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        """The weighted mean over the labelled voxels in the mask."""
+        return focal_loss(*_labelled(lesson, self.mask, self.classes), self.weights_C, self.gamma)
+
+
+class DecoupledCrossEntropy(CrossEntropy):
+    """Cross-entropy of whether voxels are occupied, and of what the occupied ones are, as UniOcc has it.
+
+    Args:
+        free_weight: of the first.
+        class_weight: of the second, in which classes are balanced.
+        labels: arguments of `CrossEntropy`.
+    """
+
+    def __init__(self, free_weight: float, class_weight: float, **labels: Any) -> None:
+        super().__init__(**labels)
+        self.free_weight, self.class_weight = free_weight, class_weight
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        """The means over the labelled voxels in the mask, and over those labelled occupied."""
+        log_probs_VC, labels_V = _labelled(lesson, self.mask, self.classes)
+        said, free = decoupled(log_probs_VC, self.classes.free), self.classes.free
+        geometric, semantic = decoupled_cross_entropy(*said, labels_V, self.weights_C, free)
+        return self.free_weight * geometric + self.class_weight * semantic
 
 
 class LovaszSoftmax(Term):
@@ -141,6 +180,46 @@ def cross_entropy(
     nll_V = -log_probs_VC.gather(1, labels_V.unsqueeze(1)).squeeze(1)
     total = (confidence_V * weights_V * nll_V).sum()
     return total / weights_V.sum().clamp_min(torch.finfo(weights_V.dtype).tiny)
+
+
+def focal_loss(log_probs_VC: Tensor, labels_V: Tensor, weights_C: Tensor, gamma: float) -> Tensor:
+    """sum_v w_y(v) (1 - p_y(v))^gamma (-ln p_y(v)) / sum_v w_y(v) (Lin et al. 2017; docs/formulas.md 4.22).
+
+    Args:
+        log_probs_VC: of the network.
+        labels_V: int64 class ids.
+        weights_C: of the classes.
+        gamma: 0: it is `cross_entropy`.
+
+    Returns:
+        A scalar; 0 without voxels.
+    """
+    unsure_V = -torch.expm1(log_probs_VC.gather(1, labels_V.unsqueeze(1)).squeeze(1))
+    # where the network is quite sure, a power below 1 has no gradient
+    unsure_V = unsure_V.clamp_min(torch.finfo(unsure_V.dtype).tiny)
+    return cross_entropy(log_probs_VC, labels_V, weights_C, unsure_V**gamma)
+
+
+def decoupled_cross_entropy(
+    pair_V2: Tensor, classes_VK: Tensor, labels_V: Tensor, weights_C: Tensor, free: int
+) -> tuple[Tensor, Tensor]:
+    """UniOcc's geometric and semantic cross-entropy (docs/formulas.md 4.22).
+
+    Args:
+        pair_V2: logits of (occupied, free).
+        classes_VK: logits of the classes but free, in the order of their ids.
+        labels_V: int64 class ids.
+        weights_C: of all classes; that of free is not used.
+        free: id of the free class.
+
+    Returns:
+        Two scalars: the mean over voxels, and the weighted mean over occupied ones; each 0 without any.
+    """
+    free_V = labels_V == free
+    geometric = F.cross_entropy(pair_V2, free_V.long(), reduction="sum") / max(len(labels_V), 1)
+    ids_V = labels_V[~free_V]
+    weights_K = torch.cat([weights_C[:free], weights_C[free + 1 :]])
+    return geometric, cross_entropy(classes_VK[~free_V].log_softmax(-1), ids_V - (ids_V > free).long(), weights_K)
 
 
 def lovasz_softmax(probs_VC: Tensor, labels_V: Tensor) -> Tensor:

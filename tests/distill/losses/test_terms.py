@@ -20,6 +20,8 @@ from distill.losses.objective import Objective
 from distill.losses.pseudo import PseudoCrossEntropy, PseudoGeometricScal, PseudoLovasz, PseudoSemanticScal
 from distill.losses.supervised import (
     CrossEntropy,
+    DecoupledCrossEntropy,
+    FocalLoss,
     GeometricScal,
     LidarDepth,
     LovaszSoftmax,
@@ -71,6 +73,10 @@ def supervision(mask="camera", **weights):
         "lovasz": lambda weight: LovaszSoftmax(weight, mask, OCC3D_CLASSES),
         "semantic_scal": lambda weight: SemanticScal(weight, mask, OCC3D_CLASSES),
         "geometric_scal": lambda weight: GeometricScal(weight, mask, OCC3D_CLASSES),
+        "focal": lambda weight: FocalLoss(2.0, weight=weight, balance="log", mask=mask, classes=OCC3D_CLASSES),
+        "decoupled_ce": lambda weight: DecoupledCrossEntropy(
+            1.0, 1.0, weight=weight, balance="log", mask=mask, classes=OCC3D_CLASSES
+        ),
         "depth": LidarDepth,
     }
     return Objective({name: built[name](weight) for name, weight in weights.items()})
@@ -127,6 +133,8 @@ OBJECTIVES = {
     "kd_bev": distillation(voxel_weight=0.0),
     "kd_occupied": distillation(mask="occupied", bev_weight=0.0),
     "kd_entropy": distillation(confidence="entropy"),
+    "focal": supervision(focal=1.0),
+    "decoupled_ce": supervision(decoupled_ce=1.0),
     "semantic_scal": supervision(semantic_scal=1.0),
     "geometric_scal": supervision(geometric_scal=1.0),
     "balanced": balanced(balance_by="class", near=None),
@@ -369,7 +377,8 @@ class TestSupervision:
 
     def test_unlabelled_frames_count_for_nothing(self, frame, logits):
         frame.labelled[1] = False
-        loss = supervision("all", ce=1.0, lovasz=1.0, semantic_scal=1.0, geometric_scal=1.0)
+        weights = dict.fromkeys(("ce", "focal", "decoupled_ce", "lovasz", "semantic_scal", "geometric_scal"), 1.0)
+        loss = supervision("all", **weights)
         _, gradient = value_and_gradient(loss, logits, frame)
         assert gradient[0].any()
         assert not gradient[1].any()
