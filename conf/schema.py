@@ -311,6 +311,32 @@ class RayTerminationKL(RegionTerm):
     columns: Count
 
 
+class FeatureDistillation(RegionTerm):
+    """`distill.losses.features.FeatureDistillation`."""
+
+    kind: Literal["mfd", "cosine", "kl"]
+    published: bool
+    foreground_share: Probability
+    student_channels: Count
+    teacher_channels: Count
+
+    @model_validator(mode="after")
+    def _is_kl(self) -> FeatureDistillation:
+        if self.published and self.kind != "kl":
+            raise ValueError(f"published=true is of kind=kl, not of kind={self.kind}")
+        return self
+
+
+class ImageFeatureCosine(Known):
+    """`distill.losses.features.ImageFeatureCosine`."""
+
+    weight: NotNegative
+    teachers: list[Text] | None
+    student_channels: Count
+    hidden_channels: Count
+    teacher_channels: Count
+
+
 class BalancedVoxelKL(LogitsTerm):
     """`distill.losses.logits.BalancedVoxelKL`."""
 
@@ -402,6 +428,8 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.channelwise.ChannelwiseKL": ChannelwiseKL,
     "distill.losses.affinity.PrototypeAffinity": RegionTerm,
     "distill.losses.termination.RayTerminationKL": RayTerminationKL,
+    "distill.losses.features.FeatureDistillation": FeatureDistillation,
+    "distill.losses.features.ImageFeatureCosine": ImageFeatureCosine,
     "distill.losses.pseudo.PseudoCrossEntropy": PseudoCrossEntropy,
     "distill.losses.pseudo.PseudoLovasz": PseudoTerm,
     "distill.losses.pseudo.PseudoSemanticScal": PseudoTerm,

@@ -28,6 +28,7 @@ from distill.frame import Frame
 from distill.gaussians import Gaussians
 from distill.grids import VoxelGrid
 from distill.located import located
+from distill.networks.prediction import FeatureKind
 from distill.signals import GaussianKind
 from teacher_dump.teachers import Teacher, TeacherPrediction
 
@@ -144,7 +145,8 @@ def _check_members(teacher: Teacher, where: str) -> None:
         raise InputError(
             f"{where} makes a {_name(teacher)} without {', '.join(absent)}: see teacher_dump.teachers.Teacher"
         )
-    kinds = {"grid": VoxelGrid, "inputs": Mapping, "checkpoint_sha256": str, "gaussians": GaussianKind | None}
+    kinds: dict[str, Any] = {"grid": VoxelGrid, "inputs": Mapping, "checkpoint_sha256": str}
+    kinds |= {"gaussians": GaussianKind | None, "features": FeatureKind | None}
     for name, kind in kinds.items():
         value = getattr(teacher, name, None)
         if not isinstance(value, kind):

@@ -47,6 +47,7 @@ KD_TERMS = {
     "channelwise": ["kd_voxel", "kd_bev", "kd_channelwise"],
     "affinity": ["kd_voxel", "kd_bev", "kd_affinity"],
     "ray_termination": ["kd_voxel", "kd_bev", "kd_rays"],
+    "features": ["kd_voxel", "kd_bev", "kd_features"],
     "jaccard": ["kd_jaccard"],
     "pseudo": ["pseudo_ce", "pseudo_lovasz"],
     "balanced_pseudo": ["pseudo_ce", "pseudo_lovasz", "kd_voxel", "kd_bev"],
@@ -105,7 +106,7 @@ def test_the_objective_has_the_terms_that_are_asked_for(kd):
     distilled = KD_TERMS[kd]
     assert [name for name, _ in with_depth.items()] == ["ce", "lovasz", "depth", *distilled]
     assert [name for name, _ in without.items()] == ["ce", "lovasz", *distilled]
-    asked = {name: "columns" if name == "kd_bev" else "voxels" for name in distilled}
+    asked = {name: {"kd_bev": "columns", "kd_features": "features"}.get(name, "voxels") for name in distilled}
     assert with_depth.asked("stored") == {*asked.values()} | ({"voxels"} if kd.endswith("occupied") else set())
 
 

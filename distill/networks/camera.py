@@ -9,7 +9,7 @@ from distill.networks.blocks.bev_encoder import BEVEncoder
 from distill.networks.blocks.encoder import ImageEncoder
 from distill.networks.blocks.head import ChannelToHeight
 from distill.networks.lift import LiftSplat
-from distill.networks.prediction import DepthBins, FeatureMap, Occupancy
+from distill.networks.prediction import DepthBins, FeatureKind, FeatureMap, Occupancy
 
 
 class CameraNetwork(nn.Module):
@@ -26,6 +26,11 @@ class CameraNetwork(nn.Module):
     def depth_stride(self) -> int:
         """That of the encoder: every cell of the images is lifted."""
         return self.encoder.stride
+
+    @property
+    def bev_features(self) -> FeatureKind:
+        """Of the map "bev"."""
+        return FeatureKind(self.bev_encoder.out_channels, self.head.bev_stride)
 
     def forward(self, frame: Frame) -> Occupancy:
         """Predict from `images` uint8 (B, N, 3, H, W), `intrinsics` (B, N, 3, 3) and `cam2ego` (B, N, 4, 4)."""

@@ -19,7 +19,7 @@ from distill.grids import VoxelGrid
 from distill.networks.blocks.bev_encoder import BEVEncoder
 from distill.networks.blocks.encoder import ImageEncoder
 from distill.networks.blocks.head import ChannelToHeight
-from distill.networks.prediction import FeatureMap, Occupancy
+from distill.networks.prediction import FeatureKind, FeatureMap, Occupancy
 
 NEAR = 0.1  # a point closer to the image plane than this, metres, counts as behind the camera
 
@@ -48,6 +48,11 @@ class FusionNetwork(nn.Module):
         self.point_encoder = point_encoder
         self.bev_encoder = bev_encoder(in_channels=point_encoder.out_channels)
         self.head = head(in_channels=self.bev_encoder.out_channels)
+
+    @property
+    def bev_features(self) -> FeatureKind:
+        """Of the map "bev"."""
+        return FeatureKind(self.bev_encoder.out_channels, self.head.bev_stride)
 
     def forward(self, frame: Frame) -> Occupancy:
         """Predict from `images`, `intrinsics`, `cam2ego` and `points`, B tensors (P_b, 4) in the ego frame."""

@@ -11,6 +11,7 @@ from distill.networks.prediction import Occupancy
 class OccupancyNetwork(Protocol):
     """An `nn.Module` whose forward takes a batch of frames.
 
+    One whose map "bev" can be kept in a store has `bev_features`, a `distill.networks.prediction.FeatureKind`, too.
     Building one opens no file. What begins from weights that lie in a file `StartsPretrained`.
     """
 

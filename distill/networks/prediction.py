@@ -26,6 +26,18 @@ class FeatureMap(NamedTuple):
     stride: int
 
 
+class FeatureKind(NamedTuple):
+    """What is known of a map "bev" before there is one.
+
+    Attributes:
+        channels: of a cell.
+        stride: voxel columns along the edge of a cell.
+    """
+
+    channels: int
+    stride: int
+
+
 class DepthBins(NamedTuple):
     """A distribution over depth for every image cell.
 

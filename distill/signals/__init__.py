@@ -13,6 +13,7 @@ from distill.errors import InputError
 from distill.grids import VoxelGrid
 from distill.located import located
 from distill.signals.bev import NOT_COVERED, Bev
+from distill.signals.features import Features
 from distill.signals.gaussians import GaussianKind, GaussianSet
 from distill.signals.seen import Seen
 from distill.signals.signal import Signal, TeacherPrediction
@@ -29,7 +30,13 @@ __all__ = [
     "signal_class",
 ]
 
-SIGNALS: dict[str, type[Signal]] = {"voxels": Voxels, "bev": Bev, "gaussians": GaussianSet, "seen": Seen}
+SIGNALS: dict[str, type[Signal]] = {
+    "voxels": Voxels,
+    "bev": Bev,
+    "gaussians": GaussianSet,
+    "seen": Seen,
+    "features": Features,
+}
 
 
 def signal_class(name_or_path: str) -> type[Signal]:

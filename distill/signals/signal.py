@@ -58,8 +58,10 @@ class Signal(ABC):
     Attributes:
         name: its own, in stores, configurations and `TeacherPrediction.more`.
         answers: the questions that a term may ask. Of "voxels" and "columns" the answers are log-probabilities, of
-            "covered" whether the teacher has modelled voxels; a store knows the latter of every teacher.
+            "covered" whether the teacher has modelled voxels; a store knows the latter of every teacher. Of "features"
+            it is a `FeatureMap`.
         class_ids: whose names a student must share, beside the grid.
+        comparable: whether it means the same of whatever teacher; if not, nobody listens to several at once.
         grid: where the teacher's voxels lie.
         classes: class names, id order.
     """
@@ -67,6 +69,7 @@ class Signal(ABC):
     name: ClassVar[str]
     answers: ClassVar[frozenset[str]]
     class_ids: ClassVar[slice] = slice(None)
+    comparable: ClassVar[bool] = True
 
     grid: VoxelGrid
     classes: tuple[str, ...]
@@ -119,7 +122,7 @@ class Signal(ABC):
                 f"signal {self.name}: the teacher's prediction has {found} in more[{self.name!r}] for {count} "
                 "keyframes: give one item per keyframe, or leave it out of dump.signals"
             )
-        return [item.cpu().numpy() if isinstance(item, Tensor) else item for item in said]
+        return [_array(item) if isinstance(item, Tensor) else item for item in said]
 
     def check(self, said: Any, frame: Frame, voxel_log_probs_XYZC: Tensor, covered_XYZ: Tensor | None) -> None:
         """Whether a student will hear what the teacher says; asked about the first keyframe of a dump.
@@ -176,3 +179,8 @@ class Signal(ABC):
             free: id of the free class.
             asked: the questions that are going to be asked of the teacher.
         """
+
+
+def _array(values: Tensor) -> np.ndarray:
+    """On the CPU; bfloat16, which NumPy lacks, as float32."""
+    return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()

@@ -15,6 +15,8 @@ and the arrays of its signals (`distill.signals`), which the attribute `signals`
                bev_semantics  uint8   (N, X, Y)        argmax of bev_probs (the first of equals); 255: not covered
     gaussians  gaussians      float32 (N, G, 29)       Gaussians, rounded; rows of NaN fill them up
     seen       seen           bool    (N, X, Y, Z)     whether the images that the teacher was given show the voxel
+    features   bev_features   uint8   (N, X/s, Y/s, F) codes of F features on cells of s x s columns
+               bev_feature_scales  float32  (N, F, 2)  smallest value and step of each: value = smallest + step * code
 
 One chunk per row and array, written whole, so that writers of different rows share nothing. A row is *present* when its
 chunk of `checksums` exists; that chunk is written last, when the others are durable, and removed first when the row is

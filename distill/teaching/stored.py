@@ -78,7 +78,8 @@ class Stored:
         answers: question -> the signal that answers it.
 
     Raises:
-        InputError: a store has no answer to a question on this grid, or other classes.
+        InputError: a store has no answer to a question on this grid, or other classes, or several teachers are asked
+            what only one can be.
     """
 
     def __init__(
@@ -101,6 +102,20 @@ class Stored:
         self._read = list(dict.fromkeys(signal.name for signal in self.answers.values()))
         for store in stores:
             store.check(grid, classes, self._read)
+        for signal in self.answers.values():
+            self._check_comparable(signal)
+
+    def _check_comparable(self, signal: Signal) -> None:
+        """Raise InputError where the stores are of several teachers, of whom a signal does not mean the same."""
+        speakers = [
+            (store.identity.teacher, store.identity.checkpoint_sha256, store.signals[signal.name])
+            for store in self.stores
+        ]
+        if not signal.comparable and any(speaker != speakers[0] for speaker in speakers):
+            raise InputError(
+                f"teachers.{self.name}.paths: {signal.name} of different teachers ({self.speakers()}) do not compare: "
+                "give each a name of its own in teachers, and a term that listens to it alone"
+            )
 
     def holds(self, token: str) -> bool:
         """Whether a store holds the frame."""
@@ -235,7 +250,8 @@ def _answering(
     )
     of = "" if signals is None else f" of teachers.{name}.signals=[{', '.join(signals)}]"
     fix = f"give other stores (teachers.{name}.paths) or signals, or dump what is missing with dump.signals"
-    if question == "seen":
-        wanted = ",".join([*stores[0].identity.signals, "seen"])
-        fix = f"dump into a new store.path with dump.signals=[{wanted}], or set kd.unlabelled=all"
+    if question in ("seen", "features"):
+        wanted = ",".join([*stores[0].identity.signals, question])
+        fix = f"dump into a new store.path with dump.signals=[{wanted}]"
+        fix += ", or set kd.unlabelled=all" if question == "seen" else ""
     raise InputError(f"no signal{of} answers for {question} on grid {grid.name} ({held}): {fix}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill.frame import Frame, Told
 from distill.grids import VoxelGrid
+from distill.networks.prediction import FeatureMap
 from distill.signals import Signal
 
 
@@ -49,8 +50,8 @@ class Taught:
         """Which frames it teaches, bool (B,)."""
         return self.told.taught
 
-    def ask(self, question: str) -> Callable[[Tensor], Tensor]:
-        """The answer to a question of a signal: a function of flat positions."""
+    def ask(self, question: str) -> Callable[..., Any]:
+        """The answer to a question of a signal: a function of flat positions, but for "features"."""
         signal = self.answers[question]
         if signal.name not in self._listeners:
             record = self.told.signals[signal.name]
@@ -70,6 +71,10 @@ class Taught:
     def seen(self, index_V: Tensor) -> Tensor:
         """Whether cameras see voxels through what it finds (docs/formulas.md 4.9), bool (V,)."""
         return self.ask("seen")(index_V)
+
+    def features(self) -> FeatureMap:
+        """Its map of BEV features, float32 (B, C, X, Y) at its own stride; zeros of frames that it does not teach."""
+        return self.ask("features")()
 
     def covered(self, index: Tensor) -> Tensor:
         """Whether it has modelled the voxels, bool in the shape of `index`."""

@@ -8,6 +8,7 @@ import torch
 
 from distill.frame import Frame
 from distill.grids import VoxelGrid
+from distill.networks.prediction import FeatureKind
 from distill.signals import GaussianKind, TeacherPrediction
 
 __all__ = ["Teacher", "TeacherPrediction"]
@@ -26,12 +27,15 @@ class Teacher(Protocol):
             a number of earlier keyframes.
         checkpoint_sha256: hex digest of the weights, recorded in the store; "" for a teacher without weights.
         gaussians: what Gaussians it predicts; None, or no such member, for a teacher without.
+        features: of the maps of BEV features, (C, X, Y) of each keyframe, that it gives in
+            `TeacherPrediction.more["features"]`; None, or no such member, for a teacher without.
     """
 
     grid: VoxelGrid
     inputs: dict[str, Any]
     checkpoint_sha256: str
     gaussians: GaussianKind | None
+    features: FeatureKind | None
 
     def to(self, device: torch.device) -> Teacher:
         """Move to a device and return itself."""

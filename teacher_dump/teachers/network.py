@@ -30,6 +30,7 @@ class NetworkTeacher:
         self.inputs: dict[str, Any] = {**loaded.config["student"]["inputs"], "depth_stride": None}
         self.checkpoint_sha256 = loaded.sha256
         self.gaussians = None
+        self.features = getattr(self.network, "bev_features", None)
 
     def to(self, device: torch.device) -> NetworkTeacher:
         """Move the network to a device and return itself."""
@@ -38,5 +39,7 @@ class NetworkTeacher:
 
     @torch.inference_mode()
     def predict(self, frame: Frame) -> TeacherPrediction:
-        """Log-probabilities of all voxels."""
-        return TeacherPrediction(self.network(frame).voxel_logits_BXYZC.float().log_softmax(-1))
+        """Log-probabilities of all voxels, and the BEV features if it says what they are."""
+        found = self.network(frame)
+        more = {} if self.features is None else {"features": found.features["bev"].values}
+        return TeacherPrediction(found.voxel_logits_BXYZC.float().log_softmax(-1), more=more)

@@ -17,6 +17,7 @@ from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.frame import Frame, Mirror, stack
 from distill.grids import SURROUNDOCC, VoxelGrid
+from distill.networks.prediction import FeatureKind
 from distill.signals import SIGNALS, GaussianKind, SignalsOf, TeacherPrediction, described, signal_class
 from distill.signals.voxels import Voxels
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
@@ -127,10 +128,10 @@ def test_an_array_belongs_to_one_signal(tmp_path: Path) -> None:
     assert not (tmp_path / "store.zarr").exists()
 
 
-@pytest.mark.parametrize("name", ["voxels", "bev", "gaussians", "seen"])
+@pytest.mark.parametrize("name", ["voxels", "bev", "gaussians", "seen", "features"])
 def test_a_description_is_the_inverse_of_the_signal(name: str) -> None:
-
-    teacher = SimpleNamespace(gaussians=GaussianKind(7, "additive", 3.0, "upstream", SURROUNDOCC))
+    kind = GaussianKind(7, "additive", 3.0, "upstream", SURROUNDOCC)
+    teacher = SimpleNamespace(gaussians=kind, features=FeatureKind(5, 1))
     signal = SIGNALS[name].of(teacher, GRID, OCC3D_CLASSES.names)
     again = SignalsOf(described([signal]), GRID, OCC3D_CLASSES.names)[name]
     assert again == signal
