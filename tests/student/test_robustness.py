@@ -251,7 +251,7 @@ def test_impossible_strengths_are_refused(kind, values, message):
 
 def configured(*overrides):
     with initialize_config_module("conf", version_base="1.3"):
-        return corruptions(compose("common", list(overrides)).robustness, CAMERAS)
+        return corruptions(compose("computing", list(overrides)).robustness, CAMERAS)
 
 
 def test_a_camera_that_the_rig_lacks_is_refused():
