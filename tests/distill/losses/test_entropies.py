@@ -93,7 +93,7 @@ class TestFocal:
 
 
 class TestDecoupled:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def upstream(self, shared):
         """UniOcc's numbers, the module that makes their inputs, and these."""
         found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")

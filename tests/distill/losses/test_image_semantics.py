@@ -25,7 +25,7 @@ CELLS = (6, 8)
 
 
 class TestPixelCrossEntropy:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def upstream(self, shared):
         """MonoOcc's numbers, the module that makes their inputs, logits of three levels, and labels."""
         found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
