@@ -106,7 +106,7 @@ Unlabelled = Literal["seen", "prior", "all"]
 Balance = Annotated[Any, AfterValidator(_balance)]
 BalanceBy = Literal["class", "mass"]
 Confidence = Literal["none", "entropy", "agreement"]
-PseudoFrames = Literal["unlabelled", "all"]
+TaughtFrames = Literal["unlabelled", "all"]
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
@@ -289,7 +289,7 @@ class PseudoTerm(RegionTerm):
     """`distill.losses.pseudo.PseudoLovasz`, `.PseudoSemanticScal` and `.PseudoGeometricScal`."""
 
     threshold: Threshold
-    frames: PseudoFrames
+    frames: TaughtFrames
 
 
 class PseudoCrossEntropy(PseudoTerm):
@@ -306,6 +306,19 @@ class Stored(Known):
     folder: Place
     missing: Literal["error", "skip"]
     signals: Annotated[list[Text], AfterValidator(_distinct)] | None
+    weight: NotNegative
+
+
+class Ema(Known):
+    """`distill.teaching.ema.Ema`."""
+
+    frames: TaughtFrames
+    measured_depth: bool
+    momentum: Annotated[Number, Field(ge=0, lt=1)]
+    warmup: CountOrNone
+    milestones: Annotated[list[Count], AfterValidator(_rising)]
+    decay: Annotated[Number, Field(gt=0, le=1)]
+    interval: Count
     weight: NotNegative
 
 
@@ -369,6 +382,7 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.pseudo.PseudoGeometricScal": PseudoTerm,
     "distill.losses.jaccard.SoftJaccard": RegionTerm,
     "distill.teaching.stored.open_stored": Stored,
+    "distill.teaching.ema.Ema": Ema,
     "distill.augment.Augmentation": Augmentation,
     "student.evaluation.tta.View": View,
     "teacher_dump.teachers.network.NetworkTeacher": NetworkTeacher,
@@ -456,7 +470,7 @@ class KD(Node):
     occupied_share: Probability | None = None
     near: Positive | None = None
     threshold: Threshold | None = None
-    frames: PseudoFrames | None = None
+    frames: TaughtFrames | None = None
     terms: dict[str, Term]
 
 

@@ -137,11 +137,6 @@ class Objective(nn.Module):
         return any(term.needs.depth for _, term in self.items())
 
     @property
-    def asks_unlabelled(self) -> bool:
-        """Whether a term has further questions about frames without labels."""
-        return any(term.needs.answers_unlabelled for _, term in self.items())
-
-    @property
     def needs_prior(self) -> bool:
         """Whether a term asks what cameras see as a rule."""
         return any(term.needs.prior for _, term in self.items())
