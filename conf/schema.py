@@ -234,6 +234,12 @@ class CrossEntropy(LabelTerm):
     balance: Balance
 
 
+class FusedSegmentation(CrossEntropy):
+    """`distill.losses.fusion.FusedSegmentation`."""
+
+    teacher: Text
+
+
 class LidarDepth(Known):
     """`distill.losses.supervised.LidarDepth`."""
 
@@ -322,6 +328,19 @@ class Ema(Known):
     weight: NotNegative
 
 
+class FusionBranch(Known):
+    """`distill.teaching.branch.FusionBranch`."""
+
+    student_channels: Count
+    bev_stride: Count
+    point_channels: Count
+    slices: Count
+    channels: Count
+    head_channels: Count
+    scales: Count
+    weight: NotNegative
+
+
 class Augmentation(Known):
     """`distill.augment.Augmentation`."""
 
@@ -369,6 +388,7 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.supervised.SemanticScal": LabelTerm,
     "distill.losses.supervised.GeometricScal": LabelTerm,
     "distill.losses.supervised.LidarDepth": LidarDepth,
+    "distill.losses.fusion.FusedSegmentation": FusedSegmentation,
     "distill.losses.logits.VoxelKL": LogitsTerm,
     "distill.losses.logits.BevKL": LogitsTerm,
     "distill.losses.logits.BalancedVoxelKL": BalancedVoxelKL,
@@ -383,6 +403,7 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.jaccard.SoftJaccard": RegionTerm,
     "distill.teaching.stored.open_stored": Stored,
     "distill.teaching.ema.Ema": Ema,
+    "distill.teaching.branch.FusionBranch": FusionBranch,
     "distill.augment.Augmentation": Augmentation,
     "student.evaluation.tta.View": View,
     "teacher_dump.teachers.network.NetworkTeacher": NetworkTeacher,

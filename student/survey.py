@@ -61,10 +61,15 @@ class Plan:
         """Whether the network is given LiDAR points."""
         return bool(self.config.student.inputs.lidar)
 
+    @cached_property
+    def points(self) -> bool:
+        """Whether the network or a teacher is given LiDAR points in training."""
+        return self.lidar or any(teacher.needs_points for teacher in self.teachers)
+
     @property
     def sources(self) -> list[str]:
         """What the numbers of the run depend on; names of `SOURCES`."""
-        scans = self.lidar or self.depth_stride is not None
+        scans = self.points or self.depth_stride is not None
         return [source for source in SOURCES if scans or source != LIDAR]
 
     def keyframes(self, split: str) -> Keyframes:
@@ -115,7 +120,7 @@ def survey(plan: Plan, output: Path) -> tuple[dict[str, Inventory], str]:
 
 def without_scans(plan: Plan) -> str:
     """How to train without LiDAR, where the network itself can."""
-    if plan.depth_stride is None or plan.lidar:
+    if plan.depth_stride is None or plan.points:
         return ""
     values = ["objective.terms.depth.weight=0"] if plan.objective.needs_depth else []
     values += [f"teachers.{teacher.name}.measured_depth=false" for teacher in plan.teachers if teacher.needs_depth]
@@ -140,7 +145,7 @@ def told_of(plan: Plan, splits: dict[str, Inventory], labels: dict[str, LabelSou
 def take_splits(plan: Plan, labels: dict[str, LabelSource]) -> dict[str, Inventory]:
     """Inventories of "train" and "val"."""
     free = instantiate(plan.config.classes).free
-    scans = {"train": plan.lidar or plan.depth_stride is not None, "val": plan.lidar}
+    scans = {"train": plan.points or plan.depth_stride is not None, "val": plan.lidar}
     return {
         split: take_stock(plan.keyframes(split), labels[split], free, cameras=True, lidar=scans[split])
         for split in scans

@@ -159,7 +159,7 @@ def training_loader(plan: Plan, stock: Inventory) -> DataLoader:
         augmentation=instantiate(config.trainer.augmentation),
         seed=config.seed,
         depth_stride=plan.depth_stride,
-        **config.student.inputs,
+        **{**config.student.inputs, "lidar": plan.points},
     )
     return DataLoader(
         TeacherStream(frames, plan.teachers),

@@ -110,7 +110,8 @@ def test_the_objective_has_the_terms_that_are_asked_for(kd):
 
 def test_several_teachers_stand_beside_each_other():
     with initialize_config_module("conf", version_base="1.3"):
-        assert [*compose("train", overrides=["teachers=[stored,ema]"]).teachers] == ["stored", "ema"]
+        for names in (["stored", "ema"], ["stored", "fusion_branch"]):
+            assert [*compose("train", overrides=[f"teachers=[{','.join(names)}]"]).teachers] == names
 
 
 def test_weights_of_listening_terms_warm_up_over_the_steps_that_are_said():

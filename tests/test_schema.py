@@ -156,6 +156,8 @@ def test_odd_values_are_named(program, override, said):
         (["teachers=ema", "teachers.ema.momentum=1"], "teachers.ema.momentum=1: should be less than 1"),
         (["teachers=ema", "teachers.ema.interval=0"], "teachers.ema.interval=0: should be greater than or equal to 1"),
         (["teachers=ema", "teachers.ema.milestones=[9,3]"], "should rise"),
+        (["teachers=fusion_branch", "teachers.fusion_branch.scales=0"], "should be greater than or equal to 1"),
+        (["teachers=fusion_branch", "objective.terms.fused.balance=cubic"], "objective.terms.fused.balance=cubic: "),
         (["teachers=ema", "teachers.ema.decay=0"], "teachers.ema.decay=0: should be greater than 0"),
         (["kd=voxel_bev", "kd.confidence=sure"], "kd.confidence=sure: should be 'none', 'entropy' or 'agreement'"),
         (["kd=pseudo", "kd.confidence=null"], "kd.terms.pseudo_ce.confidence=null: should be 'none', 'entropy'"),

@@ -8,7 +8,10 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from workshop import SMALL_STUDENT, Workshop
+
+from distill.checkpoint import export, load_checkpoint
 
 WORLD = ("data.world.train_scenes=2", "data.world.val_scenes=1")
 STUDENT = tuple(override for override in SMALL_STUDENT if not override.startswith("teachers."))
@@ -58,3 +61,21 @@ def test_the_students_average_teaches_where_labels_are_withheld_and_resumes_bit_
         "output=early",
     )
     assert "kd.threshold.precision is measured before the first step" in line
+
+
+def test_a_branch_with_lidar_teaches_and_is_left_out_of_what_is_kept(shop):
+    run = (*WORLD, *STUDENT, "trainer.epochs=1", "teachers=fusion_branch", "kd=balanced", HALF)
+    printed = shop.ok("occ-train-student", *run, "output=branch", "trainer.gradient_norms_every=1")
+    assert "4 (a branch of the student with LiDAR)" in printed
+    state = torch.load(shop.folder / "branch/last.pt", weights_only=True)
+    assert all(state["history"][-1][f"train_{name}"] > 0 for name in ("fused", "kd_voxel", "kd_bev"))
+    assert state["teachers"]["fusion_branch"]["terms"] == ["fused", "kd_voxel", "kd_bev"]
+    assert state["providers"]
+    checkpoint = load_checkpoint(str(shop.folder / "branch/last.pt"), "ema")
+    checkpoint.network()  # of the student's own configuration, strictly
+    export(checkpoint, shop.folder / "out.safetensors")
+    assert load_file(shop.folder / "out.safetensors").keys() == state["network"].keys()
+    assert not any("branch" in name for name in state["network"])
+    assert len(state["optimizer"]["param_groups"][0]["params"]) > len(
+        [name for name, _ in checkpoint.network().named_parameters()]
+    )

@@ -1,7 +1,7 @@
-"""Who teaches: teachers by their stores (`stored`), the student's own average (`ema`); what a term is told (`taught`).
+"""Who teaches: teachers by their stores (`stored`), the student's own average (`ema`), a branch of it (`branch`).
 
-A `Provider` is built once for a run. Loader workers ask it what a frame is to bring along (`told`), the learner what it
-says of a batch (`taught`).
+What a term is told stands in `taught`, of networks in `predicted`. A `Provider` is built once for a run: loader workers
+ask it what a frame is to bring along (`told`), the learner what it says of a batch (`taught`).
 """
 
 from __future__ import annotations
@@ -55,10 +55,12 @@ class Provider(nn.Module, ABC):
 
     Attributes:
         needs_depth: LiDAR depth maps on the cells of the network's depth bins (`Frame.depth`).
+        needs_points: LiDAR points (`Frame.points`).
         changes: whether it says other things from step to step, so that nothing can be measured of it beforehand.
     """
 
     needs_depth: bool = False
+    needs_points: bool = False
     changes: bool = False
 
     def __init__(self, name: str, weight: float) -> None:

@@ -21,7 +21,7 @@ from distill.frame import Frame, Told
 from distill.networks.network import LiftsMeasuredDepth
 from distill.networks.prediction import Occupancy
 from distill.teaching import Provider, Pupil
-from distill.teaching.predicted import Predicted, Predictions
+from distill.teaching.predicted import Predictions
 from distill.teaching.taught import Taught
 
 
@@ -93,8 +93,7 @@ class Ema(Provider):
         assert prediction is not None
         if told.taught.any():  # else nobody looks at what is said
             prediction = self._look(frame)
-        said = Predicted(logits=prediction.voxel_logits_BXYZC.detach())
-        told = replace(told, signals={self.predictions.name: said})
+        told = replace(told, signals={self.predictions.name: [prediction.voxel_logits_BXYZC]})
         answers = dict.fromkeys(self.predictions.answers, self.predictions)
         return Taught(self.name, self.weight, told, answers, frame, self.grid, self.free)
 

@@ -5,8 +5,8 @@ Letters: B batch, X Y Z voxel axes, C classes, V voxels and K columns of the who
 
 from __future__ import annotations
 
-from collections.abc import Collection, Set
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Sequence, Set
 from functools import cached_property
 
 import torch
@@ -14,32 +14,29 @@ from torch import Tensor
 
 from distill.bev import bev_log_probs
 from distill.errors import InputError
-from distill.frame import GRID, Array, Frame, Record, declared
+from distill.frame import Frame
 from distill.grids import VoxelGrid
 from distill.signals.seen import RAYS_PER_ROW, seen_by_cameras
 from distill.signals.voxels import voxels_of
 
 
-@dataclass(frozen=True)
-class Predicted(Record):
-    """What a network says.
+class Predictions:
+    """Listens to the heads of a network, as a signal does to what it has decoded (`distill.signals.Signal.listen`).
 
-    Attributes:
-        logits: unnormalised class scores (X, Y, Z, C), without gradients.
+    Args:
+        more: questions that are answered beside those about voxels: "heads", of a network that learns by them.
     """
 
-    logits: Array = declared(GRID)
-
-
-class Predictions:
-    """Listens to `Predicted`, as signals do to what they have decoded (`distill.signals.Signal.listen`)."""
-
     name = "predicted"
-    answers = frozenset({"voxels", "columns", "seen", "covered"})
 
-    def listen(self, record: Predicted, frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]) -> PredictedVoxels:
-        """Its answers about a batch."""
-        return PredictedVoxels(record.logits, frame, grid, free)
+    def __init__(self, more: Set[str] = frozenset()) -> None:
+        self.answers = {"voxels", "columns", "seen", "covered"} | more
+
+    def listen(
+        self, record: Sequence[Tensor], frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]
+    ) -> PredictedVoxels:
+        """Its answers about a batch; `record` holds the logits (B, X, Y, Z, C) of each head."""
+        return PredictedVoxels(record, frame, grid, free)
 
     def check(self, name: str, asked: Collection[str]) -> None:
         """Raise InputError where the teacher `name` is asked something else."""
@@ -52,14 +49,20 @@ class Predictions:
 
 
 class PredictedVoxels:
-    """Looks up the voxels that are asked for."""
+    """Looks up the voxels that are asked for: the mean of what the heads say, in probabilities."""
 
-    def __init__(self, logits_BXYZC: Tensor, frame: Frame, grid: VoxelGrid, free: int) -> None:
-        self.logits_BXYZC, self.frame, self.grid, self.free = logits_BXYZC, frame, grid, free
+    def __init__(self, heads: Sequence[Tensor], frame: Frame, grid: VoxelGrid, free: int) -> None:
+        self.logits_BXYZC, self.frame, self.grid, self.free = heads, frame, grid, free
 
+    def heads(self, index_V: Tensor) -> list[Tensor]:
+        """Logits of voxels by each head, float32 at least (V, C), for whoever trains them: with gradients."""
+        found = [logits.flatten(0, -2).index_select(0, index_V) for logits in self.logits_BXYZC]
+        return [logits_VC.to(torch.promote_types(logits_VC.dtype, torch.float32)) for logits_VC in found]
+
+    @torch.no_grad()
     def voxels(self, index_V: Tensor) -> Tensor:
-        """Log-probabilities of voxels, float32 (V, C)."""
-        return self.logits_BXYZC.flatten(0, -2).index_select(0, index_V).float().log_softmax(-1)
+        """Log-probabilities of voxels, float32 at least (V, C)."""
+        return mean_log_probs(self.heads(index_V))
 
     def columns(self, index_K: Tensor) -> Tensor:
         """Log-probabilities of columns by the BEV rule, float32 (K, C)."""
@@ -75,5 +78,15 @@ class PredictedVoxels:
         return torch.ones_like(index, dtype=torch.bool)
 
     @cached_property
+    @torch.no_grad()
     def _seen_BXYZ(self) -> Tensor:  # noqa: N802 - the shape suffix
-        return seen_by_cameras(self.logits_BXYZC.argmax(-1) != self.free, self.frame, self.grid, RAYS_PER_ROW)
+        occupied_BXYZ = mean_log_probs([logits.float() for logits in self.logits_BXYZC]).argmax(-1) != self.free
+        return seen_by_cameras(occupied_BXYZ, self.frame, self.grid, RAYS_PER_ROW)
+
+
+def mean_log_probs(heads: Sequence[Tensor]) -> Tensor:
+    """ln of the mean of softmax(logits) over the heads, whose logits are (..., C)."""
+    total = heads[0].log_softmax(-1)
+    for logits in heads[1:]:
+        total = torch.logaddexp(total, logits.log_softmax(-1))
+    return total - math.log(len(heads))
