@@ -108,7 +108,7 @@ Unlabelled = Literal["seen", "prior", "all"]
 Balance = Annotated[Any, AfterValidator(_balance)]
 BalanceBy = Literal["class", "mass"]
 Confidence = Literal["none", "entropy", "agreement"]
-PseudoFrames = Literal["unlabelled", "all"]
+TaughtFrames = Literal["unlabelled", "all"]
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
@@ -269,6 +269,12 @@ class ImageSemantics(LabelTerm):
     grid: Built
 
 
+class FusedSegmentation(CrossEntropy):
+    """`distill.losses.fusion.FusedSegmentation`."""
+
+    teacher: Text
+
+
 class LidarDepth(Known):
     """`distill.losses.supervised.LidarDepth`."""
 
@@ -350,7 +356,7 @@ class PseudoTerm(RegionTerm):
     """`distill.losses.pseudo.PseudoLovasz`, `.PseudoSemanticScal` and `.PseudoGeometricScal`."""
 
     threshold: Threshold
-    frames: PseudoFrames
+    frames: TaughtFrames
 
 
 class PseudoCrossEntropy(PseudoTerm):
@@ -367,6 +373,32 @@ class Stored(Known):
     folder: Place
     missing: Literal["error", "skip"]
     signals: Annotated[list[Text], AfterValidator(_distinct)] | None
+    weight: NotNegative
+
+
+class Ema(Known):
+    """`distill.teaching.ema.Ema`."""
+
+    frames: TaughtFrames
+    measured_depth: bool
+    momentum: Annotated[Number, Field(ge=0, lt=1)]
+    warmup: CountOrNone
+    milestones: Annotated[list[Count], AfterValidator(_rising)]
+    decay: Annotated[Number, Field(gt=0, le=1)]
+    interval: Count
+    weight: NotNegative
+
+
+class FusionBranch(Known):
+    """`distill.teaching.branch.FusionBranch`."""
+
+    student_channels: Count
+    bev_stride: Count
+    point_channels: Count
+    slices: Count
+    channels: Count
+    head_channels: Count
+    scales: Count
     weight: NotNegative
 
 
@@ -421,6 +453,7 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.supervised.LidarDepth": LidarDepth,
     "distill.losses.multi_scale.MultiScale": MultiScale,
     "distill.losses.image_semantics.ImageSemantics": ImageSemantics,
+    "distill.losses.fusion.FusedSegmentation": FusedSegmentation,
     "distill.losses.logits.VoxelKL": LogitsTerm,
     "distill.losses.logits.BevKL": LogitsTerm,
     "distill.losses.logits.BalancedVoxelKL": BalancedVoxelKL,
@@ -436,6 +469,8 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.pseudo.PseudoGeometricScal": PseudoTerm,
     "distill.losses.jaccard.SoftJaccard": RegionTerm,
     "distill.teaching.stored.open_stored": Stored,
+    "distill.teaching.ema.Ema": Ema,
+    "distill.teaching.branch.FusionBranch": FusionBranch,
     "distill.augment.Augmentation": Augmentation,
     "student.evaluation.tta.View": View,
     "teacher_dump.teachers.network.NetworkTeacher": NetworkTeacher,
@@ -528,7 +563,7 @@ class KD(Node):
     occupied_share: Probability | None = None
     near: Positive | None = None
     threshold: Threshold | None = None
-    frames: PseudoFrames | None = None
+    frames: TaughtFrames | None = None
     terms: dict[str, Term]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import nn
 
 from distill import ranks
 from distill.errors import InputError
@@ -29,13 +30,13 @@ class Plan:
     Attributes:
         config: of the run.
         index: of the dataroot.
-        depth_stride: of the depth maps that supervise the lift; None where no term asks for them.
+        network: the student.
         objective: the terms.
     """
 
     config: DictConfig
     index: NuScenesIndex
-    depth_stride: int | None
+    network: nn.Module
     objective: Objective
 
     @cached_property
@@ -45,18 +46,30 @@ class Plan:
         Raises:
             InputError: a term listens to one that there is not, or one cannot answer.
         """
-        unlabelled = self.unlabelled() if self.objective.asks_unlabelled else frozenset()
-        return open_teachers(self.config, self.objective, self.index.tokens, unlabelled)
+        asked = any(self.objective.asked(str(name)) for name in self.config.teachers)
+        unlabelled = self.unlabelled() if asked else frozenset()
+        return open_teachers(self.config, self.objective, self.network, self.index.tokens, unlabelled)
+
+    @cached_property
+    def depth_stride(self) -> int | None:
+        """Of the depth maps that terms and teachers ask for; None where nobody does."""
+        wanted = self.objective.needs_depth or any(teacher.needs_depth for teacher in self.teachers)
+        return getattr(self.network, "depth_stride", None) if wanted else None
 
     @property
     def lidar(self) -> bool:
         """Whether the network is given LiDAR points."""
         return bool(self.config.student.inputs.lidar)
 
+    @cached_property
+    def points(self) -> bool:
+        """Whether the network or a teacher is given LiDAR points in training."""
+        return self.lidar or any(teacher.needs_points for teacher in self.teachers)
+
     @property
     def sources(self) -> list[str]:
         """What the numbers of the run depend on; names of `SOURCES`."""
-        scans = self.lidar or self.depth_stride is not None
+        scans = self.points or self.depth_stride is not None
         return [source for source in SOURCES if scans or source != LIDAR]
 
     def keyframes(self, split: str) -> Keyframes:
@@ -93,9 +106,7 @@ def survey(plan: Plan, output: Path) -> tuple[dict[str, Inventory], str]:
     config, teachers = plan.config, plan.teachers
     labels = {split: plan.labels(split) for split in ("train", "val")}
     splits = take_splits(plan, labels)
-    advice = "; LiDAR is for depth supervision alone: objective.terms.depth.weight=0 trains without"
-    needs_scans = plan.depth_stride is not None and not plan.lidar
-    settle_missing(splits, config.data.missing, output / "missing_files.txt", advice if needs_scans else "")
+    settle_missing(splits, config.data.missing, output / "missing_files.txt", without_scans(plan))
     train = splits["train"]
     for teacher in teachers:
         teacher.check({token: train.digests[token] for token in train.keyframes.tokens})
@@ -105,6 +116,15 @@ def survey(plan: Plan, output: Path) -> tuple[dict[str, Inventory], str]:
         print(told, flush=True)
     check_something_to_learn(train, taught, plan, labels["train"])
     return splits, told
+
+
+def without_scans(plan: Plan) -> str:
+    """How to train without LiDAR, where the network itself can."""
+    if plan.depth_stride is None or plan.points:
+        return ""
+    values = ["objective.terms.depth.weight=0"] if plan.objective.needs_depth else []
+    values += [f"teachers.{teacher.name}.measured_depth=false" for teacher in plan.teachers if teacher.needs_depth]
+    return f"; LiDAR is for depth alone: {' '.join(values)} trains without"
 
 
 def told_of(plan: Plan, splits: dict[str, Inventory], labels: dict[str, LabelSource], taught: int) -> str:
@@ -125,7 +145,7 @@ def told_of(plan: Plan, splits: dict[str, Inventory], labels: dict[str, LabelSou
 def take_splits(plan: Plan, labels: dict[str, LabelSource]) -> dict[str, Inventory]:
     """Inventories of "train" and "val"."""
     free = instantiate(plan.config.classes).free
-    scans = {"train": plan.lidar or plan.depth_stride is not None, "val": plan.lidar}
+    scans = {"train": plan.points or plan.depth_stride is not None, "val": plan.lidar}
     return {
         split: take_stock(plan.keyframes(split), labels[split], free, cameras=True, lidar=scans[split])
         for split in scans

@@ -110,6 +110,12 @@ def test_the_objective_has_the_terms_that_are_asked_for(kd):
     assert with_depth.asked("stored") == {*asked.values()} | ({"voxels"} if kd.endswith("occupied") else set())
 
 
+def test_several_teachers_stand_beside_each_other():
+    with initialize_config_module("conf", version_base="1.3"):
+        for names in (["stored", "ema"], ["stored", "fusion_branch"]):
+            assert [*compose("train", overrides=[f"teachers=[{','.join(names)}]"]).teachers] == names
+
+
 def test_weights_of_listening_terms_warm_up_over_the_steps_that_are_said():
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", overrides=["kd.warmup_steps=7"])

@@ -19,6 +19,7 @@ from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.losses.objective import Lesson, Needs, Term
 from distill.losses.regions import decoupled, labelled_voxels, rows, wide
+from distill.networks.prediction import depth_bin
 
 
 class CrossEntropy(Term):
@@ -323,9 +324,7 @@ def depth_cross_entropy(logits_BNDHW: Tensor, depth_BNHW: Tensor, lower: float, 
     Returns:
         A scalar; 0 without a return.
     """
-    hit_BNHW = (depth_BNHW > 0) & (depth_BNHW >= lower) & (depth_BNHW < upper)
-    bins = logits_BNDHW.shape[2]
-    # rounding may put a depth just below `upper` into bin D
-    target_M = ((depth_BNHW[hit_BNHW] - lower) * (bins / (upper - lower))).long().clamp_max(bins - 1)
-    logits_MD = wide(logits_BNDHW.movedim(2, -1)[hit_BNHW])
+    target_BNHW = depth_bin(depth_BNHW, lower, upper, logits_BNDHW.shape[2])
+    hit_BNHW = target_BNHW >= 0
+    target_M, logits_MD = target_BNHW[hit_BNHW], wide(logits_BNDHW.movedim(2, -1)[hit_BNHW])
     return F.cross_entropy(logits_MD, target_M, reduction="sum") / max(len(target_M), 1)
