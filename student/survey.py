@@ -17,6 +17,7 @@ from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.nuscenes.inventory import SOURCES, Inventory, place_of_labels, settle_missing, summary, take_stock
 from distill.nuscenes.labels import LabelSource, WithPrior, camera_prior
 from distill.nuscenes.layout import LIDAR
+from distill.nuscenes.rays import RayDraw
 from distill.nuscenes.withheld import Withheld
 from distill.teaching import Provider
 from student.learner import open_teachers
@@ -48,6 +49,23 @@ class Plan:
         unlabelled = self.unlabelled() if self.objective.asks_unlabelled else frozenset()
         return open_teachers(self.config, self.objective, self.index.tokens, unlabelled)
 
+    @cached_property
+    def rays(self) -> RayDraw | None:
+        """Draws the rays that terms ask for; None where none does.
+
+        Raises:
+            InputError: a term does, and there is no nuScenes-lidarseg.
+        """
+        if not self.objective.needs_rays:
+            return None
+        grid, classes = instantiate(self.config.grid), instantiate(self.config.classes)
+        return RayDraw(**self.config.objective.rays, grid=grid, classes=classes, points=self.index.lidarseg())
+
+    @property
+    def needs_scans(self) -> bool:
+        """Whether training keyframes need their LiDAR scans."""
+        return self.lidar or self.depth_stride is not None or self.objective.needs_rays
+
     @property
     def lidar(self) -> bool:
         """Whether the network is given LiDAR points."""
@@ -56,8 +74,7 @@ class Plan:
     @property
     def sources(self) -> list[str]:
         """What the numbers of the run depend on; names of `SOURCES`."""
-        scans = self.lidar or self.depth_stride is not None
-        return [source for source in SOURCES if scans or source != LIDAR]
+        return [source for source in SOURCES if self.needs_scans or source != LIDAR]
 
     def keyframes(self, split: str) -> Keyframes:
         """Those of split "train" or "val" that are asked for, whole or not."""
@@ -94,9 +111,11 @@ def survey(plan: Plan, output: Path) -> tuple[dict[str, Inventory], str]:
     labels = {split: plan.labels(split) for split in ("train", "val")}
     splits = take_splits(plan, labels)
     advice = "; LiDAR is for depth supervision alone: objective.terms.depth.weight=0 trains without"
-    needs_scans = plan.depth_stride is not None and not plan.lidar
-    settle_missing(splits, config.data.missing, output / "missing_files.txt", advice if needs_scans else "")
+    for_depth = plan.depth_stride is not None and not plan.lidar and not plan.objective.needs_rays
+    settle_missing(splits, config.data.missing, output / "missing_files.txt", advice if for_depth else "")
     train = splits["train"]
+    if plan.rays is not None:
+        plan.rays.check(train.keyframes)
     for teacher in teachers:
         teacher.check({token: train.digests[token] for token in train.keyframes.tokens})
     taught = sum(any(teacher.holds(token) for teacher in teachers) for token in train.keyframes.tokens)
@@ -125,7 +144,7 @@ def told_of(plan: Plan, splits: dict[str, Inventory], labels: dict[str, LabelSou
 def take_splits(plan: Plan, labels: dict[str, LabelSource]) -> dict[str, Inventory]:
     """Inventories of "train" and "val"."""
     free = instantiate(plan.config.classes).free
-    scans = {"train": plan.lidar or plan.depth_stride is not None, "val": plan.lidar}
+    scans = {"train": plan.needs_scans, "val": plan.lidar}
     return {
         split: take_stock(plan.keyframes(split), labels[split], free, cameras=True, lidar=scans[split])
         for split in scans
@@ -168,7 +187,7 @@ def check_something_to_learn(train: Inventory, taught: int, plan: Plan, labels: 
     config = plan.config
     if not train.keyframes:
         raise InputError(f"split {config.data.train_split} has no keyframe that is whole: there is nothing to train on")
-    if not train.labelled and not taught:
+    if not train.labelled and not taught and not plan.objective.needs_rays:
         raise InputError(
             f"none of the {len(train.keyframes)} training keyframes has labels ({place_of_labels(train, labels)}), and "
             f"none a teacher (kd={config.kd.name}): there is nothing to learn; put the labels there, or dump a teacher"
@@ -186,7 +205,8 @@ def check_something_to_learn(train: Inventory, taught: int, plan: Plan, labels: 
             f"{len(train.keyframes)} training keyframes have some: set kd.frames=all, withhold labels with "
             "trainer.withheld, or choose another kd"
         )
-    if train.labelled and not taught and not train.masks[:, 0].any() and config.objective.mask == "camera":
+    seen = taught or plan.objective.needs_rays
+    if train.labelled and not seen and not train.masks[:, 0].any() and config.objective.mask == "camera":
         raise InputError(
             f"mask_camera is empty in all {len(train.masks)} label files looked at: there is nothing to learn; "
             "get the labels again, or set objective.mask=all"

@@ -2,7 +2,7 @@
 
 `objective` says what a term is; `supervised` has those of labels and LiDAR, `logits` those that listen to what teachers
 say of voxels and columns, `jaccard`, `channelwise` and `affinity` those that compare whole regions, `termination` the
-one of camera rays, `pseudo` those to which a teacher's classes are labels; `regions` chooses where, `confidence` how
-much each frame counts.
+one of camera rays, `rendering` those of what was seen along rays, `pseudo` those to which a teacher's classes are
+labels; `regions` chooses where, `confidence` how much each frame counts.
 docs/architecture.md has the recipe for another.
 """
