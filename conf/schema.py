@@ -281,6 +281,28 @@ class LidarDepth(Known):
     weight: NotNegative
 
 
+class RayTerm(Known):
+    """`distill.losses.rendering.RayEntropy` and `.RayDistortion`."""
+
+    weight: NotNegative
+    samples: Count
+    far: Positive
+    grid: Built
+    classes: Built
+
+
+class RayDepth(RayTerm):
+    """`distill.losses.rendering.RayDepth`."""
+
+    form: Literal["silog", "l1"]
+
+
+class RaySemantics(RayTerm):
+    """`distill.losses.rendering.RaySemantics`."""
+
+    balance: Balance
+
+
 class RegionTerm(Known):
     """`distill.losses.regions.RegionTerm`, as it stands `.jaccard.SoftJaccard` and `.affinity.PrototypeAffinity`."""
 
@@ -454,6 +476,10 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.multi_scale.MultiScale": MultiScale,
     "distill.losses.image_semantics.ImageSemantics": ImageSemantics,
     "distill.losses.fusion.FusedSegmentation": FusedSegmentation,
+    "distill.losses.rendering.RayDepth": RayDepth,
+    "distill.losses.rendering.RaySemantics": RaySemantics,
+    "distill.losses.rendering.RayEntropy": RayTerm,
+    "distill.losses.rendering.RayDistortion": RayTerm,
     "distill.losses.logits.VoxelKL": LogitsTerm,
     "distill.losses.logits.BevKL": LogitsTerm,
     "distill.losses.logits.BalancedVoxelKL": BalancedVoxelKL,
@@ -542,10 +568,29 @@ class Student(Node):
     network: Built
 
 
+class RayDraw(Node):
+    """`distill.nuscenes.rays.RayDraw`."""
+
+    count: Count
+    neighbours: CountOrNone
+    neighbour_weight: Probability
+    balance: Balance
+    farthest: Positive
+
+
+class Rendering(Node):
+    """How rays are sampled, of all terms that render."""
+
+    samples: Count
+    far: Positive
+
+
 class Objective(Node):
     """Which terms are minimised, beside those of `KD`."""
 
     mask: Mask
+    rays: RayDraw | None = None
+    rendering: Rendering | None = None
     terms: dict[str, Term]
 
 

@@ -18,6 +18,7 @@ from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.nuscenes.inventory import SOURCES, Inventory, place_of_labels, settle_missing, summary, take_stock
 from distill.nuscenes.labels import LabelSource, WithPrior, camera_prior
 from distill.nuscenes.layout import LIDAR
+from distill.nuscenes.rays import RayDraw
 from distill.nuscenes.withheld import Withheld
 from distill.teaching import Provider
 from student.learner import open_teachers
@@ -56,6 +57,23 @@ class Plan:
         wanted = self.objective.needs_depth or any(teacher.needs_depth for teacher in self.teachers)
         return getattr(self.network, "depth_stride", None) if wanted else None
 
+    @cached_property
+    def rays(self) -> RayDraw | None:
+        """Draws the rays that terms ask for; None where none does.
+
+        Raises:
+            InputError: a term does, and there is no nuScenes-lidarseg.
+        """
+        if not self.objective.needs_rays:
+            return None
+        grid, classes = instantiate(self.config.grid), instantiate(self.config.classes)
+        return RayDraw(**self.config.objective.rays, grid=grid, classes=classes, points=self.index.lidarseg())
+
+    @property
+    def needs_scans(self) -> bool:
+        """Whether training keyframes need their LiDAR scans."""
+        return self.points or self.depth_stride is not None or self.objective.needs_rays
+
     @property
     def lidar(self) -> bool:
         """Whether the network is given LiDAR points."""
@@ -69,8 +87,7 @@ class Plan:
     @property
     def sources(self) -> list[str]:
         """What the numbers of the run depend on; names of `SOURCES`."""
-        scans = self.points or self.depth_stride is not None
-        return [source for source in SOURCES if scans or source != LIDAR]
+        return [source for source in SOURCES if self.needs_scans or source != LIDAR]
 
     def keyframes(self, split: str) -> Keyframes:
         """Those of split "train" or "val" that are asked for, whole or not."""
@@ -108,6 +125,8 @@ def survey(plan: Plan, output: Path) -> tuple[dict[str, Inventory], str]:
     splits = take_splits(plan, labels)
     settle_missing(splits, config.data.missing, output / "missing_files.txt", without_scans(plan))
     train = splits["train"]
+    if plan.rays is not None:
+        plan.rays.check(train.keyframes)
     for teacher in teachers:
         teacher.check({token: train.digests[token] for token in train.keyframes.tokens})
     taught = sum(any(teacher.holds(token) for teacher in teachers) for token in train.keyframes.tokens)
@@ -120,7 +139,7 @@ def survey(plan: Plan, output: Path) -> tuple[dict[str, Inventory], str]:
 
 def without_scans(plan: Plan) -> str:
     """How to train without LiDAR, where the network itself can."""
-    if plan.depth_stride is None or plan.points:
+    if plan.depth_stride is None or plan.points or plan.objective.needs_rays:
         return ""
     values = ["objective.terms.depth.weight=0"] if plan.objective.needs_depth else []
     values += [f"teachers.{teacher.name}.measured_depth=false" for teacher in plan.teachers if teacher.needs_depth]
@@ -145,7 +164,7 @@ def told_of(plan: Plan, splits: dict[str, Inventory], labels: dict[str, LabelSou
 def take_splits(plan: Plan, labels: dict[str, LabelSource]) -> dict[str, Inventory]:
     """Inventories of "train" and "val"."""
     free = instantiate(plan.config.classes).free
-    scans = {"train": plan.points or plan.depth_stride is not None, "val": plan.lidar}
+    scans = {"train": plan.needs_scans, "val": plan.lidar}
     return {
         split: take_stock(plan.keyframes(split), labels[split], free, cameras=True, lidar=scans[split])
         for split in scans
@@ -188,7 +207,7 @@ def check_something_to_learn(train: Inventory, taught: int, plan: Plan, labels: 
     config = plan.config
     if not train.keyframes:
         raise InputError(f"split {config.data.train_split} has no keyframe that is whole: there is nothing to train on")
-    if not train.labelled and not taught:
+    if not train.labelled and not taught and not plan.objective.needs_rays:
         raise InputError(
             f"none of the {len(train.keyframes)} training keyframes has labels ({place_of_labels(train, labels)}), and "
             f"none a teacher (kd={config.kd.name}): there is nothing to learn; put the labels there, or dump a teacher"
@@ -206,7 +225,8 @@ def check_something_to_learn(train: Inventory, taught: int, plan: Plan, labels: 
             f"{len(train.keyframes)} training keyframes have some: set kd.frames=all, withhold labels with "
             "trainer.withheld, or choose another kd"
         )
-    if train.labelled and not taught and not train.masks[:, 0].any() and config.objective.mask == "camera":
+    seen = taught or plan.objective.needs_rays
+    if train.labelled and not seen and not train.masks[:, 0].any() and config.objective.mask == "camera":
         raise InputError(
             f"mask_camera is empty in all {len(train.masks)} label files looked at: there is nothing to learn; "
             "get the labels again, or set objective.mask=all"

@@ -161,6 +161,7 @@ def training_loader(plan: Plan, stock: Inventory) -> DataLoader:
         augmentation=instantiate(config.trainer.augmentation),
         seed=config.seed,
         depth_stride=plan.depth_stride,
+        rays=plan.rays,
         **{**config.student.inputs, "lidar": plan.points},
     )
     return DataLoader(

@@ -241,3 +241,21 @@ def test_a_users_own_objects_are_left_to_their_constructors():
     after, problems = checked("train", config)
     assert problems == []
     assert after["student"]["network"] == config["student"]["network"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("objective.rays.count=0", "objective.rays.count=0: should be greater than or equal to 1"),
+        ("objective.rays.neighbours=-1", "objective.rays.neighbours=-1: should be greater than or equal to 0"),
+        ("objective.rays.neighbour_weight=2", "objective.rays.neighbour_weight=2: should be less than or equal to 1"),
+        ("objective.rays.balance=cubic", "objective.rays.balance=cubic: should be 'log'"),
+        ("objective.rendering.far=0", "objective.rendering.far=0: should be greater than 0"),
+        ("objective.terms.ray_depth.form=l2", "objective.terms.ray_depth.form=l2: should be 'silog' or 'l1'"),
+    ],
+)
+def test_values_of_rendering(override, said):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=["objective=render_only", override])
+    problems = checked("train", OmegaConf.to_container(config, resolve=True))[1]
+    assert any(said in problem for problem in problems), problems

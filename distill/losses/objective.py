@@ -21,6 +21,7 @@ class Needs(NamedTuple):
 
     Attributes:
         depth: LiDAR depth maps on the cells of the network's depth bins (`Frame.depth`).
+        rays: what LiDAR and cameras see along rays (`Frame.rays`).
         answers: questions that teachers must answer: "voxels", "columns", or those of a signal of one's own.
         answers_unlabelled: further ones about frames without labels; not asked where a teacher has none of them.
         prior: of frames without labels, as `mask_camera`, what cameras see as a rule (docs/formulas.md 4.9).
@@ -29,6 +30,7 @@ class Needs(NamedTuple):
     """
 
     depth: bool = False
+    rays: bool = False
     answers: frozenset[str] = frozenset()
     answers_unlabelled: frozenset[str] = frozenset()
     prior: bool = False
@@ -140,6 +142,11 @@ class Objective(nn.Module):
     def needs_depth(self) -> bool:
         """Whether a term asks for LiDAR depth."""
         return any(term.needs.depth for _, term in self.items())
+
+    @property
+    def needs_rays(self) -> bool:
+        """Whether a term asks what is seen along rays."""
+        return any(term.needs.rays for _, term in self.items())
 
     @property
     def needs_prior(self) -> bool:
