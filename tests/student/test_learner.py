@@ -11,16 +11,20 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
 from made import FREE, C, X, Y, Z, taught_frame
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from workshop import SMALL_STUDENT
 
 from distill.classes import OCC3D_CLASSES
+from distill.frame import Frame
+from distill.grids import OCC3D
 from distill.losses.objective import Objective, Term
 from distill.losses.supervised import CrossEntropy
 from distill.networks.prediction import Occupancy
-from student.learner import Learner
+from student.learner import Learner, make_objective
 
 
 class Scaled(Term):
@@ -58,6 +62,41 @@ def gradients(module: nn.Module, learner: Learner, rank: int) -> dict[str, torch
     terms = module(frame_of(rank), 0)
     torch.stack([weighted for _, weighted in terms.values()]).sum().backward()
     return {name: parameter.grad for name, parameter in learner.named_parameters()}
+
+
+def street() -> Frame:
+    """A keyframe of one camera that looks along x at a wall on a road, all of it seen."""
+    semantics = torch.full((1, *OCC3D.shape), FREE, dtype=torch.uint8)
+    semantics[:, :, :, 1], semantics[:, 140, :, 2:] = 11, 15
+    cam2ego = torch.tensor([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])
+    intrinsics = torch.tensor([[80.0, 0, 80], [0, 80, 32], [0, 0, 1]])
+    everywhere = torch.ones_like(semantics, dtype=torch.bool)
+    return Frame(
+        token=["a" * 32],
+        images=torch.randint(0, 256, (1, 1, 3, 64, 160), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+        intrinsics=intrinsics[None, None],
+        cam2ego=cam2ego[None, None],
+        semantics=semantics,
+        mask_camera=everywhere,
+        mask_lidar=everywhere,
+        labelled=torch.tensor([True]),
+    )
+
+
+@pytest.mark.parametrize("name", ["multi_scale", "image_semantics"])
+def test_terms_that_look_into_features_train_what_is_configured(name):
+    overrides = ["student=demo", "student.network.encoder.weights=none", f"objective.terms.{name}.weight=1"]
+    overrides += ["kd=none", *(f"objective.terms.{other}.weight=0" for other in ("ce", "lovasz", "depth"))]
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", [*overrides, "student.network.encoder.frozen_levels=0"])
+    network = instantiate(config.student.network)
+    learner = Learner(network, make_objective(config, network), [], None)
+    ((value, weighted),) = learner(street(), 0).values()
+    weighted.backward()
+    assert 0 < value.item() < 20
+    trained = [*learner.objective.parameters(), *network.encoder.parameters()]
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained)
+    assert sum(parameter.grad.any() for parameter in trained) > 0.8 * len(trained)
 
 
 def on_rank(rank: int, folder: str) -> None:
