@@ -93,7 +93,8 @@ def survey(plan: Plan, output: Path) -> tuple[dict[str, Inventory], str]:
     config, teachers = plan.config, plan.teachers
     labels = {split: plan.labels(split) for split in ("train", "val")}
     splits = take_splits(plan, labels)
-    advice = "; LiDAR is for depth supervision alone: objective.terms.depth.weight=0 trains without"
+    of_depth = " ".join(f"objective.terms.{name}.weight=0" for name, term in plan.objective.items() if term.needs.depth)
+    advice = f"; LiDAR is for depth supervision alone: {of_depth} trains without"
     needs_scans = plan.depth_stride is not None and not plan.lidar
     settle_missing(splits, config.data.missing, output / "missing_files.txt", advice if needs_scans else "")
     train = splits["train"]

@@ -19,6 +19,7 @@ from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.losses.objective import Lesson, Needs, Term
 from distill.losses.regions import decoupled, labelled_voxels, rows, wide
+from distill.networks.prediction import DepthBins
 
 
 class CrossEntropy(Term):
@@ -143,15 +144,33 @@ class LidarDepth(Term):
         Raises:
             InputError: the depth maps do not lie on the cells of the network's depth bins.
         """
+        bins, depth_BNHW = self._on_cells(lesson)
+        return depth_cross_entropy(bins.logits_BNDHW, depth_BNHW, bins.lower, bins.upper)
+
+    def _on_cells(self, lesson: Lesson) -> tuple[DepthBins, Tensor]:
+        """The network's depth bins, and the depth maps on their cells."""
         bins, depth_BNHW = lesson.prediction.depth, lesson.frame.depth
         cells = None if bins is None else tuple(bins.logits_BNDHW[:, :, 0].shape)
         found = None if depth_BNHW is None else tuple(depth_BNHW.shape)
         if bins is None or cells != found:
             raise InputError(
                 f"the network predicts depth on cells {cells}, the batch has {found}: let its depth_stride be that of "
-                "its depth bins, or set objective.terms.depth.weight=0"
+                "its depth bins, or set objective.terms.depth.weight=0 and objective.terms.silog.weight=0"
             )
-        return depth_cross_entropy(bins.logits_BNDHW, depth_BNHW, bins.lower, bins.upper)
+        return bins, depth_BNHW
+
+
+class LidarSILog(LidarDepth):
+    """The same by the scale-invariant logarithmic error of the expected depth."""
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        """Over the image cells with a return within the depth bins."""
+        bins, depth_BNHW = self._on_cells(lesson)
+        hit_BNHW = _within(depth_BNHW, bins.lower, bins.upper)
+        probs_MD = wide(bins.logits_BNDHW.movedim(2, -1)[hit_BNHW]).softmax(-1)
+        count = probs_MD.shape[1]
+        share_D = (torch.arange(count, device=probs_MD.device) + 0.5) / count
+        return silog(probs_MD @ (bins.lower + share_D * (bins.upper - bins.lower)), depth_BNHW[hit_BNHW])
 
 
 def _labelled(lesson: Lesson, mask: str, classes: ClassSet) -> tuple[Tensor, Tensor]:
@@ -323,9 +342,30 @@ def depth_cross_entropy(logits_BNDHW: Tensor, depth_BNHW: Tensor, lower: float, 
     Returns:
         A scalar; 0 without a return.
     """
-    hit_BNHW = (depth_BNHW > 0) & (depth_BNHW >= lower) & (depth_BNHW < upper)
+    hit_BNHW = _within(depth_BNHW, lower, upper)
     bins = logits_BNDHW.shape[2]
     # rounding may put a depth just below `upper` into bin D
     target_M = ((depth_BNHW[hit_BNHW] - lower) * (bins / (upper - lower))).long().clamp_max(bins - 1)
     logits_MD = wide(logits_BNDHW.movedim(2, -1)[hit_BNHW])
     return F.cross_entropy(logits_MD, target_M, reduction="sum") / max(len(target_M), 1)
+
+
+def silog(predicted_M: Tensor, depth_M: Tensor) -> Tensor:
+    """10 (mean d^2 - 0.85 (mean d)^2)^(1/2) with d = ln predicted - ln depth (docs/formulas.md 4.5).
+
+    Args:
+        predicted_M: metres, above 0.
+        depth_M: metres, above 0.
+
+    Returns:
+        A scalar; 0 with zero gradient without depths, and where all are right.
+    """
+    apart_M = predicted_M.log() - depth_M.log()
+    count = max(len(apart_M), 1)
+    spread = apart_M.square().sum() / count - 0.85 * (apart_M.sum() / count).square()
+    return torch.where(spread > 0, 10 * spread.clamp_min(torch.finfo(spread.dtype).tiny).sqrt(), 0)
+
+
+def _within(depth_BNHW: Tensor, lower: float, upper: float) -> Tensor:
+    """Which image cells have a return in a range."""
+    return (depth_BNHW > 0) & (depth_BNHW >= lower) & (depth_BNHW < upper)
