@@ -276,7 +276,7 @@ class FusedSegmentation(CrossEntropy):
 
 
 class LidarDepth(Known):
-    """`distill.losses.supervised.LidarDepth`."""
+    """`distill.losses.supervised.LidarDepth` and `.LidarSILog`."""
 
     weight: NotNegative
 
@@ -473,6 +473,7 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.supervised.SemanticScal": LabelTerm,
     "distill.losses.supervised.GeometricScal": LabelTerm,
     "distill.losses.supervised.LidarDepth": LidarDepth,
+    "distill.losses.supervised.LidarSILog": LidarDepth,
     "distill.losses.multi_scale.MultiScale": MultiScale,
     "distill.losses.image_semantics.ImageSemantics": ImageSemantics,
     "distill.losses.fusion.FusedSegmentation": FusedSegmentation,

@@ -141,7 +141,7 @@ def without_scans(plan: Plan) -> str:
     """How to train without LiDAR, where the network itself can."""
     if plan.depth_stride is None or plan.points or plan.objective.needs_rays:
         return ""
-    values = ["objective.terms.depth.weight=0"] if plan.objective.needs_depth else []
+    values = [f"objective.terms.{name}.weight=0" for name, term in plan.objective.items() if term.needs.depth]
     values += [f"teachers.{teacher.name}.measured_depth=false" for teacher in plan.teachers if teacher.needs_depth]
     return f"; LiDAR is for depth alone: {' '.join(values)} trains without"
 

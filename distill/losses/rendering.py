@@ -15,6 +15,7 @@ from distill.classes import ClassSet
 from distill.grids import VoxelGrid
 from distill.losses.objective import Lesson, Needs, Term
 from distill.losses.regions import rows
+from distill.losses.supervised import silog
 from kernels.ray_march import Rays, Rendered, march, reached
 
 FARTHEST = 52.0  # metres of depth that are compared
@@ -154,17 +155,6 @@ def expected_distance(weights_RN: Tensor, residual_R: Tensor, far: float) -> Ten
     samples = weights_RN.shape[1]
     t_N = (torch.arange(samples, dtype=weights_RN.dtype, device=weights_RN.device) + 0.5) * (far / samples)
     return weights_RN @ t_N + residual_R * far
-
-
-def silog(depth_R: Tensor, truth_R: Tensor) -> Tensor:
-    """sqrt(mean d^2 - 0.85 mean(d)^2), d = ln depth - ln truth (Eigen et al. 2014); 0 without rays.
-
-    Args:
-        depth_R, truth_R: metres, above 0.
-    """
-    d_R, count = depth_R.clamp_min(EPSILON).log() - truth_R.log(), max(len(depth_R), 1)
-    square = d_R.square().sum() / count - 0.85 * (d_R.sum() / count).square()
-    return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt() if len(depth_R) else depth_R.sum()
 
 
 def l1(distance_R: Tensor, truth_R: Tensor) -> Tensor:
