@@ -1,4 +1,4 @@
-"""What a fusion branch learns by: cross-entropy and Lovász-softmax of each of its heads (docs/formulas.md 4.32).
+"""What a fusion branch learns by: cross-entropy and Lovász-softmax of each of its heads (docs/formulas.md 4.30).
 
 What it teaches goes through the terms that listen to teachers; this term alone trains the branch, and through its fused
 features the student's.

@@ -1,4 +1,4 @@
-"""What a network's voxels look like along rays, against what LiDAR and cameras saw there (docs/formulas.md 4.28, 4.30).
+"""What a network's voxels look like along rays, against what LiDAR and cameras saw there (docs/formulas.md 4.26, 4.28).
 
 No term needs a voxel label. Letters: B batch, R rays of the whole batch, N samples of a ray, V voxels that are read, C
 classes but free.

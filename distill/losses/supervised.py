@@ -202,7 +202,7 @@ def cross_entropy(
 
 
 def focal_loss(log_probs_VC: Tensor, labels_V: Tensor, weights_C: Tensor, gamma: float) -> Tensor:
-    """sum_v w_y(v) (1 - p_y(v))^gamma (-ln p_y(v)) / sum_v w_y(v) (Lin et al. 2017; docs/formulas.md 4.22).
+    """sum_v w_y(v) (1 - p_y(v))^gamma (-ln p_y(v)) / sum_v w_y(v) (Lin et al. 2017; docs/formulas.md 4.20).
 
     Args:
         log_probs_VC: of the network.
@@ -222,7 +222,7 @@ def focal_loss(log_probs_VC: Tensor, labels_V: Tensor, weights_C: Tensor, gamma:
 def decoupled_cross_entropy(
     pair_V2: Tensor, classes_VK: Tensor, labels_V: Tensor, weights_C: Tensor, free: int
 ) -> tuple[Tensor, Tensor]:
-    """UniOcc's geometric and semantic cross-entropy (docs/formulas.md 4.22).
+    """UniOcc's geometric and semantic cross-entropy (docs/formulas.md 4.20).
 
     Args:
         pair_V2: logits of (occupied, free).

@@ -1,6 +1,6 @@
 """A branch that exists in training alone: LiDAR fused with a student's BEV features at several scales, a head for each.
 
-2DPASS (Yan et al. 2022; docs/formulas.md 4.32) read for occupancy: there images help a LiDAR network, here LiDAR helps
+2DPASS (Yan et al. 2022; docs/formulas.md 4.30) read for occupancy: there images help a LiDAR network, here LiDAR helps
 a camera network.
 
 Letters: B batch, C channels, P points of the whole batch, X Y Z voxel axes.

@@ -145,7 +145,7 @@ class LiftSplat(nn.Module):
 
 
 def substituted(probs_BNDHW: Tensor, bin_BNHW: Tensor) -> Tensor:
-    """Depth distributions with certainty where the depth is measured (docs/formulas.md 4.31).
+    """Depth distributions with certainty where the depth is measured (docs/formulas.md 4.29).
 
     Args:
         probs_BNDHW: as predicted.

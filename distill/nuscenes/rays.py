@@ -1,4 +1,4 @@
-"""Rays: what LiDAR and cameras see of a keyframe along lines of sight (docs/formulas.md 4.29), after RenderOcc.
+"""Rays: what LiDAR and cameras see of a keyframe along lines of sight (docs/formulas.md 4.27), after RenderOcc.
 
 Letters of array names: R rays, P points, C classes.
 """

@@ -1,4 +1,4 @@
-"""`FusionBranch`: a branch of the student that sees LiDAR, learns beside it and teaches it (docs/formulas.md 4.32)."""
+"""`FusionBranch`: a branch of the student that sees LiDAR, learns beside it and teaches it (docs/formulas.md 4.30)."""
 
 from __future__ import annotations
 

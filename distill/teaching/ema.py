@@ -1,4 +1,4 @@
-"""`Ema`: the student's own running average, which may be given LiDAR depth (docs/formulas.md 4.31).
+"""`Ema`: the student's own running average, which may be given LiDAR depth (docs/formulas.md 4.29).
 
 UniOcc's depth-aware teacher (Pan et al. 2023): it sees better than the student does, and teaches it on frames that have
 no labels.
@@ -117,7 +117,7 @@ class Ema(Provider):
 
 
 def momentum_at(step: int, largest: float, warmup: int, milestones: Sequence[int], decay: float) -> float:
-    """What a mean teacher keeps of itself before a step (docs/formulas.md 4.31).
+    """What a mean teacher keeps of itself before a step (docs/formulas.md 4.29).
 
     Args:
         step: k, from 0.

@@ -1,4 +1,4 @@
-"""Ray marching: volume rendering in metres of sparse voxels along rays (Mildenhall et al. 2020; docs/formulas.md 4.27).
+"""Ray marching: volume rendering in metres of sparse voxels along rays (Mildenhall et al. 2020; docs/formulas.md 4.25).
 
 A ray has N samples at t_i = (i + 1/2) far / N. Densities are interpolated between the centres of voxels; a sample stops
 alpha_i = 1 - exp(-density_i far / N) of what arrives, so that w_i = alpha_i prod_(j<i) (1 - alpha_j) of the ray ends
