@@ -108,7 +108,7 @@ Unlabelled = Literal["seen", "prior", "all"]
 Balance = Annotated[Any, AfterValidator(_balance)]
 BalanceBy = Literal["class", "mass"]
 Confidence = Literal["none", "entropy", "agreement"]
-PseudoFrames = Literal["unlabelled", "all"]
+TaughtFrames = Literal["unlabelled", "all"]
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
@@ -269,10 +269,38 @@ class ImageSemantics(LabelTerm):
     grid: Built
 
 
+class FusedSegmentation(CrossEntropy):
+    """`distill.losses.fusion.FusedSegmentation`."""
+
+    teacher: Text
+
+
 class LidarDepth(Known):
-    """`distill.losses.supervised.LidarDepth`."""
+    """`distill.losses.supervised.LidarDepth` and `.LidarSILog`."""
 
     weight: NotNegative
+
+
+class RayTerm(Known):
+    """`distill.losses.rendering.RayEntropy` and `.RayDistortion`."""
+
+    weight: NotNegative
+    samples: Count
+    far: Positive
+    grid: Built
+    classes: Built
+
+
+class RayDepth(RayTerm):
+    """`distill.losses.rendering.RayDepth`."""
+
+    form: Literal["silog", "l1"]
+
+
+class RaySemantics(RayTerm):
+    """`distill.losses.rendering.RaySemantics`."""
+
+    balance: Balance
 
 
 class RegionTerm(Known):
@@ -350,7 +378,7 @@ class PseudoTerm(RegionTerm):
     """`distill.losses.pseudo.PseudoLovasz`, `.PseudoSemanticScal` and `.PseudoGeometricScal`."""
 
     threshold: Threshold
-    frames: PseudoFrames
+    frames: TaughtFrames
 
 
 class PseudoCrossEntropy(PseudoTerm):
@@ -367,6 +395,32 @@ class Stored(Known):
     folder: Place
     missing: Literal["error", "skip"]
     signals: Annotated[list[Text], AfterValidator(_distinct)] | None
+    weight: NotNegative
+
+
+class Ema(Known):
+    """`distill.teaching.ema.Ema`."""
+
+    frames: TaughtFrames
+    measured_depth: bool
+    momentum: Annotated[Number, Field(ge=0, lt=1)]
+    warmup: CountOrNone
+    milestones: Annotated[list[Count], AfterValidator(_rising)]
+    decay: Annotated[Number, Field(gt=0, le=1)]
+    interval: Count
+    weight: NotNegative
+
+
+class FusionBranch(Known):
+    """`distill.teaching.branch.FusionBranch`."""
+
+    student_channels: Count
+    bev_stride: Count
+    point_channels: Count
+    slices: Count
+    channels: Count
+    head_channels: Count
+    scales: Count
     weight: NotNegative
 
 
@@ -419,8 +473,14 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.supervised.SemanticScal": LabelTerm,
     "distill.losses.supervised.GeometricScal": LabelTerm,
     "distill.losses.supervised.LidarDepth": LidarDepth,
+    "distill.losses.supervised.LidarSILog": LidarDepth,
     "distill.losses.multi_scale.MultiScale": MultiScale,
     "distill.losses.image_semantics.ImageSemantics": ImageSemantics,
+    "distill.losses.fusion.FusedSegmentation": FusedSegmentation,
+    "distill.losses.rendering.RayDepth": RayDepth,
+    "distill.losses.rendering.RaySemantics": RaySemantics,
+    "distill.losses.rendering.RayEntropy": RayTerm,
+    "distill.losses.rendering.RayDistortion": RayTerm,
     "distill.losses.logits.VoxelKL": LogitsTerm,
     "distill.losses.logits.BevKL": LogitsTerm,
     "distill.losses.logits.BalancedVoxelKL": BalancedVoxelKL,
@@ -436,6 +496,8 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.pseudo.PseudoGeometricScal": PseudoTerm,
     "distill.losses.jaccard.SoftJaccard": RegionTerm,
     "distill.teaching.stored.open_stored": Stored,
+    "distill.teaching.ema.Ema": Ema,
+    "distill.teaching.branch.FusionBranch": FusionBranch,
     "distill.augment.Augmentation": Augmentation,
     "student.evaluation.tta.View": View,
     "teacher_dump.teachers.network.NetworkTeacher": NetworkTeacher,
@@ -507,10 +569,29 @@ class Student(Node):
     network: Built
 
 
+class RayDraw(Node):
+    """`distill.nuscenes.rays.RayDraw`."""
+
+    count: Count
+    neighbours: CountOrNone
+    neighbour_weight: Probability
+    balance: Balance
+    farthest: Positive
+
+
+class Rendering(Node):
+    """How rays are sampled, of all terms that render."""
+
+    samples: Count
+    far: Positive
+
+
 class Objective(Node):
     """Which terms are minimised, beside those of `KD`."""
 
     mask: Mask
+    rays: RayDraw | None = None
+    rendering: Rendering | None = None
     terms: dict[str, Term]
 
 
@@ -528,7 +609,7 @@ class KD(Node):
     occupied_share: Probability | None = None
     near: Positive | None = None
     threshold: Threshold | None = None
-    frames: PseudoFrames | None = None
+    frames: TaughtFrames | None = None
     terms: dict[str, Term]
 
 

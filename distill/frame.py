@@ -4,7 +4,7 @@ A frame as loaded holds NumPy arrays; a batch of frames is a frame, too, whose f
 (or lists, where the parts differ in size). `stack`, `to` and `mirrored` walk the fields, so that nothing can stay
 behind: a record with a field of no declared geometry cannot be defined.
 
-Letters: B batch, N cameras, H W image rows and columns, P points, X Y Z voxel axes.
+Letters: B batch, N cameras, H W image rows and columns, P points, R rays, X Y Z voxel axes.
 """
 
 from __future__ import annotations
@@ -74,6 +74,14 @@ def _scattered(value: Array, mirror: Mirror, first: int) -> Array:
     return value * mirror.signs_4(value)
 
 
+def _aimed(value: Array, mirror: Mirror, first: int) -> Array:
+    if isinstance(value, list):
+        return [_aimed(rays, mirror, first) for rays in value]
+    signs = mirror.signs_4(value)[:3].tolist()
+    factors = [*signs, *signs, 1, 1]
+    return value * (value.new_tensor(factors) if isinstance(value, Tensor) else np.array(factors, value.dtype))
+
+
 def _nested(value: Any, mirror: Mirror, first: int) -> Any:
     return _each_record(value, lambda record: record._moved(mirror, first))
 
@@ -99,6 +107,7 @@ POSE = Geometry("sensor to ego frame, (..., 4, 4)", _placed, _tensor)
 MOTION = Geometry("one ego frame to another, (..., 4, 4)", _conjugated, _tensor)
 GRID = Geometry("an array over the ego frame, (X, Y, ...)", _flipped, _tensor)
 POINTS = Geometry("x, y, z, intensity in the ego frame, (P, 4)", _scattered, _tensors)
+RAYS = Geometry("origin, direction, and two facts, in the ego frame, (R, 8)", _aimed, _tensors)
 IN_SENSOR = Geometry("what lies in the frame of a sensor, whose pose moves", _stays, _tensors)
 RECORDS = Geometry("further records, in a dict or a tuple", _nested, _stacked_records)
 
@@ -231,6 +240,8 @@ class Frame(Record):
         lidar2ego: float32 (4, 4); a LIDAR_TOP point is seen at intrinsics @ (inv(cam2ego) @ lidar2ego)[:3].
         points: float32 (P, 4) x, y, z in metres, intensity in [0, 1].
         depth: float32 (N, H / stride, W / stride) metres, 0 = no return.
+        rays: float32 (R, 8), what LiDAR and cameras see along rays: origin, direction (1 along the optical axis of the
+            camera), depth (metres along that axis), class id of what is there (0: not known).
         semantics: uint8 (X, Y, Z); without a label all free.
         mask_camera, mask_lidar: bool (X, Y, Z), what the cameras see and what the LiDAR observed; without a label none,
             or, where a term asks for it, as `mask_camera` what cameras see as a rule.
@@ -249,6 +260,7 @@ class Frame(Record):
     lidar2ego: Array = declared(POSE)
     points: Array = declared(POINTS)
     depth: Array = declared(PER_IMAGE)
+    rays: Array = declared(RAYS)
     semantics: Array = declared(GRID)
     mask_camera: Array = declared(GRID)
     mask_lidar: Array = declared(GRID)

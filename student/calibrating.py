@@ -24,11 +24,16 @@ def calibrate(plan: Plan, train: Inventory, device: torch.device) -> list[str]:
     """Tell the terms that ask for it how often their teachers are right; returns what they make of it, printed.
 
     Raises:
-        InputError: there is nothing to measure it on.
+        InputError: there is nothing to measure it on, or it would not last.
     """
     told: list[str] = []
     for teacher in plan.teachers:
         if plan.objective.asks_calibration(teacher.name):
+            if teacher.changes:
+                raise InputError(
+                    f"kd.threshold.precision is measured before the first step, and what {teacher.name} "
+                    f"({teacher.speakers()}) says changes with every step: give kd.threshold=0.5"
+                )
             voxels_CB, right_CB = calibration(plan, train, teacher, device)
             told += plan.objective.calibrate(teacher.name, voxels_CB, right_CB)
     if told and ranks.rank() == 0:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distill.errors import InputError
 from distill.losses.objective import Lesson, Objective
-from distill.teaching import Provider
+from distill.teaching import Provider, Pupil
 
 
 class Learner(nn.Module):
@@ -21,8 +21,8 @@ class Learner(nn.Module):
     Args:
         network: maps a batch of frames to an `Occupancy`; it alone is averaged (EMA), scored and exported.
         objective: may own weights, too.
-        teachers: to whom the objective listens.
-        precision: of the network under autocast; None: float32. The objective always computes in float32.
+        teachers: to whom the objective listens; may own weights, too.
+        precision: of the networks under autocast; None: float32. The objective always computes in float32.
     """
 
     def __init__(
@@ -30,13 +30,21 @@ class Learner(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.objective = network, objective
-        self.teachers, self.precision = teachers, precision
+        self.teachers, self.precision = nn.ModuleDict({each.name: each for each in teachers}), precision
+
+    def trained(self) -> list[nn.Parameter]:
+        """What is optimised: all that network and objective own, and what teachers learn by gradients."""
+        of_teachers = [parameter for parameter in self.teachers.parameters() if parameter.requires_grad]
+        return [*self.network.parameters(), *self.objective.parameters(), *of_teachers]
 
     def forward(self, frame: Any, step: int) -> dict[str, tuple[Tensor, Tensor]]:
         """The terms of a batch by name, each as it is, and weighted; `step` is how many steps came before."""
+        providers: list[Provider] = [*self.teachers.values()]  # type: ignore[list-item]
+        for each in providers:
+            each.before_step(self.network, step)
         with torch.autocast(frame.images.device.type, dtype=self.precision, enabled=self.precision is not None):
             prediction = self.network(frame)
-        teachers = {each.name: each.taught(frame) for each in self.teachers}
+            teachers = {each.name: each.taught(frame, prediction) for each in providers}
         return self.objective(Lesson(frame, prediction, teachers, step))
 
 
@@ -59,13 +67,18 @@ def make_objective(config: DictConfig, network: nn.Module) -> Objective:
 
 
 def open_teachers(
-    config: DictConfig, objective: Objective, tokens: Sequence[str], unlabelled: Collection[str]
+    config: DictConfig,
+    objective: Objective,
+    network: nn.Module,
+    tokens: Sequence[str],
+    unlabelled: Collection[str],
 ) -> list[Provider]:
     """The teachers of `config.teachers` to whom a term listens.
 
     Args:
         config: of the run.
         objective: the terms.
+        network: the student.
         tokens: all keyframes of the dataroot.
         unlabelled: training keyframes without labels.
 
@@ -73,12 +86,13 @@ def open_teachers(
         InputError: a term listens to one that there is not, or one cannot answer.
     """
     objective.check_teachers([str(name) for name in config.teachers])
-    shared = {"grid": instantiate(config.grid), "classes": instantiate(config.classes)}
-    shared |= {"tokens": tokens, "unlabelled": unlabelled}
+    grid, classes = instantiate(config.grid), instantiate(config.classes)
+
+    def pupil(asked: Collection[str], asked_unlabelled: Collection[str]) -> Pupil:
+        return Pupil(network, grid, classes, asked, asked_unlabelled, tokens, unlabelled)
+
     return [
-        instantiate(node, _partial_=True)(
-            name=name, asked=asked, asked_unlabelled=objective.asked_unlabelled(str(name)), **shared
-        )
+        instantiate(node, _partial_=True)(name=name, pupil=pupil(asked, objective.asked_unlabelled(str(name))))
         for name, node in config.teachers.items()
         if (asked := objective.asked(str(name)))
     ]

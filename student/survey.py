@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import nn
 
 from distill import ranks
 from distill.errors import InputError
@@ -17,6 +18,7 @@ from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.nuscenes.inventory import SOURCES, Inventory, place_of_labels, settle_missing, summary, take_stock
 from distill.nuscenes.labels import LabelSource, WithPrior, camera_prior
 from distill.nuscenes.layout import LIDAR
+from distill.nuscenes.rays import RayDraw
 from distill.nuscenes.withheld import Withheld
 from distill.teaching import Provider
 from student.learner import open_teachers
@@ -29,13 +31,13 @@ class Plan:
     Attributes:
         config: of the run.
         index: of the dataroot.
-        depth_stride: of the depth maps that supervise the lift; None where no term asks for them.
+        network: the student.
         objective: the terms.
     """
 
     config: DictConfig
     index: NuScenesIndex
-    depth_stride: int | None
+    network: nn.Module
     objective: Objective
 
     @cached_property
@@ -45,19 +47,47 @@ class Plan:
         Raises:
             InputError: a term listens to one that there is not, or one cannot answer.
         """
-        unlabelled = self.unlabelled() if self.objective.asks_unlabelled else frozenset()
-        return open_teachers(self.config, self.objective, self.index.tokens, unlabelled)
+        asked = any(self.objective.asked(str(name)) for name in self.config.teachers)
+        unlabelled = self.unlabelled() if asked else frozenset()
+        return open_teachers(self.config, self.objective, self.network, self.index.tokens, unlabelled)
+
+    @cached_property
+    def depth_stride(self) -> int | None:
+        """Of the depth maps that terms and teachers ask for; None where nobody does."""
+        wanted = self.objective.needs_depth or any(teacher.needs_depth for teacher in self.teachers)
+        return getattr(self.network, "depth_stride", None) if wanted else None
+
+    @cached_property
+    def rays(self) -> RayDraw | None:
+        """Draws the rays that terms ask for; None where none does.
+
+        Raises:
+            InputError: a term does, and there is no nuScenes-lidarseg.
+        """
+        if not self.objective.needs_rays:
+            return None
+        grid, classes = instantiate(self.config.grid), instantiate(self.config.classes)
+        return RayDraw(**self.config.objective.rays, grid=grid, classes=classes, points=self.index.lidarseg())
+
+    @property
+    def needs_scans(self) -> bool:
+        """Whether training keyframes need their LiDAR scans."""
+        return self.points or self.depth_stride is not None or self.objective.needs_rays
 
     @property
     def lidar(self) -> bool:
         """Whether the network is given LiDAR points."""
         return bool(self.config.student.inputs.lidar)
 
+    @cached_property
+    def points(self) -> bool:
+        """Whether the network or a teacher is given LiDAR points in training."""
+        return self.lidar or any(teacher.needs_points for teacher in self.teachers)
+
     @property
     def sources(self) -> list[str]:
         """What the numbers of the run depend on; names of `SOURCES`."""
-        scans = self.lidar or self.depth_stride is not None
-        return [source for source in SOURCES if scans or source != LIDAR]
+        return [source for source in SOURCES if self.needs_scans or source != LIDAR]
 
     def keyframes(self, split: str) -> Keyframes:
         """Those of split "train" or "val" that are asked for, whole or not."""
@@ -93,10 +123,10 @@ def survey(plan: Plan, output: Path) -> tuple[dict[str, Inventory], str]:
     config, teachers = plan.config, plan.teachers
     labels = {split: plan.labels(split) for split in ("train", "val")}
     splits = take_splits(plan, labels)
-    advice = "; LiDAR is for depth supervision alone: objective.terms.depth.weight=0 trains without"
-    needs_scans = plan.depth_stride is not None and not plan.lidar
-    settle_missing(splits, config.data.missing, output / "missing_files.txt", advice if needs_scans else "")
+    settle_missing(splits, config.data.missing, output / "missing_files.txt", without_scans(plan))
     train = splits["train"]
+    if plan.rays is not None:
+        plan.rays.check(train.keyframes)
     for teacher in teachers:
         teacher.check({token: train.digests[token] for token in train.keyframes.tokens})
     taught = sum(any(teacher.holds(token) for teacher in teachers) for token in train.keyframes.tokens)
@@ -105,6 +135,15 @@ def survey(plan: Plan, output: Path) -> tuple[dict[str, Inventory], str]:
         print(told, flush=True)
     check_something_to_learn(train, taught, plan, labels["train"])
     return splits, told
+
+
+def without_scans(plan: Plan) -> str:
+    """How to train without LiDAR, where the network itself can."""
+    if plan.depth_stride is None or plan.points or plan.objective.needs_rays:
+        return ""
+    values = [f"objective.terms.{name}.weight=0" for name, term in plan.objective.items() if term.needs.depth]
+    values += [f"teachers.{teacher.name}.measured_depth=false" for teacher in plan.teachers if teacher.needs_depth]
+    return f"; LiDAR is for depth alone: {' '.join(values)} trains without"
 
 
 def told_of(plan: Plan, splits: dict[str, Inventory], labels: dict[str, LabelSource], taught: int) -> str:
@@ -125,7 +164,7 @@ def told_of(plan: Plan, splits: dict[str, Inventory], labels: dict[str, LabelSou
 def take_splits(plan: Plan, labels: dict[str, LabelSource]) -> dict[str, Inventory]:
     """Inventories of "train" and "val"."""
     free = instantiate(plan.config.classes).free
-    scans = {"train": plan.lidar or plan.depth_stride is not None, "val": plan.lidar}
+    scans = {"train": plan.needs_scans, "val": plan.lidar}
     return {
         split: take_stock(plan.keyframes(split), labels[split], free, cameras=True, lidar=scans[split])
         for split in scans
@@ -168,7 +207,7 @@ def check_something_to_learn(train: Inventory, taught: int, plan: Plan, labels: 
     config = plan.config
     if not train.keyframes:
         raise InputError(f"split {config.data.train_split} has no keyframe that is whole: there is nothing to train on")
-    if not train.labelled and not taught:
+    if not train.labelled and not taught and not plan.objective.needs_rays:
         raise InputError(
             f"none of the {len(train.keyframes)} training keyframes has labels ({place_of_labels(train, labels)}), and "
             f"none a teacher (kd={config.kd.name}): there is nothing to learn; put the labels there, or dump a teacher"
@@ -186,7 +225,8 @@ def check_something_to_learn(train: Inventory, taught: int, plan: Plan, labels: 
             f"{len(train.keyframes)} training keyframes have some: set kd.frames=all, withhold labels with "
             "trainer.withheld, or choose another kd"
         )
-    if train.labelled and not taught and not train.masks[:, 0].any() and config.objective.mask == "camera":
+    seen = taught or plan.objective.needs_rays
+    if train.labelled and not seen and not train.masks[:, 0].any() and config.objective.mask == "camera":
         raise InputError(
             f"mask_camera is empty in all {len(train.masks)} label files looked at: there is nothing to learn; "
             "get the labels again, or set objective.mask=all"

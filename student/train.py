@@ -58,8 +58,7 @@ def prepare(config: DictConfig, output: Path, device: torch.device) -> Trainer:
     index = open_dataroot(config.data)
     network = make_network(config, fresh=last is None)
     objective = make_objective(config, network)
-    depth_stride = getattr(network, "depth_stride", None) if objective.needs_depth else None
-    plan = Plan(config, index, depth_stride, objective)
+    plan = Plan(config, index, network, objective)
     splits, told = survey(plan, output)
     data = {name: stock.identity(plan.sources) for name, stock in splits.items()}
     facts = run_facts(config, objective, plan.teachers, data)
@@ -162,7 +161,8 @@ def training_loader(plan: Plan, stock: Inventory) -> DataLoader:
         augmentation=instantiate(config.trainer.augmentation),
         seed=config.seed,
         depth_stride=plan.depth_stride,
-        **config.student.inputs,
+        rays=plan.rays,
+        **{**config.student.inputs, "lidar": plan.points},
     )
     return DataLoader(
         TeacherStream(frames, plan.teachers),

@@ -71,9 +71,7 @@ class Trainer:
         self.validate = validate
         self.output = output
         self.facts = facts
-        self.optimizer = torch.optim.AdamW(
-            learner.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(learner.trained(), lr=config.learning_rate, weight_decay=config.weight_decay)
         self.total_steps = config.epochs * self.sampler.steps_per_epoch
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate_factor)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -145,7 +143,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip_norm)
+        nn.utils.clip_grad_norm_(self.learner.trained(), self.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
@@ -211,7 +209,7 @@ class Trainer:
             lines = "".join(json.dumps(line) + "\n" for line in self.history)
             (self.output / "metrics.jsonl").write_text(lines)
             if untaught:
-                print(f"epoch {epoch + 1}: {int(untaught)} frames had no readable teacher (missing=skip)")
+                print(f"epoch {epoch + 1}: {int(untaught)} frames had no teacher")
             if scores:
                 print(
                     f"epoch {epoch + 1}: val mIoU {scores['val_miou']:.2f}, IoU {scores['val_geometric_iou']:.2f} (EMA)"
@@ -237,6 +235,7 @@ class Trainer:
         return self.facts | {
             "network": self.network.state_dict(),
             "objective": self.objective.state_dict(),
+            "providers": self.learner.teachers.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -254,6 +253,8 @@ class Trainer:
         """Stand where the run stood when `state` was saved."""
         self.network.load_state_dict(state["network"])
         self.objective.load_state_dict(state["objective"])
+        # teachers of earlier versions had no weights
+        self.learner.teachers.load_state_dict(state.get("providers", {}))
         self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

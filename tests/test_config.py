@@ -110,6 +110,20 @@ def test_the_objective_has_the_terms_that_are_asked_for(kd):
     assert with_depth.asked("stored") == {*asked.values()} | ({"voxels"} if kd.endswith("occupied") else set())
 
 
+def test_several_teachers_stand_beside_each_other():
+    with initialize_config_module("conf", version_base="1.3"):
+        for names in (["stored", "ema"], ["stored", "fusion_branch"]):
+            assert [*compose("train", overrides=[f"teachers=[{','.join(names)}]"]).teachers] == names
+
+
+def test_what_rays_teach_needs_no_voxel_label():
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=["objective=render_only", "kd=none"])
+    objective = make_objective(config, SimpleNamespace(depth_stride=None))
+    assert [name for name, _ in objective.items()] == ["ray_depth", "ray_semantics", "ray_entropy", "ray_distortion"]
+    assert objective.needs_rays and not objective.needs_depth
+
+
 def test_weights_of_listening_terms_warm_up_over_the_steps_that_are_said():
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", overrides=["kd.warmup_steps=7"])

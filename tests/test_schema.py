@@ -163,6 +163,13 @@ def test_odd_values_are_named(program, override, said):
         (["kd=balanced", "kd.balance=cubic"], "kd.balance=cubic: should be 'log', or a power of 1 / frequency"),
         (["kd=balanced", "kd.balance_by=voxel"], "kd.balance_by=voxel: should be 'class' or 'mass'"),
         (["kd=balanced", "kd.near=0"], "kd.near=0: should be greater than 0"),
+        (["teachers=ema", "teachers.ema.frames=labelled"], "teachers.ema.frames=labelled: should be 'unlabelled' or"),
+        (["teachers=ema", "teachers.ema.momentum=1"], "teachers.ema.momentum=1: should be less than 1"),
+        (["teachers=ema", "teachers.ema.interval=0"], "teachers.ema.interval=0: should be greater than or equal to 1"),
+        (["teachers=ema", "teachers.ema.milestones=[9,3]"], "should rise"),
+        (["teachers=fusion_branch", "teachers.fusion_branch.scales=0"], "should be greater than or equal to 1"),
+        (["teachers=fusion_branch", "objective.terms.fused.balance=cubic"], "objective.terms.fused.balance=cubic: "),
+        (["teachers=ema", "teachers.ema.decay=0"], "teachers.ema.decay=0: should be greater than 0"),
         (["kd=voxel_bev", "kd.confidence=sure"], "kd.confidence=sure: should be 'none', 'entropy' or 'agreement'"),
         (["kd=pseudo", "kd.confidence=null"], "kd.terms.pseudo_ce.confidence=null: should be 'none', 'entropy'"),
         (["kd=jaccard", "+kd.terms.kd_jaccard.temperature=2"], "kd.terms.kd_jaccard.temperature: there is no such"),
@@ -234,3 +241,21 @@ def test_a_users_own_objects_are_left_to_their_constructors():
     after, problems = checked("train", config)
     assert problems == []
     assert after["student"]["network"] == config["student"]["network"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("objective.rays.count=0", "objective.rays.count=0: should be greater than or equal to 1"),
+        ("objective.rays.neighbours=-1", "objective.rays.neighbours=-1: should be greater than or equal to 0"),
+        ("objective.rays.neighbour_weight=2", "objective.rays.neighbour_weight=2: should be less than or equal to 1"),
+        ("objective.rays.balance=cubic", "objective.rays.balance=cubic: should be 'log'"),
+        ("objective.rendering.far=0", "objective.rendering.far=0: should be greater than 0"),
+        ("objective.terms.ray_depth.form=l2", "objective.terms.ray_depth.form=l2: should be 'silog' or 'l1'"),
+    ],
+)
+def test_values_of_rendering(override, said):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=["objective=render_only", override])
+    problems = checked("train", OmegaConf.to_container(config, resolve=True))[1]
+    assert any(said in problem for problem in problems), problems

@@ -1,4 +1,4 @@
-"""One keyframe on disk: six pictures, one LiDAR file, two label files; and the facts the tables need."""
+"""One keyframe on disk: six pictures, a LiDAR file and its classes, two label files; and the facts the tables need."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from PIL import Image
 
 from distill.demo import sensors
 from distill.demo.materials import KERB
+from distill.demo.models import LIDARSEG
 from distill.demo.scene import PERIOD, Picture, Scene
 
+VERSION = "v1.0-demo"
 FIRST_TIMESTAMP = 1_700_000_000_000_000  # microseconds
 SCENE_SPACING = 600_000_000
 ANNOTATION_RANGE = 75.0  # metres
@@ -41,6 +43,10 @@ class SceneId:
     def map_file(self) -> str:
         """The scene's map mask, relative to the root."""
         return f"maps/{self.token('map')}.png"
+
+    def lidarseg_file(self, keyframe: int) -> str:
+        """The classes of a keyframe's LiDAR points, relative to the root."""
+        return f"lidarseg/{VERSION}/{self.token('sample_data', 'LIDAR_TOP', keyframe)}_lidarseg.bin"
 
     def timestamp(self, keyframe: int) -> int:
         """LiDAR time of a keyframe, microseconds."""
@@ -111,6 +117,7 @@ def write_keyframe(root: Path, identity: SceneId, scene: Scene, keyframe: int, j
     frame = _frame(identity, scene, keyframe, "LIDAR_TOP", 0, "pcd.bin")
     sweep.points.tofile(_prepare(root / frame.file))
     frames.append(frame)
+    LIDARSEG[sweep.classes].tofile(_prepare(root / identity.lidarseg_file(keyframe)))
     labels = scene.labels(keyframe)
     file = root / "gts" / identity.name / identity.token("sample", keyframe) / "labels.npz"
     np.savez_compressed(

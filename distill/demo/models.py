@@ -67,6 +67,19 @@ CATEGORY_CLASS = {
     "movable_object.pushable_pullable": "others",
     "movable_object.debris": "others",
 }
+# Of nuScenes-lidarseg: what no box is put around.
+_SURFACE_CLASS = {
+    "flat.driveable_surface": "driveable_surface",
+    "flat.other": "other_flat",
+    "flat.sidewalk": "sidewalk",
+    "flat.terrain": "terrain",
+    "static.manmade": "manmade",
+    "static.vegetation": "vegetation",
+}
+CATEGORIES = ("noise", *CATEGORY_CLASS, *_SURFACE_CLASS)  # by their index in lidarseg files
+_OF_CATEGORY = list((CATEGORY_CLASS | _SURFACE_CLASS).values())
+# Class id -> index of the first category of this class, uint8 (17,).
+LIDARSEG = np.array([1 + _OF_CATEGORY.index(name) for name in OCC3D_CLASSES.names[: OCC3D_CLASSES.free]], np.uint8)
 
 
 def _sketch(category: str) -> Sketch:

@@ -11,10 +11,8 @@ import numpy as np
 from pyquaternion import Quaternion
 
 from distill.demo import sensors
-from distill.demo.keyframe import Annotation, KeyframeFacts, SceneId, make_token
-from distill.demo.models import CATEGORY_CLASS
-
-VERSION = "v1.0-demo"
+from distill.demo.keyframe import VERSION, Annotation, KeyframeFacts, SceneId, make_token
+from distill.demo.models import CATEGORIES
 
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
@@ -25,7 +23,8 @@ _ATTRIBUTES = (
 )  # fmt: skip
 _VISIBILITY = ((0.4, "v0-40"), (0.6, "v40-60"), (0.8, "v60-80"), (math.inf, "v80-100"))
 _PER_SCENE = (
-    "calibrated_sensor", "ego_pose", "instance", "log", "map", "sample", "sample_annotation", "sample_data", "scene",
+    "calibrated_sensor", "ego_pose", "instance", "lidarseg", "log", "map", "sample", "sample_annotation",
+    "sample_data", "scene",
 )  # fmt: skip
 
 
@@ -33,7 +32,7 @@ def shared_tables() -> Tables:
     """The tables that do not depend on what was recorded."""
     return {
         "attribute": [_named("attribute", name) for name in _ATTRIBUTES],
-        "category": [_named("category", name) | {"index": n} for n, name in enumerate(CATEGORY_CLASS, start=1)],
+        "category": [_named("category", name) | {"index": n} for n, name in enumerate(CATEGORIES)],
         "visibility": [
             {"token": str(n), "level": level, "description": f"visibility of a box in the six images, {level} percent"}
             for n, (_, level) in enumerate(_VISIBILITY, start=1)
@@ -135,6 +134,9 @@ def _add_sensor_frames(
                     **_links(tokens, k),
                 }
             )
+            if not picture:
+                row = {"token": tokens[k], "sample_data_token": tokens[k], "filename": identity.lidarseg_file(k)}
+                tables["lidarseg"].append(row)
 
 
 def _add_annotations(tables: Tables, identity: SceneId, facts: list[KeyframeFacts], samples: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""How far the student's features are from the teacher's, cell by cell (docs/formulas.md 4.25 and 4.26).
+"""How far the student's features are from the teacher's, cell by cell (docs/formulas.md 4.23 and 4.24).
 
 Letters: B batch, N cameras, C channels, X Y cells of the teacher's BEV, H W cells of the student's images, V voxels and
 K cells of the whole batch; in distances, N anything.

@@ -1,4 +1,4 @@
-"""The classes that image features show, against voxel labels seen by the cameras (docs/formulas.md 4.23).
+"""The classes that image features show, against voxel labels seen by the cameras (docs/formulas.md 4.21).
 
 Letters: B batch, N cameras, M images, C channels or classes, H W image cells, X Y Z voxel axes.
 """

@@ -1,4 +1,4 @@
-"""Supervision at coarser resolutions (docs/formulas.md 4.21).
+"""Supervision at coarser resolutions (docs/formulas.md 4.19).
 
 Letters: B batch, C channels or classes, X Y Z voxel axes, V voxels of the whole batch.
 """

@@ -21,6 +21,7 @@ class Needs(NamedTuple):
 
     Attributes:
         depth: LiDAR depth maps on the cells of the network's depth bins (`Frame.depth`).
+        rays: what LiDAR and cameras see along rays (`Frame.rays`).
         answers: questions that teachers must answer: "voxels", "columns", or those of a signal of one's own.
         answers_unlabelled: further ones about frames without labels; not asked where a teacher has none of them.
         prior: of frames without labels, as `mask_camera`, what cameras see as a rule (docs/formulas.md 4.9).
@@ -29,6 +30,7 @@ class Needs(NamedTuple):
     """
 
     depth: bool = False
+    rays: bool = False
     answers: frozenset[str] = frozenset()
     answers_unlabelled: frozenset[str] = frozenset()
     prior: bool = False
@@ -64,13 +66,22 @@ class Term(nn.Module):
 
     Args:
         weight: what the scalar is multiplied with.
+
+    Attributes:
+        needs: what must be loaded.
+        teachers: names of those that it asks; None: all.
     """
 
     needs: Needs = Needs()
+    teachers: tuple[str, ...] | None = ()
 
     def __init__(self, weight: float) -> None:
         super().__init__()
         self.weight = weight
+
+    def listens_to(self, name: str) -> bool:
+        """Whether it asks the teacher of this name."""
+        return self.teachers is None or name in self.teachers
 
 
 class ListeningTerm(Term):
@@ -84,10 +95,6 @@ class ListeningTerm(Term):
     def __init__(self, weight: float, teachers: Sequence[str] | None) -> None:
         super().__init__(weight)
         self.teachers = None if teachers is None else tuple(teachers)
-
-    def listens_to(self, name: str) -> bool:
-        """Whether it listens to the teacher of this name."""
-        return self.teachers is None or name in self.teachers
 
     def forward(self, lesson: Lesson) -> Tensor:
         """Sum over its teachers."""
@@ -137,9 +144,9 @@ class Objective(nn.Module):
         return any(term.needs.depth for _, term in self.items())
 
     @property
-    def asks_unlabelled(self) -> bool:
-        """Whether a term has further questions about frames without labels."""
-        return any(term.needs.answers_unlabelled for _, term in self.items())
+    def needs_rays(self) -> bool:
+        """Whether a term asks what is seen along rays."""
+        return any(term.needs.rays for _, term in self.items())
 
     @property
     def needs_prior(self) -> bool:
@@ -165,12 +172,11 @@ class Objective(nn.Module):
     def calibrate(self, teacher: str, voxels_CB: Tensor, right_CB: Tensor) -> list[str]:
         """Tell it the terms that ask, see `ListeningTerm.calibrate`; returns what they make of it, each thing once."""
         asking = [term for _, term in self._listening(teacher) if term.needs.calibration]
-        return list(dict.fromkeys(term.calibrate(teacher, voxels_CB, right_CB) for term in asking))
+        told = [term.calibrate(teacher, voxels_CB, right_CB) for term in asking if isinstance(term, ListeningTerm)]
+        return list(dict.fromkeys(told))
 
-    def _listening(self, teacher: str) -> list[tuple[str, ListeningTerm]]:
-        return [
-            (name, term) for name, term in self.items() if isinstance(term, ListeningTerm) and term.listens_to(teacher)
-        ]
+    def _listening(self, teacher: str) -> list[tuple[str, Term]]:
+        return [(name, term) for name, term in self.items() if term.listens_to(teacher)]
 
     @property
     def idle_with_labels(self) -> list[str]:
@@ -185,7 +191,7 @@ class Objective(nn.Module):
     def check_teachers(self, names: Sequence[str]) -> None:
         """Raise InputError where a term listens to a teacher that there is not."""
         for name, term in self.items():
-            if isinstance(term, ListeningTerm):
+            if term.teachers != ():
                 unknown = [teacher for teacher in term.teachers or () if teacher not in names]
                 if unknown or not names:
                     there = f"there are {', '.join(names)}" if names else "there is none"

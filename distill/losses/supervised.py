@@ -19,6 +19,7 @@ from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.losses.objective import Lesson, Needs, Term
 from distill.losses.regions import decoupled, labelled_voxels, rows, wide
+from distill.networks.prediction import DepthBins, depth_bin
 
 
 class CrossEntropy(Term):
@@ -143,15 +144,33 @@ class LidarDepth(Term):
         Raises:
             InputError: the depth maps do not lie on the cells of the network's depth bins.
         """
+        bins, depth_BNHW = self._on_cells(lesson)
+        return depth_cross_entropy(bins.logits_BNDHW, depth_BNHW, bins.lower, bins.upper)
+
+    def _on_cells(self, lesson: Lesson) -> tuple[DepthBins, Tensor]:
+        """The network's depth bins, and the depth maps on their cells."""
         bins, depth_BNHW = lesson.prediction.depth, lesson.frame.depth
         cells = None if bins is None else tuple(bins.logits_BNDHW[:, :, 0].shape)
         found = None if depth_BNHW is None else tuple(depth_BNHW.shape)
         if bins is None or cells != found:
             raise InputError(
                 f"the network predicts depth on cells {cells}, the batch has {found}: let its depth_stride be that of "
-                "its depth bins, or set objective.terms.depth.weight=0"
+                "its depth bins, or set objective.terms.depth.weight=0 and objective.terms.silog.weight=0"
             )
-        return depth_cross_entropy(bins.logits_BNDHW, depth_BNHW, bins.lower, bins.upper)
+        return bins, depth_BNHW
+
+
+class LidarSILog(LidarDepth):
+    """The same by the scale-invariant logarithmic error of the expected depth."""
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        """Over the image cells with a return within the depth bins."""
+        bins, depth_BNHW = self._on_cells(lesson)
+        hit_BNHW = depth_bin(depth_BNHW, bins.lower, bins.upper, bins.logits_BNDHW.shape[2]) >= 0
+        probs_MD = wide(bins.logits_BNDHW.movedim(2, -1)[hit_BNHW]).softmax(-1)
+        count = probs_MD.shape[1]
+        share_D = (torch.arange(count, device=probs_MD.device) + 0.5) / count
+        return 10 * silog(probs_MD @ (bins.lower + share_D * (bins.upper - bins.lower)), depth_BNHW[hit_BNHW])
 
 
 def _labelled(lesson: Lesson, mask: str, classes: ClassSet) -> tuple[Tensor, Tensor]:
@@ -183,7 +202,7 @@ def cross_entropy(
 
 
 def focal_loss(log_probs_VC: Tensor, labels_V: Tensor, weights_C: Tensor, gamma: float) -> Tensor:
-    """sum_v w_y(v) (1 - p_y(v))^gamma (-ln p_y(v)) / sum_v w_y(v) (Lin et al. 2017; docs/formulas.md 4.22).
+    """sum_v w_y(v) (1 - p_y(v))^gamma (-ln p_y(v)) / sum_v w_y(v) (Lin et al. 2017; docs/formulas.md 4.20).
 
     Args:
         log_probs_VC: of the network.
@@ -203,7 +222,7 @@ def focal_loss(log_probs_VC: Tensor, labels_V: Tensor, weights_C: Tensor, gamma:
 def decoupled_cross_entropy(
     pair_V2: Tensor, classes_VK: Tensor, labels_V: Tensor, weights_C: Tensor, free: int
 ) -> tuple[Tensor, Tensor]:
-    """UniOcc's geometric and semantic cross-entropy (docs/formulas.md 4.22).
+    """UniOcc's geometric and semantic cross-entropy (docs/formulas.md 4.20).
 
     Args:
         pair_V2: logits of (occupied, free).
@@ -323,9 +342,23 @@ def depth_cross_entropy(logits_BNDHW: Tensor, depth_BNHW: Tensor, lower: float, 
     Returns:
         A scalar; 0 without a return.
     """
-    hit_BNHW = (depth_BNHW > 0) & (depth_BNHW >= lower) & (depth_BNHW < upper)
-    bins = logits_BNDHW.shape[2]
-    # rounding may put a depth just below `upper` into bin D
-    target_M = ((depth_BNHW[hit_BNHW] - lower) * (bins / (upper - lower))).long().clamp_max(bins - 1)
-    logits_MD = wide(logits_BNDHW.movedim(2, -1)[hit_BNHW])
+    target_BNHW = depth_bin(depth_BNHW, lower, upper, logits_BNDHW.shape[2])
+    hit_BNHW = target_BNHW >= 0
+    target_M, logits_MD = target_BNHW[hit_BNHW], wide(logits_BNDHW.movedim(2, -1)[hit_BNHW])
     return F.cross_entropy(logits_MD, target_M, reduction="sum") / max(len(target_M), 1)
+
+
+def silog(predicted_M: Tensor, depth_M: Tensor) -> Tensor:
+    """(mean d^2 - 0.85 (mean d)^2)^(1/2), d = ln predicted - ln depth: scale-invariant (docs/formulas.md 4.5).
+
+    Args:
+        predicted_M: metres; below 1e-6 counts as that.
+        depth_M: metres, above 0.
+
+    Returns:
+        A scalar; 0 with zero gradient without depths, and where all are right.
+    """
+    apart_M = predicted_M.clamp_min(1e-6).log() - depth_M.log()
+    count = max(len(apart_M), 1)
+    square = apart_M.square().sum() / count - 0.85 * (apart_M.sum() / count).square()
+    return torch.where(square > 0, square.clamp_min(torch.finfo(square.dtype).tiny).sqrt(), 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from distill.frame import Frame
 from distill.networks.blocks.bev_encoder import BEVEncoder
@@ -34,8 +34,15 @@ class CameraNetwork(nn.Module):
 
     def forward(self, frame: Frame) -> Occupancy:
         """Predict from `images` uint8 (B, N, 3, H, W), `intrinsics` (B, N, 3, 3) and `cam2ego` (B, N, 4, 4)."""
+        return self._predict(frame, None)
+
+    def with_measured_depth(self, frame: Frame) -> Occupancy:
+        """The same with `depth` (B, N, H / stride, W / stride) in the lift; see `network.LiftsMeasuredDepth`."""
+        return self._predict(frame, frame.depth)
+
+    def _predict(self, frame: Frame, measured_BNHW: Tensor | None) -> Occupancy:
         image_BNCHW, stride = self.encoder(frame.images), self.encoder.stride
-        bev_BCXY, depth_BNDHW = self.lift(image_BNCHW, stride, frame.intrinsics, frame.cam2ego)
+        bev_BCXY, depth_BNDHW = self.lift(image_BNCHW, stride, frame.intrinsics, frame.cam2ego, measured_BNHW)
         bev_BCXY = self.bev_encoder(bev_BCXY)
         features = {
             "image": FeatureMap(image_BNCHW, "image", stride),

@@ -108,7 +108,7 @@ class PointEncoder(nn.Module):
     on the order of arrival, so the result repeats exactly on every device.
 
     Args:
-        image_channels: channels of the image features.
+        image_channels: channels of the image features; None: points come unpainted.
         hidden_channels: channels of the point network.
         channels: features per flat voxel.
         slices: flat voxels per column.
@@ -121,13 +121,16 @@ class PointEncoder(nn.Module):
     lower_3: Tensor
     shape_3: Tensor
 
-    def __init__(self, image_channels: int, hidden_channels: int, channels: int, slices: int, grid: VoxelGrid) -> None:
+    def __init__(
+        self, image_channels: int | None, hidden_channels: int, channels: int, slices: int, grid: VoxelGrid
+    ) -> None:
         super().__init__()
         self.shape, self.slices, self.channels = grid.shape, slices, channels
         self.out_channels = slices * channels + grid.shape[2]
         # offset in the voxel (3), place in the grid (3), intensity (1), image features and whether there are any
+        painted = 0 if image_channels is None else image_channels + 1
         self.mlp = nn.Sequential(
-            nn.Linear(7 + image_channels + 1, hidden_channels, bias=False),
+            nn.Linear(7 + painted, hidden_channels, bias=False),
             nn.LayerNorm(hidden_channels),
             nn.ReLU(),
             nn.Linear(hidden_channels, channels),
@@ -137,7 +140,7 @@ class PointEncoder(nn.Module):
         self.register_buffer("shape_3", torch.tensor(grid.shape, dtype=torch.float32), persistent=False)
         self.voxel_size = grid.voxel_size
 
-    def forward(self, points_P4: Tensor, painted_PC: Tensor, sample_P: Tensor, batch: int) -> Tensor:
+    def forward(self, points_P4: Tensor, painted_PC: Tensor | None, sample_P: Tensor, batch: int) -> Tensor:
         """(B, out_channels, X, Y), float32; `sample_P` says to which of `batch` samples a point belongs."""
         place_P3 = (points_P4[:, :3] - self.lower_3) / self.voxel_size
         inside = ((place_P3 >= 0) & (place_P3 < self.shape_3)).all(1).nonzero().squeeze(1)
@@ -147,7 +150,8 @@ class PointEncoder(nn.Module):
         column_P = (sample_P[inside] * size_x + x) * size_y + y
         columns = batch * size_x * size_y
 
-        features = [place_P3 - voxel_P3 - 0.5, place_P3 / self.shape_3 - 0.5, points_P4[inside, 3:], painted_PC[inside]]
+        features = [place_P3 - voxel_P3 - 0.5, place_P3 / self.shape_3 - 0.5, points_P4[inside, 3:]]
+        features += [] if painted_PC is None else [painted_PC[inside]]
         encoded_PC = self.mlp(torch.cat(features, 1)).float()
         slice_P1 = (column_P * self.slices + z * self.slices // size_z).unsqueeze(1)
         pooled = encoded_PC.new_zeros(columns * self.slices, self.channels).scatter_reduce(

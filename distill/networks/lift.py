@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import InputError
 from distill.grids import VoxelGrid
 from distill.networks.blocks.layers import conv_norm_act
+from distill.networks.prediction import depth_bin
 from kernels.bev_pool import bev_pool
 
 
@@ -78,7 +80,9 @@ class LiftSplat(nn.Module):
         cell_3 = torch.tensor([bev_stride, bev_stride, grid.shape[2] / height_slices]) * grid.voxel_size
         self.register_buffer("cell_3", cell_3.float(), persistent=False)
 
-    def forward(self, feat_BNCHW: Tensor, stride: int, intrinsics: Tensor, cam2ego: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, feat_BNCHW: Tensor, stride: int, intrinsics: Tensor, cam2ego: Tensor, measured_BNHW: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """BEV features and depth logits.
 
         Args:
@@ -86,12 +90,13 @@ class LiftSplat(nn.Module):
             stride: image pixels per feature cell.
             intrinsics: (B, N, 3, 3) of the network's input images.
             cam2ego: (B, N, 4, 4).
+            measured_BNHW: metres along the optical axis, 0 where nothing is known; see `substituted`.
 
         Returns:
             float32 (B, C, X / bev_stride, Y / bev_stride), and depth logits (B, N, D, H, W).
         """
         height, width = feat_BNCHW.shape[-2:]
-        return self.pool(feat_BNCHW, self.cells(intrinsics, cam2ego, (height, width), stride))
+        return self.pool(feat_BNCHW, self.cells(intrinsics, cam2ego, (height, width), stride), measured_BNHW)
 
     def cells(self, intrinsics: Tensor, cam2ego: Tensor, size: tuple[int, int], stride: int) -> LiftCells:
         """What the calibration alone decides; cameras that stay where they are need it once.
@@ -106,7 +111,7 @@ class LiftSplat(nn.Module):
             points = frustum(*size, stride, self.depth_centres, intrinsics.float(), cam2ego.float())
             return LiftCells(self._cell_of(points), self.near_ground(points))
 
-    def pool(self, feat_BNCHW: Tensor, cells: LiftCells) -> tuple[Tensor, Tensor]:
+    def pool(self, feat_BNCHW: Tensor, cells: LiftCells, measured_BNHW: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """BEV features and depth logits of image features that lie in these cells, as `forward` returns them."""
         conv_BCHW = self.conv(feat_BNCHW.flatten(0, 1))
         ground_BDHW = cells.near_ground_BNDHW.flatten(0, 1).to(conv_BCHW.dtype)
@@ -115,6 +120,8 @@ class LiftSplat(nn.Module):
         with torch.autocast(feat_BNCHW.device.type, enabled=False):
             x, y = self.bev_shape
             probs_BNDHW = depth_BNDHW.float().softmax(2)
+            if measured_BNHW is not None:
+                probs_BNDHW = substituted(probs_BNDHW, depth_bin(measured_BNHW, *self.depth_range, self.split[0]))
             count = self.height_slices * x * y
             bev_BCK = bev_pool(probs_BNDHW * self.area, context_BNCHW, cells.cell_BNDHW, count)
         return bev_BCK.unflatten(2, (self.height_slices, x, y)).flatten(1, 2), depth_BNDHW
@@ -135,6 +142,17 @@ class LiftSplat(nn.Module):
         size_x, size_y = self.bev_shape
         inside = (x >= 0) & (x < size_x) & (y >= 0) & (y < size_y) & (z >= 0) & (z < self.height_slices)
         return torch.where(inside, (z * size_x + x) * size_y + y, -1).long()
+
+
+def substituted(probs_BNDHW: Tensor, bin_BNHW: Tensor) -> Tensor:
+    """Depth distributions with certainty where the depth is measured (docs/formulas.md 4.29).
+
+    Args:
+        probs_BNDHW: as predicted.
+        bin_BNHW: int64, the bin of what is measured; -1: the prediction stays.
+    """
+    certain_BNDHW = F.one_hot(bin_BNHW.clamp_min(0), probs_BNDHW.shape[2]).movedim(-1, 2).to(probs_BNDHW.dtype)
+    return torch.where(bin_BNHW.unsqueeze(2) >= 0, certain_BNDHW, probs_BNDHW)
 
 
 def frustum(height: int, width: int, stride: int, centres_D: Tensor, intrinsics: Tensor, cam2ego: Tensor) -> Tensor:

@@ -36,3 +36,14 @@ class StartsPretrained(Protocol):
         Raises:
             InputError: they are missing or do not fit.
         """
+
+
+@runtime_checkable
+class LiftsMeasuredDepth(Protocol):
+    """A network that can be told how far what its cameras see is."""
+
+    def with_measured_depth(self, frame: Frame) -> Occupancy:
+        """As `forward`, but image cells with a LiDAR return (`Frame.depth`) are lifted to where that lies.
+
+        What it predicts of depth stays as it is predicted.
+        """

@@ -9,7 +9,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
+
+
+def depth_bin(depth: Tensor, lower: float, upper: float, bins: int) -> Tensor:
+    """In which of equal bins over [lower, upper) measured depths lie; -1 outside, such as 0 = no return; int64.
+
+    Args:
+        depth: metres, any shape.
+        lower, upper: metres.
+        bins: their number.
+    """
+    within = (depth > 0) & (depth >= lower) & (depth < upper)
+    # rounding may put a depth just below `upper` into bin number `bins`
+    return torch.where(within, ((depth - lower) * (bins / (upper - lower))).long().clamp_max(bins - 1), -1)
 
 
 class FeatureMap(NamedTuple):

@@ -1,4 +1,4 @@
-"""Keyframes as frames to train on: images, calibration and, on request, LiDAR, depth and labels."""
+"""Keyframes as frames to train on: images, calibration and, on request, LiDAR, depth, rays and labels."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from distill.nuscenes.images import read_images
 from distill.nuscenes.index import Keyframe, Keyframes
 from distill.nuscenes.labels import LabelSource
 from distill.nuscenes.points import depth_maps, read_points
+from distill.nuscenes.rays import RayDraw
 from distill.rigid import inverse
 
 F = TypeVar("F", bound=Frame)
+
+_RAYS = 1  # random numbers beside those of the augmentation
 
 
 class Draw(NamedTuple):
@@ -45,6 +48,7 @@ class FrameDataset(Dataset[Frame]):
         augmentation: None for none.
         bicubic: without augmentation, images are those of `ImageTransform.cover` instead of `.fit`.
         seed: with turn and index it determines the augmentation.
+        rays: draws them; None for frames without; with them, `Keyframes`, which know their neighbours.
         history: how many earlier keyframes of the scene a frame brings along (`Frame.past`).
 
     Raises:
@@ -62,6 +66,7 @@ class FrameDataset(Dataset[Frame]):
         seed: int,
         bicubic: bool = False,
         history: int = 0,
+        rays: RayDraw | None = None,
     ):
         if depth_stride is not None and any(side % depth_stride for side in image_size):
             raise InputError(f"image_size={list(image_size)} must be multiples of the depth stride {depth_stride}")
@@ -74,6 +79,7 @@ class FrameDataset(Dataset[Frame]):
         self.seed = seed
         self.bicubic = bicubic
         self.history = history
+        self.rays = rays
 
     def __len__(self) -> int:
         return len(self.keyframes)
@@ -98,6 +104,8 @@ class FrameDataset(Dataset[Frame]):
                 cam2ego = self._ego2grid(keyframe) @ keyframe.cam2ego()
                 depth = depth_maps(points, frame.intrinsics, cam2ego, windows, self.image_size, self.depth_stride)
                 frame = replace(frame, depth=depth)
+        if self.rays is not None:
+            frame = replace(frame, rays=self._rays(self.rays, keyframe, index, turn))
         if self.history:
             frame = replace(frame, past=self._past(index, keyframe, transform))
         return (frame if self.labels is None else with_labels(frame, self.labels, keyframe)), transform.mirror
@@ -122,6 +130,12 @@ class FrameDataset(Dataset[Frame]):
         points, ego2grid = read_points(keyframe), self._ego2grid(keyframe)
         points[:, :3] = points[:, :3] @ ego2grid[:3, :3].T + ego2grid[:3, 3]
         return points
+
+    def _rays(self, draw: RayDraw, keyframe: Keyframe, index: int, turn: int) -> np.ndarray:
+        """Some rays of a keyframe and its neighbours, others at each turn."""
+        assert isinstance(self.keyframes, Keyframes)
+        neighbours = self.keyframes.around(index, draw.neighbours)
+        return draw.draw(keyframe, neighbours, np.random.default_rng((self.seed, turn, index, _RAYS)))
 
     def _past(self, index: int, keyframe: Keyframe, transform: Transform) -> tuple[Frame, ...]:
         """The last keyframes of the scene, the latest first; at its beginning the earliest stands in for those before.

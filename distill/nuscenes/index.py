@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -19,6 +19,7 @@ from distill import rigid
 from distill.errors import InputError
 from distill.nuscenes.cache import cache_file, cached
 from distill.nuscenes.layout import LIDAR, LIDAR_COLUMNS, SHORT_NAMES
+from distill.nuscenes.lidarseg import PointClasses, check_lidarseg, class_of_category, read_lidarseg
 from distill.nuscenes.sweeps import Sweep, read_sweeps, rows_before
 from distill.nuscenes.tables import Tables, cameras_of, read_tables
 
@@ -143,6 +144,12 @@ class Keyframes(Sequence[Keyframe]):
         """Up to n keyframes before the i-th one in its scene, the nearest first; they need not be among these."""
         return [self._index.at(row) for row in self._index.past(int(self._rows[i]), n)]
 
+    def around(self, i: int, n: int) -> list[Keyframe]:
+        """Up to n keyframes before and n behind the i-th one in its scene, the nearest first; see `before`."""
+        row = int(self._rows[i])
+        rows = [*self._index.past(row, n), *self._index.future(row, n)]
+        return [self._index.at(other) for other in sorted(rows, key=lambda other: abs(other - row))]
+
     def sweeps(self, i: int, channel: str, n: int) -> list[Sweep]:
         """Up to n sweeps before the i-th keyframe; see `NuScenesIndex.sweeps`."""
         return self._index.sweeps_before(int(self._rows[i]), channel, n)
@@ -156,7 +163,8 @@ class NuScenesIndex:
         version: of its tables.
         records: see `distill.nuscenes.tables.read_tables`.
         lidar_columns: float32 per point in its scans.
-        cache: the file that holds the records, beside which sweeps are kept; None: the tables are read for them.
+        cache: the file that holds the records, beside which sweeps and lidarseg are kept; None: the tables are
+            read for them.
     """
 
     def __init__(
@@ -286,6 +294,25 @@ class NuScenesIndex:
             first -= 1
         return range(row - 1, first - 1, -1)
 
+    def future(self, row: int, n: int) -> range:
+        """Rows of up to n keyframes behind the one in a row, in its scene, the nearest first."""
+        scenes, last = self.records["scene"], row
+        while last < min(len(scenes) - 1, row + n) and scenes[last + 1] == scenes[row]:
+            last += 1
+        return range(row + 1, last + 1)
+
+    def lidarseg(self) -> PointClasses:
+        """The classes of LiDAR points. The first time, the tables are read for them, and the result is cached.
+
+        Raises:
+            InputError: nuScenes-lidarseg is not there, or a table is broken.
+        """
+        tables = Tables(self.root, self.version)
+        check_lidarseg(tables)
+        notice = f"reading the lidarseg tables of {self.root / self.version}, once (minutes for v1.0-trainval)"
+        paths = self._beside("lidarseg", lambda: read_lidarseg(tables, self.records), notice)
+        return PointClasses(self.root, dict(zip(self.tokens, paths.tolist(), strict=True)), class_of_category(tables))
+
     def sweeps_before(self, row: int, channel: str, n: int) -> list[Sweep]:
         """Up to n sweeps of a channel before the keyframe in a row; see `sweeps`."""
         channels = (*self.channels, LIDAR)
@@ -335,13 +362,14 @@ class NuScenesIndex:
     def _sweeps(self) -> np.ndarray:
         """Records of all sweeps, mapped from disk (`distill.nuscenes.sweeps.read_sweeps`)."""
 
-        def read() -> np.ndarray:
-            return read_sweeps(Tables(self.root, self.version), self.records)
+        notice = f"reading the sweeps of {self.root / self.version}, once (minutes for v1.0-trainval)"
+        return self._beside("sweeps", lambda: read_sweeps(Tables(self.root, self.version), self.records), notice)
 
+    def _beside(self, name: str, read: Callable[[], np.ndarray], notice: str) -> np.ndarray:
+        """What is read of the tables besides the records, and kept beside them."""
         if self._cache is None:
             return read()
-        notice = f"reading the sweeps of {self.root / self.version}, once (minutes for v1.0-trainval)"
-        return cached(self._cache.with_name(f"{self._cache.stem}-sweeps.npy"), read, notice)
+        return cached(self._cache.with_name(f"{self._cache.stem}-{name}.npy"), read, notice)
 
 
 def load_index(root: Path, version: str, cache_dir: Path, lidar_columns: int = LIDAR_COLUMNS) -> NuScenesIndex:

@@ -21,7 +21,13 @@ _MOST_COLUMNS = 16  # that are tried on a scan that does not fit
 
 
 def read_points(keyframe: Keyframe) -> np.ndarray:
-    """The LIDAR_TOP scan without the recording car itself.
+    """The LIDAR_TOP scan without the recording car itself; returns and raises as `read_scan`."""
+    points = read_scan(keyframe)
+    return points[~on_car(points)]
+
+
+def read_scan(keyframe: Keyframe) -> np.ndarray:
+    """The whole LIDAR_TOP scan.
 
     Returns:
         float32 (P, 4): x, y, z in metres in the keyframe's ego frame, intensity in [0, 1].
@@ -46,7 +52,7 @@ def read_points(keyframe: Keyframe) -> np.ndarray:
     points = np.empty((len(scan), 4), dtype=np.float32)
     points[:, :3] = scan[:, :3] @ keyframe.lidar2ego[:3, :3].T + keyframe.lidar2ego[:3, 3]
     points[:, 3] = scan[:, 3] / 255
-    return points[~_on_car(points)]
+    return points
 
 
 def depth_maps(
@@ -144,6 +150,7 @@ def _misfit(content: bytes, columns: int) -> str:
     return f"is damaged, not {expected} ({len(content)} bytes): download it again, or leave this keyframe out"
 
 
-def _on_car(points: np.ndarray) -> np.ndarray:
+def on_car(points: np.ndarray) -> np.ndarray:
+    """Which points (P, 3+) of the ego frame are on the recording car, bool (P,)."""
     x, y = points[:, 0], points[:, 1]
     return (x > _CAR_X[0]) & (x < _CAR_X[1]) & (y > _CAR_Y[0]) & (y < _CAR_Y[1])

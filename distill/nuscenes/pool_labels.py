@@ -33,7 +33,7 @@ class PooledLabels(NamedTuple):
 
     Attributes:
         folder: where they lie.
-        labels: what is pooled; what `mask_camera` leaves out counts as `UNKNOWN` (docs/formulas.md 4.20).
+        labels: what is pooled; what `mask_camera` leaves out counts as `UNKNOWN` (docs/formulas.md 4.18).
         classes: of the labels.
     """
 

@@ -1,4 +1,4 @@
-"""A teacher's map of BEV features, in 256 steps per channel (docs/formulas.md 4.24).
+"""A teacher's map of BEV features, in 256 steps per channel (docs/formulas.md 4.22).
 
 Letters: B batch, C channels, X Y cells of the map.
 """

@@ -21,6 +21,8 @@ from distill.signals.arrays import StoredArray, bit_planes
 from distill.signals.signal import Signal, TeacherPrediction
 from kernels.observe import observe
 
+RAYS_PER_ROW = 800  # of an image
+
 
 @dataclass(frozen=True)
 class SeenVoxels(Record):
@@ -44,7 +46,7 @@ class Seen(Signal):
     name: ClassVar[str] = "seen"
     answers: ClassVar[frozenset[str]] = frozenset({"seen"})
 
-    rays_per_row: int = 800
+    rays_per_row: int = RAYS_PER_ROW
 
     @override
     def arrays(self) -> Sequence[StoredArray]:
@@ -53,12 +55,8 @@ class Seen(Signal):
     @override
     def say(self, prediction: TeacherPrediction, frame: Frame, free: int) -> list[np.ndarray]:
         """Bool (X, Y, Z) each."""
-        occupied_BXYZ = prediction.semantics(free) != free
-        to_voxels_44 = torch.from_numpy(self.grid.to_voxels()).to(frame.cam2ego.device)
-        cam2voxel_BN44 = to_voxels_44 @ frame.cam2ego.double()
-        cameras = zip(occupied_BXYZ, frame.intrinsics, cam2voxel_BN44, strict=True)
-        image_size = frame.images.shape[-2:]
-        return [observe(*of_one, image_size, self.rays_per_row).cpu().numpy() for of_one in cameras]
+        seen_BXYZ = seen_by_cameras(prediction.semantics(free) != free, frame, self.grid, self.rays_per_row)
+        return list(seen_BXYZ.cpu().numpy())
 
     @override
     def decode(self, read: Callable[[str], np.ndarray]) -> SeenVoxels:
@@ -78,3 +76,21 @@ class StoredSeen:
     def seen(self, index_V: Tensor) -> Tensor:
         """Whether a camera sees them, bool (V,)."""
         return self.seen_BXYZ.flatten()[index_V]
+
+
+def seen_by_cameras(occupied_BXYZ: Tensor, frame: Frame, grid: VoxelGrid, rays_per_row: int) -> Tensor:
+    """The voxels that the images of a batch show, if what is occupied is there (docs/formulas.md 4.9).
+
+    Args:
+        occupied_BXYZ: bool, voxels of the grid.
+        frame: the batch, mirrored or not.
+        grid: the voxels.
+        rays_per_row: of an image; as many rows of them as its aspect asks for.
+
+    Returns:
+        bool (B, X, Y, Z).
+    """
+    to_voxels_44 = torch.from_numpy(grid.to_voxels()).to(frame.cam2ego.device)
+    cam2voxel_BN44 = to_voxels_44 @ frame.cam2ego.double()
+    cameras = zip(occupied_BXYZ, frame.intrinsics, cam2voxel_BN44, strict=True)
+    return torch.stack([observe(*of_one, frame.images.shape[-2:], rays_per_row) for of_one in cameras])

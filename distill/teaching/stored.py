@@ -12,8 +12,10 @@ from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.frame import Frame, Told
 from distill.grids import VoxelGrid
+from distill.networks.prediction import Occupancy
 from distill.signals import SIGNALS, Signal
 from distill.store import DamagedSample, TeacherStore
+from distill.teaching import Provider, Pupil
 from distill.teaching.taught import Taught
 
 
@@ -24,12 +26,7 @@ def open_stored(
     missing: Literal["error", "skip"],
     signals: Sequence[str] | None,
     weight: float,
-    grid: VoxelGrid,
-    classes: ClassSet,
-    asked: Collection[str],
-    asked_unlabelled: Collection[str],
-    tokens: Sequence[str],
-    unlabelled: Collection[str],
+    pupil: Pupil,
 ) -> Stored:
     """The teacher that an entry of `teachers` describes.
 
@@ -37,29 +34,27 @@ def open_stored(
         name: of the teacher.
         paths: of its stores; None: the only one in `folder` that is about these keyframes and answers what is asked.
         folder: where stores lie.
-        missing, signals, weight, grid, classes, asked: see `Stored`.
-        asked_unlabelled: further questions, if a store holds any of `unlabelled`.
-        tokens: all keyframes of the dataroot.
-        unlabelled: training keyframes without labels.
+        missing, signals, weight: see `Stored`.
+        pupil: whom it teaches; asks further questions if a store holds any keyframe without labels.
 
     Raises:
         InputError: there is no store, or several could be meant, or one does not exist or does not fit.
     """
 
     def asked_of(stores: Sequence[TeacherStore]) -> Collection[str]:
-        holds_unlabelled = any(token in store.present for store in stores for token in unlabelled)
-        return {*asked, *asked_unlabelled} if holds_unlabelled else asked
+        holds_unlabelled = any(token in store.present for store in stores for token in pupil.unlabelled)
+        return {*pupil.asked, *pupil.asked_unlabelled} if holds_unlabelled else pupil.asked
 
     if paths is None:
-        stores = [_only_one(name, Path(folder), signals, grid, asked_of, tokens)]
+        stores = [_only_one(name, Path(folder), signals, pupil.grid, asked_of, pupil.tokens)]
     else:
         stores = [TeacherStore(Path(path)) for path in paths]
     if not stores:
         raise InputError(f"teachers.{name} has no store: give teachers.{name}.paths=[...], or kd=none")
-    return Stored(name, stores, missing, signals, weight, grid, classes, asked_of(stores))
+    return Stored(name, stores, missing, signals, weight, pupil.grid, pupil.classes, asked_of(stores))
 
 
-class Stored:
+class Stored(Provider):
     """A teacher by its stores: a frame is taught by the first one that holds it.
 
     Holds no open files: it may be pickled, and read in loader workers.
@@ -93,8 +88,8 @@ class Stored:
         classes: ClassSet,
         asked: Collection[str],
     ) -> None:
-        self.name, self.missing, self.weight, self.grid, self.classes = name, missing, weight, grid, classes
-        self.stores = stores
+        super().__init__(name, weight)
+        self.stores, self.missing, self.grid, self.classes = stores, missing, grid, classes
         self.answers = {question: _answering(name, stores, question, signals, grid) for question in sorted(asked)}
         rendered = [signal for signal in self.answers.values() if "covered" in signal.answers]
         if rendered:
@@ -141,15 +136,15 @@ class Stored:
                 raise
         return self.stores[0].silence(self._read, coverage)
 
-    def taught(self, frame: Frame) -> Taught:
-        """Its answers about a batch."""
+    def taught(self, frame: Frame, prediction: Occupancy | None = None) -> Taught:
+        """Its answers about a batch, whatever the student says."""
         told = frame.teachers[self.name]
         return Taught(self.name, self.weight, told, self.answers, frame, self.grid, self.classes.free)
 
     def facts(self) -> dict[str, Any]:
         """Who teaches, for a checkpoint; JSON-ready."""
         return {
-            "weight": self.weight,
+            **super().facts(),
             "stores": [store.identity.to_dict() for store in self.stores],
             "paths": [str(store.path) for store in self.stores],
         }

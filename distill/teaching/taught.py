@@ -6,26 +6,36 @@ by their flat position in (B, X, Y, Z) and (B, X, Y).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from distill.frame import Frame, Told
 from distill.grids import VoxelGrid
 from distill.networks.prediction import FeatureMap
-from distill.signals import Signal
+
+
+class Speaker(Protocol):
+    """What answers from a record: a signal of a store (`distill.signals.Signal`), or a network."""
+
+    @property
+    def name(self) -> str:
+        """Under which its records travel."""
+
+    def listen(self, record: Any, frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]) -> Any:
+        """Its answers about a batch: an object with a method for each question; see `Signal.listen`."""
 
 
 class Taught:
-    """A teacher's answers; each question is answered by one of its signals.
+    """A teacher's answers; each question is answered by one of those who speak for it, such as its signals.
 
     Args:
         name: of the teacher.
         weight: what its part of a term is multiplied with.
         told: of the batch.
-        answers: question -> the signal that answers it.
+        answers: question -> who answers it.
         frame: the batch.
         grid: of the student.
         free: id of the free class.
@@ -36,7 +46,7 @@ class Taught:
         name: str,
         weight: float,
         told: Told,
-        answers: Mapping[str, Signal],
+        answers: Mapping[str, Speaker],
         frame: Frame,
         grid: VoxelGrid,
         free: int,
@@ -51,14 +61,14 @@ class Taught:
         return self.told.taught
 
     def ask(self, question: str) -> Callable[..., Any]:
-        """The answer to a question of a signal: a function of flat positions, but for "features"."""
-        signal = self.answers[question]
-        if signal.name not in self._listeners:
-            record = self.told.signals[signal.name]
-            self._listeners[signal.name] = signal.listen(
+        """The answer to a question: a function of flat positions, but for "features"."""
+        speaker = self.answers[question]
+        if speaker.name not in self._listeners:
+            record = self.told.signals[speaker.name]
+            self._listeners[speaker.name] = speaker.listen(
                 record, self.frame, self.grid, self.free, frozenset(self.answers)
             )
-        return getattr(self._listeners[signal.name], question)
+        return getattr(self._listeners[speaker.name], question)
 
     def voxels(self, index_V: Tensor) -> Tensor:
         """Log-probabilities of voxels, float32 (V, C)."""

@@ -1,4 +1,4 @@
-"""Voxel labels at a coarser resolution, by the rule of MonoOcc (docs/formulas.md 4.20).
+"""Voxel labels at a coarser resolution, by the rule of MonoOcc (docs/formulas.md 4.18).
 
 Letters: B whatever comes before, X Y Z voxel axes.
 """

@@ -56,6 +56,9 @@ def unlike(student: Checkpoint, control: Checkpoint) -> list[str]:
     found = _differences(_training(student), _training(control)) | _other_files(student, control)
     if control.config["trainer"].get("labelled_share") == 1:  # keyframes without labels are the teacher's to use
         found.pop("trainer.labelled_share", None)
+    for teacher in student.facts["teachers"].values():  # terms that train a teacher are its own
+        for term in teacher.get("terms", ()):
+            found.pop(f"objective.terms.{term}", None)
     if found.keys() & set(_LENGTH):
         found = {"steps": (student.facts["step"], control.facts["step"]), **found}
     return [f"{key} {_text(own)} vs {_text(others)}" for key, (own, others) in found.items() if own != others]

@@ -21,6 +21,7 @@ from distill.frame import (
     PER_IMAGE,
     POINTS,
     POSE,
+    RAYS,
     RECORDS,
     Array,
     Frame,
@@ -57,6 +58,7 @@ class Everything(Record):
     motion: Array = declared(MOTION)
     grid: Array = declared(GRID)
     points: Array = declared(POINTS)
+    rays: Array = declared(RAYS)
     in_sensor: Array = declared(IN_SENSOR)
     named: Any = declared(RECORDS)
     others: Any = declared(RECORDS)
@@ -76,6 +78,7 @@ def everything(offset=0, points=2):
         motion=array(NUMBERS_44) + offset,
         grid=array([[1, 2, 3], [4, 5, 6]]) + offset,
         points=array([[1, 2, 3, 0.5], [-4, 5, -6, 0]])[:points] + offset,
+        rays=array([[1, 2, 3, 4, 5, 6, 7, 8], [-1, 2, 3, -4, 5, 6, 7, 8]])[:points] + offset,
         in_sensor=array([[1, 2, 3]])[:points] + offset,
         named={"arrows": arrows},
         others=(arrows, arrows),
@@ -88,18 +91,21 @@ EXPECTED = {
         "motion": [[1, -2, -3, -4], [-5, 6, 7, 8], [-9, 10, 11, 12], [0, 0, 0, 1]],
         "grid": [[4, 5, 6], [1, 2, 3]],
         "points": [[-1, 2, 3, 0.5], [4, 5, -6, 0]],
+        "rays": [[-1, 2, 3, -4, 5, 6, 7, 8], [1, 2, 3, 4, 5, 6, 7, 8]],
     },
     Y: {
         "pose": [[1, 2, 3, 4], [-5, -6, -7, -8], [9, 10, 11, 12], [0, 0, 0, 1]],
         "motion": [[1, -2, 3, 4], [-5, 6, -7, -8], [9, -10, 11, 12], [0, 0, 0, 1]],
         "grid": [[3, 2, 1], [6, 5, 4]],
         "points": [[1, -2, 3, 0.5], [-4, -5, -6, 0]],
+        "rays": [[1, -2, 3, 4, -5, 6, 7, 8], [-1, -2, 3, -4, -5, 6, 7, 8]],
     },
     XY: {
         "pose": [[-1, -2, -3, -4], [-5, -6, -7, -8], [9, 10, 11, 12], [0, 0, 0, 1]],
         "motion": [[1, 2, -3, -4], [5, 6, -7, -8], [-9, -10, 11, 12], [0, 0, 0, 1]],
         "grid": [[6, 5, 4], [3, 2, 1]],
         "points": [[-1, -2, 3, 0.5], [4, -5, -6, 0]],
+        "rays": [[-1, -2, 3, -4, -5, 6, 7, 8], [1, -2, 3, 4, -5, 6, 7, 8]],
     },
 }
 
@@ -107,7 +113,7 @@ EXPECTED = {
 @pytest.mark.parametrize("mirror", EXPECTED)
 def test_every_geometry_is_mirrored_as_by_hand(mirror):
     before, found, expected = everything(), everything().mirrored(mirror), EXPECTED[mirror]
-    for name in ("motion", "grid", "points"):
+    for name in ("motion", "grid", "points", "rays"):
         np.testing.assert_array_equal(getattr(found, name), expected[name], err_msg=name)
     np.testing.assert_array_equal(found.pose, [expected["pose"]] * 2)
     for name in ("fact", "images", "in_sensor"):  # what a sensor saw, and what is so in every world

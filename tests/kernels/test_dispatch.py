@@ -17,6 +17,7 @@ CPU = torch.device("cpu")
         ("farthest_points", "cpu"),
         ("observe", "cpu"),
         ("ray_cast", "cpu"),
+        ("ray_march", "cpu"),
         ("splat", "cpu"),
         ("submanifold", "reference"),
     ],

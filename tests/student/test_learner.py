@@ -15,17 +15,20 @@ import torch.distributed as dist
 import torch.multiprocessing
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
-from made import FREE, C, X, Y, Z, taught_frame
+from made import FREE, GRID, C, X, Y, Z, listening, taught_frame
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from workshop import SMALL_STUDENT
 
 from distill.classes import OCC3D_CLASSES
-from distill.frame import Frame
+from distill.frame import Frame, Told
 from distill.grids import OCC3D
+from distill.losses.logits import VoxelKL
 from distill.losses.objective import Objective, Term
 from distill.losses.supervised import CrossEntropy
 from distill.networks.prediction import Occupancy
+from distill.teaching import Pupil
+from distill.teaching.ema import Ema
 from student.learner import Learner, make_objective
 
 
@@ -120,6 +123,65 @@ def test_ranks_share_the_gradients_of_terms_too(tmp_path):
         torch.testing.assert_close(shared[0][name], (expected + alone[1][name]) / 2)
         assert torch.equal(shared[0][name], shared[1][name])
         assert not torch.equal(expected, alone[1][name])
+
+
+class Normed(Constant):
+    """Divided by a running mean of what is in the images, which every rank has of its own frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, frame):
+        return Occupancy(self.norm(frame.images.unsqueeze(1)).view(-1, 1, 1, 1, 1) * self.logits)
+
+
+def learner_with_ema() -> Learner:
+    network = Normed()
+    schedule = {"momentum": 0.9, "warmup": 0, "milestones": (), "decay": 1.0, "interval": 1}
+    pupil = Pupil(network, GRID, OCC3D_CLASSES, ("voxels",), (), (), ())
+    ema = Ema("ema", 1.0, frames="all", measured_depth=False, **schedule, pupil=pupil)
+    terms = {"kd": VoxelKL(temperature=1.0, confidence="none", **listening(mask="all"))}
+    terms["ce"] = CrossEntropy(1.0, "log", "all", OCC3D_CLASSES)
+    return Learner(network, Objective(terms), [ema], None)
+
+
+def train_with_ema(module: nn.Module, learner: Learner, rank: int, steps: int) -> None:
+    optimizer = torch.optim.SGD(learner.trained(), lr=0.5)
+    for step in range(steps):
+        told = {"ema": Told(taught=torch.tensor([True, True]), signals={})}
+        frame = replace(frame_of(rank), images=torch.tensor([1.0, 2.0 + step]) + 3 * rank, teachers=told)
+        optimizer.zero_grad()
+        torch.stack([weighted for _, weighted in module(frame, step).values()]).sum().backward()
+        optimizer.step()
+
+
+def ema_on_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    learner = learner_with_ema()
+    train_with_ema(DistributedDataParallel(learner), learner, rank, steps=4)
+    torch.save(learner.teachers.state_dict(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ranks_have_the_same_average_as_teacher(tmp_path):
+    """Batch-norm statistics, too, of which a rank has its own after each step."""
+    torch.multiprocessing.spawn(ema_on_rank, (str(tmp_path),), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert "ema.network.norm.running_mean" in one
+    assert one.keys() == two.keys()
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_an_average_is_saved_and_not_optimised():
+    learner = learner_with_ema()
+    assert {id(parameter) for parameter in learner.trained()} == {id(p) for p in learner.network.parameters()}
+    train_with_ema(learner, learner, rank=0, steps=3)
+    other = learner_with_ema()
+    other.teachers.load_state_dict(learner.teachers.state_dict())
+    average, student = learner.teachers["ema"].network.logits, learner.network.logits
+    assert torch.equal(other.teachers["ema"].network.logits, average)
+    assert not torch.equal(average, student)
 
 
 PROBE = '''

@@ -82,6 +82,13 @@ def test_where_things_lie_and_the_teacher_itself_are_no_difference(overrides):
     assert unlike(checkpoint(*overrides), checkpoint("kd=none")) == []
 
 
+def test_what_trains_the_teacher_is_no_difference():
+    taught = {"fusion_branch": {"weight": 1.0, "terms": ["fused", "kd_voxel", "kd_bev"]}}
+    branch = checkpoint("teachers=fusion_branch", teachers=taught)
+    assert unlike(branch, checkpoint("kd=none")) == []
+    assert unlike(branch, checkpoint("kd=none", "seed=1")) == ["seed 0 vs 1"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

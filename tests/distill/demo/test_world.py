@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nuscenes.eval.lidarseg.utils import LidarsegClassMapper
 from nuscenes.nuscenes import NuScenes
+from nuscenes.utils.data_io import load_bin_file
 from PIL import Image
 
 from distill.classes import OCC3D_CLASSES
@@ -19,6 +21,7 @@ from distill.demo.keyframe import SceneId
 from distill.demo.scene import PERIOD, Scene
 from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC
+from distill.nuscenes.index import load_index
 
 CONFIG = WorldConfig(
     seed=3, train_scenes=1, val_scenes=1, keyframes_per_scene=2, image_size=(320, 180), jpeg_quality=85
@@ -42,6 +45,21 @@ def devkit(root):
 def scene():
     identity = SceneId(CONFIG.seed, "train", 0)
     return Scene(identity.entropy, identity.number, CONFIG.keyframes_per_scene, CONFIG.image_size)
+
+
+def test_devkit_reads_the_classes_of_points(root, devkit, tmp_path):
+    """Its own mapping to the 16 classes of lidarseg finds what the scene has drawn."""
+    coarse = LidarsegClassMapper(devkit)
+    sample = devkit.get("sample", devkit.get("scene", devkit.scene[0]["token"])["first_sample_token"])
+    record = devkit.get("lidarseg", sample["data"]["LIDAR_TOP"])
+    found = coarse.convert_label(load_bin_file(str(root / record["filename"]), type="lidarseg"))
+    identity = SceneId(CONFIG.seed, devkit.get("scene", sample["scene_token"])["name"].split("-")[1], 0)
+    drive = Scene(identity.entropy, identity.number, CONFIG.keyframes_per_scene, CONFIG.image_size)
+    np.testing.assert_array_equal(found, drive.sweep(0).classes)
+    assert len(np.unique(found)) > 5
+    index = load_index(root, "v1.0-demo", tmp_path)
+    ours = index.lidarseg().read(index.keyframe(sample["token"]), len(found))
+    np.testing.assert_array_equal(ours, found)
 
 
 def labels_of(root, devkit, sample):

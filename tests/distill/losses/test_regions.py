@@ -90,7 +90,6 @@ def test_the_question_is_asked_about_frames_without_labels_alone():
         objective = Objective({"kd": term})
         assert objective.asked("stored") == {"voxels"}
         assert objective.asked_unlabelled("stored") == ({"seen"} if name == "seen" else frozenset())
-        assert objective.asks_unlabelled == (name == "seen")
         assert objective.needs_prior == (name == "prior")
     named = VoxelKL(2.0, "none", **listening(unlabelled="seen", teachers=["first"]))
     assert Objective({"kd": named}).asked_unlabelled("second") == frozenset()

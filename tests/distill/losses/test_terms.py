@@ -1,8 +1,10 @@
 """Terms of the objective: values, gradients and where they look."""
 
+import importlib.util
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,11 +26,13 @@ from distill.losses.supervised import (
     FocalLoss,
     GeometricScal,
     LidarDepth,
+    LidarSILog,
     LovaszSoftmax,
     SemanticScal,
     cross_entropy,
     depth_cross_entropy,
     lovasz_softmax,
+    silog,
 )
 from distill.losses.termination import RayTerminationKL
 from distill.networks.prediction import DepthBins
@@ -78,6 +82,7 @@ def supervision(mask="camera", **weights):
             1.0, 1.0, weight=weight, balance="log", mask=mask, classes=OCC3D_CLASSES
         ),
         "depth": LidarDepth,
+        "silog": LidarSILog,
     }
     return Objective({name: built[name](weight) for name, weight in weights.items()})
 
@@ -455,6 +460,36 @@ class TestDepth:
         assert terms(supervision(depth=0.5), logits, frame, depth=bins)["depth"].item() == pytest.approx(
             0.5 * math.log(8)
         )
+
+    def test_silog_of_upstream(self, shared):
+        """MonoOcc clamps what is predicted, and looks at the depth nearest to each cell."""
+        found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
+        inputs = importlib.util.module_from_spec(found)
+        found.loader.exec_module(inputs)
+        golden = np.load(shared / "fixtures/signals/monoocc_losses.npz")
+        case = inputs.case_silog(int(golden["seed"]))
+        predicted, depth = torch.tensor(case["pred"], requires_grad=True), torch.tensor(case["gt"])[::2, ::2]
+        hit = (depth > 1e-6) & (depth < 80)
+        value = 10 * silog(predicted.clamp(1e-6, 80)[0, 0, 0][hit], depth[hit])
+        (gradient,) = torch.autograd.grad(value, predicted)
+        assert value.item() == pytest.approx(golden["silog"].item(), rel=1e-12)
+        np.testing.assert_allclose(gradient.numpy(), golden["silog_grad"], rtol=1e-9, atol=1e-15)
+
+    @pytest.mark.parametrize("count", [0, 5])
+    def test_silog_of_no_depth_and_of_right_depth_is_zero_with_zero_gradient(self, count):
+        predicted_M = torch.linspace(1, 9, count).requires_grad_()
+        value = silog(predicted_M, predicted_M.detach())
+        assert value == 0
+        assert not torch.autograd.grad(value, predicted_M)[0].any()
+
+    def test_silog_is_of_the_mean_depth_of_the_bins(self, frame, logits):
+        """Two bins over [2, 10) that are even: 6 m, where the LiDAR says 3 e m, 6 m, and twice nothing in range."""
+        frame = replace(frame, depth=torch.tensor([6 * math.e / 2, 6.0, 0.0, 11.0]).view(1, 1, 2, 2))
+        bins = DepthBins(torch.zeros(1, 1, 2, 2, 2), 2.0, 10.0, 16)
+        apart = 1 - math.log(2)
+        expected = 10 * math.sqrt(apart**2 / 2 - 0.85 * (apart / 2) ** 2)
+        found = terms(supervision(silog=0.5), logits, frame, depth=bins)["silog"]
+        assert found.item() == pytest.approx(0.5 * expected, rel=1e-5)
 
     @pytest.mark.parametrize("shape", [None, (B, 6, 4, 6)])
     def test_a_depth_map_on_other_cells_is_refused(self, frame, logits, shape):

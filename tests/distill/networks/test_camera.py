@@ -16,6 +16,7 @@ from distill.errors import InputError
 from distill.frame import Frame
 from distill.grids import OCC3D, VoxelGrid
 from distill.networks.lift import LiftSplat
+from distill.networks.network import LiftsMeasuredDepth
 
 HEIGHT, WIDTH, STRIDE = 4, 6, 16
 DEPTH_RANGE, BINS = (1.0, 31.0), 5
@@ -56,6 +57,41 @@ def camera(yaw=0.0, position=(0.0, 0.0, 1.5), focal=60.0):
 def splat(module, feat_BNCHW, *cameras):
     intrinsics, cam2ego = (torch.tensor(np.stack(part))[None].float() for part in zip(*cameras, strict=True))
     return module(feat_BNCHW, STRIDE, intrinsics, cam2ego)
+
+
+class TestMeasuredDepth:
+    def test_cells_with_a_return_are_lifted_to_where_it_lies(self):
+        """To the bin in which it lies, whatever is predicted; without one, or out of range, as predicted."""
+        module = lift()
+        feat = torch.randn(1, 1, BINS + 2, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+        measured = torch.zeros(1, 1, HEIGHT, WIDTH)
+        measured[..., 0] = torch.tensor([1.0, 6.9, 30.9, 13.0])
+        measured[..., 1] = torch.tensor([0.5, 31.0, 0.0, 900.0])
+        certain = feat.clone()
+        certain[:, :, :BINS, :, 0] = 0
+        for row, depth_bin in enumerate([0, 0, 4, 2]):
+            certain[0, 0, depth_bin, row, 0] = 1000.0
+        at = [torch.tensor(part)[None, None].float() for part in camera(0.0, (0.0, 3.0, 1.5))]
+        expected, _ = module(certain, STRIDE, *at)
+        bev_BCXY, depth_BNDHW = module(feat, STRIDE, *at, measured)
+        torch.testing.assert_close(bev_BCXY, expected)
+        assert torch.equal(depth_BNDHW, feat[:, :, :BINS])
+        unmeasured, _ = module(feat, STRIDE, *at, torch.zeros_like(measured))
+        assert torch.equal(unmeasured, module(feat, STRIDE, *at)[0])
+        assert not torch.allclose(unmeasured, bev_BCXY)
+
+    def test_the_configured_student_takes_it(self):
+        with initialize_config_module("conf", version_base="1.3"):
+            config = compose("train", overrides=["student=demo", "student.network.encoder.weights=none"])
+        network = instantiate(config.student.network).eval()
+        assert isinstance(network, LiftsMeasuredDepth)
+        intrinsics, cam2ego = (torch.tensor(part)[None, None].float() for part in camera())
+        images = torch.zeros(1, 1, 3, 64, 96, dtype=torch.uint8)
+        frame = Frame(images=images, intrinsics=intrinsics, cam2ego=cam2ego, depth=torch.full((1, 1, 8, 12), 9.0))
+        with torch.no_grad():
+            plain, measured = network(frame), network.with_measured_depth(frame)
+        assert torch.equal(plain.depth.logits_BNDHW, measured.depth.logits_BNDHW)
+        assert not torch.equal(plain.voxel_logits_BXYZC, measured.voxel_logits_BXYZC)
 
 
 def one_point(row, column, depth_bin):
