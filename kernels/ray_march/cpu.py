@@ -1,6 +1,7 @@
 """CPU twin of `kernels.ray_march.reference`, compiled: one ray after the other. Same letters.
 
-The frames of a batch share no voxel, so each has a thread.
+The frames of a batch share no voxel, so each has a thread. A ray is followed until less of it is left than rounding
+would show (`least`).
 """
 
 from __future__ import annotations
@@ -86,11 +87,13 @@ def _reach(of_frame, read_XYZ, step, samples):  # type: ignore[no-untyped-def]
 @compiled(nogil=True, error_model="numpy")
 def _march(of_frame, place_XYZ, step, density_V, scores_VC, weights_RN, residual_R, scores_RC):  # type: ignore[no-untyped-def]
     numbers, origins_R3, directions_R3 = of_frame
-    shape, place = place_XYZ.shape, place_XYZ.ravel()
+    shape, place, least = place_XYZ.shape, place_XYZ.ravel(), np.finfo(density_V.dtype).eps
     index, share = np.empty(8, np.int64), np.empty(8)
     for r in numbers:
         passed, before = 0.0, 1.0
         for i in range(weights_RN.shape[1]):
+            if before < least:
+                break
             count = _around(origins_R3[r], directions_R3[r], (i + 0.5) * step, shape, index, share)
             density = 0.0
             for k in range(count):
@@ -106,9 +109,7 @@ def _march(of_frame, place_XYZ, step, density_V, scores_VC, weights_RN, residual
             for k in range(count):
                 row = place[index[k]]
                 if row >= 0:
-                    part = scores_VC.dtype.type(weight * share[k])
-                    for c in range(scores_VC.shape[1]):
-                        scores_RC[r, c] += part * scores_VC[row, c]
+                    _add(weight * share[k], scores_VC[row], scores_RC[r])
         residual_R[r] = before
 
 
@@ -127,14 +128,16 @@ def _gradients(  # type: ignore[no-untyped-def]
     found_VC,
 ):
     numbers, origins_R3, directions_R3 = of_frame
-    shape, place = place_XYZ.shape, place_XYZ.ravel()
+    shape, place, least = place_XYZ.shape, place_XYZ.ravel(), np.finfo(scores_VC.dtype).eps
     index, share = np.empty(8, np.int64), np.empty(8)
     for r in numbers:
         # of all that is behind a sample: what arrives there, and what it adds to the gradient
         onwards, behind = residual_R[r], grad_residual_R[r] * residual_R[r]
         for i in range(weights_RN.shape[1] - 1, -1, -1):
-            count = _around(origins_R3[r], directions_R3[r], (i + 0.5) * step, shape, index, share)
             weight, gradient = weights_RN[r, i], grad_weights_RN[r, i]
+            if onwards + weight < least:
+                continue
+            count = _around(origins_R3[r], directions_R3[r], (i + 0.5) * step, shape, index, share)
             for k in range(count):
                 row = place[index[k]]
                 if row >= 0:
@@ -146,6 +149,14 @@ def _gradients(  # type: ignore[no-untyped-def]
                     density_V[row] += share[k] * at_sample
             onwards += weight
             behind += weight * gradient
+
+
+@compiled(nogil=True, inline="always", fastmath={"contract"})
+def _add(part, scores_C, found_C):  # type: ignore[no-untyped-def]
+    """Add a part of a voxel's scores to those of a ray."""
+    part = scores_C.dtype.type(part)
+    for c in range(len(scores_C)):
+        found_C[c] += part * scores_C[c]
 
 
 @compiled(nogil=True, inline="always", fastmath={"reassoc", "contract"})
