@@ -69,6 +69,7 @@ def taught_keyframe(device: torch.device) -> Frame:
     seen_by = keyframe(OmegaConf.create({"image_size": [256, 704], "lidar": False}), torch.device("cpu"))
     return Frame(
         **{name: getattr(seen_by, name) for name in ("images", "intrinsics", "cam2ego")},
+        token=["a"],
         semantics=semantics.byte()[None],
         mask_camera=mask[None],
         mask_lidar=mask[None],
