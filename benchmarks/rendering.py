@@ -29,7 +29,7 @@ def seen(rays: int, batch: int) -> list[Tensor]:
     random = torch.Generator().manual_seed(0)
     found = []
     for _ in range(batch):
-        yaw = 2 * math.pi * torch.rand(rays, generator=random).sort().values  # neighbours in an image are drawn one by one
+        yaw = 2 * math.pi * torch.rand(rays, generator=random).sort().values  # as in an image, side by side
         tilt = 0.35 * torch.rand(rays, generator=random) - 0.25
         origin = torch.tensor([0.9, 0.1, 1.6]) + 0.6 * torch.randn(rays, 3, generator=random)
         depth, label = 2 + 43 * torch.rand(rays, generator=random), torch.randint(1, 17, (rays,), generator=random)
