@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from workshop import SMALL_STUDENT, Workshop
@@ -48,6 +50,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no shared/ beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def inputs(shared: Path) -> ModuleType:
+    """The module that makes the inputs of upstream's signals, whose numbers lie beside it."""
+    spec = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def once(done: Path, make: Callable[[], object]) -> None:

@@ -1,6 +1,5 @@
 """Labels at coarser resolutions: upstream's own, blocks made by hand, and the twins against a plain loop."""
 
-import importlib.util
 from collections import Counter
 
 import numpy as np
@@ -16,11 +15,8 @@ FREE, SCALES = 17, (2, 4, 8)
 
 
 @pytest.fixture(scope="module")
-def upstream(shared):
+def upstream(shared, inputs):
     """What MonoOcc's script makes of a keyframe, and that keyframe."""
-    found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
-    inputs = importlib.util.module_from_spec(found)
-    found.loader.exec_module(inputs)
     golden = np.load(shared / "fixtures/signals/monoocc_labels.npz")
     return golden, torch.from_numpy(inputs.case_labels(int(golden["seed"]))["labels"])
 

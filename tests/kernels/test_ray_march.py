@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import numpy as np
@@ -25,11 +24,8 @@ AUGMENTATIONS = {
 
 
 @pytest.fixture(scope="module")
-def upstream(shared):
+def upstream(shared, inputs):
     """Numbers of explicit loops, and the module that makes their inputs."""
-    found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
-    inputs = importlib.util.module_from_spec(found)
-    found.loader.exec_module(inputs)
     return np.load(shared / "fixtures/signals/render_clean.npz"), inputs
 
 

@@ -1,6 +1,5 @@
 """RenderOcc's rendering as published, against its own numbers."""
 
-import importlib.util
 import math
 
 import numpy as np
@@ -26,11 +25,8 @@ FREQUENCIES = (  # of voxels, of training and validation
 
 
 @pytest.fixture(scope="module")
-def upstream(shared):
+def upstream(shared, inputs):
     """Upstream's numbers, the module that makes their inputs, and these: densities, logits and rays that it keeps."""
-    found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
-    inputs = importlib.util.module_from_spec(found)
-    found.loader.exec_module(inputs)
     golden = np.load(shared / "fixtures/signals/render_forward.npz")
     case = inputs.case_volume(int(golden["seed"]))
     seen = torch.tensor(case["rays"][0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import numpy as np
@@ -94,11 +93,8 @@ class TestFocal:
 
 class TestDecoupled:
     @pytest.fixture
-    def upstream(self, shared):
+    def upstream(self, shared, inputs):
         """UniOcc's numbers, the module that makes their inputs, and these."""
-        found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
-        inputs = importlib.util.module_from_spec(found)
-        found.loader.exec_module(inputs)
         golden = np.load(shared / "fixtures/signals/uniocc.npz")
         case = {name: torch.tensor(value) for name, value in inputs.case_uniocc(int(golden["seed"])).items()}
         return golden, inputs, case

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -40,11 +39,8 @@ KINDS = [*DISTANCES, "published"]
 
 
 @pytest.fixture(scope="module")
-def upstream(shared):
+def upstream(shared, inputs):
     """The module that makes the inputs of goldens, and the folder of the goldens."""
-    found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
-    inputs = importlib.util.module_from_spec(found)
-    found.loader.exec_module(inputs)
     return inputs, shared / "fixtures/signals"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from dataclasses import replace
@@ -35,10 +34,8 @@ CLASSES, HIDDEN = 7, 8
 class Upstream:
     """Inputs of a number of scales, and what is built of them with our parts."""
 
-    def __init__(self, folder, name: str) -> None:
-        found = importlib.util.spec_from_file_location("inputs", folder / "inputs.py")
-        self.inputs = importlib.util.module_from_spec(found)
-        found.loader.exec_module(self.inputs)
+    def __init__(self, folder, inputs, name: str) -> None:
+        self.inputs = inputs
         self.golden, self.name = np.load(folder / "pass_msfskd.npz"), name
         self.shapes = json.loads((folder / "state_dict_keys.json").read_text())["pass_msfskd"][name]
         seed = int(self.golden["seed"])
@@ -107,8 +104,8 @@ def known(logits, labels):
 
 
 @pytest.fixture(scope="module", params=SCALES)
-def upstream(request, shared):
-    return Upstream(shared / "fixtures/signals", request.param)
+def upstream(request, shared, inputs):
+    return Upstream(shared / "fixtures/signals", inputs, request.param)
 
 
 class TestUpstream:

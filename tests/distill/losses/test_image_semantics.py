@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import numpy as np
@@ -26,11 +25,8 @@ CELLS = (6, 8)
 
 class TestPixelCrossEntropy:
     @pytest.fixture
-    def upstream(self, shared):
+    def upstream(self, shared, inputs):
         """MonoOcc's numbers, the module that makes their inputs, logits of three levels, and labels."""
-        found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
-        inputs = importlib.util.module_from_spec(found)
-        found.loader.exec_module(inputs)
         golden = np.load(shared / "fixtures/signals/monoocc_losses.npz")
         case = {name: torch.tensor(value) for name, value in inputs.case_aux2d(int(golden["seed"])).items()}
         levels = [case[f"logits{level}"].requires_grad_() for level in range(3)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import numpy as np
@@ -29,11 +28,8 @@ TERMS = {
 
 
 @pytest.fixture(scope="module")
-def upstream(shared):
+def upstream(shared, inputs):
     """Numbers of explicit loops, the module that makes their inputs, and these: a student's and a teacher's voxels."""
-    found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
-    inputs = importlib.util.module_from_spec(found)
-    found.loader.exec_module(inputs)
     golden = np.load(shared / "fixtures/signals/kd_forms.npz")
     case = inputs.case_kd(int(golden["seed"]))
     student, valid = torch.tensor(case["student"], requires_grad=True), torch.tensor(case["valid"])

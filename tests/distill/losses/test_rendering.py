@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import replace
 
@@ -47,11 +46,8 @@ WEIGHTS = torch.tensor(1 / np.log(np.array(OCC3D_CLASSES.frequencies) + 0.001))
 
 
 @pytest.fixture(scope="module")
-def upstream(shared):
+def upstream(shared, inputs):
     """Numbers of explicit loops, and the module that makes their inputs."""
-    found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
-    inputs = importlib.util.module_from_spec(found)
-    found.loader.exec_module(inputs)
     return np.load(shared / "fixtures/signals/render_clean.npz"), inputs
 
 

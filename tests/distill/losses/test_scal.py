@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import numpy as np
@@ -19,11 +18,8 @@ EMPTY, IGNORED = 0, 255  # of MonoOcc
 
 
 @pytest.fixture(scope="module")
-def upstream(shared):
+def upstream(shared, inputs):
     """MonoOcc's numbers, and the module that makes its inputs."""
-    found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
-    inputs = importlib.util.module_from_spec(found)
-    found.loader.exec_module(inputs)
     return np.load(shared / "fixtures/signals/monoocc_losses.npz"), inputs
 
 

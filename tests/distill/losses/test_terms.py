@@ -1,6 +1,5 @@
 """Terms of the objective: values, gradients and where they look."""
 
-import importlib.util
 import math
 from dataclasses import replace
 
@@ -461,11 +460,8 @@ class TestDepth:
             0.5 * math.log(8)
         )
 
-    def test_silog_of_upstream(self, shared):
+    def test_silog_of_upstream(self, shared, inputs):
         """MonoOcc clamps what is predicted, and looks at the depth nearest to each cell."""
-        found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
-        inputs = importlib.util.module_from_spec(found)
-        found.loader.exec_module(inputs)
         golden = np.load(shared / "fixtures/signals/monoocc_losses.npz")
         case = inputs.case_silog(int(golden["seed"]))
         predicted, depth = torch.tensor(case["pred"], requires_grad=True), torch.tensor(case["gt"])[::2, ::2]

@@ -1,7 +1,6 @@
 """What cameras see as a rule: counted in keyframes with labels, given to those without."""
 
 import pickle
-from importlib.util import module_from_spec, spec_from_file_location
 
 import numpy as np
 import pytest
@@ -29,12 +28,8 @@ class Masks:
         return {"mask_camera": self.mask_camera[keyframe]}
 
 
-def test_that_of_uniocc(shared):
-    folder = shared / "fixtures/signals"
-    spec = spec_from_file_location("signal_inputs", folder / "inputs.py")
-    inputs = module_from_spec(spec)
-    spec.loader.exec_module(inputs)
-    golden = np.load(folder / "uniocc.npz")
+def test_that_of_uniocc(shared, inputs):
+    golden = np.load(shared / "fixtures/signals/uniocc.npz")
     masks = inputs.case_uniocc(int(golden["seed"]))["masks"]
     found = camera_prior(Masks(masks), range(len(masks)))
     np.testing.assert_array_equal(found, golden["prior_mask"])

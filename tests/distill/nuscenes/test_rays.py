@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import numpy as np
@@ -49,11 +48,8 @@ def dataset(index, augmentation=None, **changed):
 
 
 class TestUpstream:
-    @pytest.fixture(scope="class")
-    def golden(self, shared):
-        found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
-        inputs = importlib.util.module_from_spec(found)
-        found.loader.exec_module(inputs)
+    @pytest.fixture
+    def golden(self, shared, inputs):
         golden = np.load(shared / "fixtures/signals/render_rays.npz")
         return golden, inputs.case_rig(int(golden["seed"]))["frames"]
 

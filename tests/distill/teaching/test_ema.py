@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import numpy as np
@@ -69,11 +68,8 @@ def frame_of(teacher: Ema):
 
 
 @pytest.fixture(scope="module")
-def upstream(shared):
+def upstream(shared, inputs):
     """Upstream's numbers, and what they were made from."""
-    found = importlib.util.spec_from_file_location("inputs", shared / "fixtures/signals/inputs.py")
-    inputs = importlib.util.module_from_spec(found)
-    found.loader.exec_module(inputs)
     golden = np.load(shared / "fixtures/signals/ema.npz")
     return golden, inputs.case_ema(int(golden["seed"]))
 
