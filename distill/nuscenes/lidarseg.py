@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,9 +11,6 @@ from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.nuscenes.layout import LIDAR
 from distill.nuscenes.tables import Tables, longest
-
-if TYPE_CHECKING:
-    from distill.nuscenes.index import Keyframe
 
 # The 16 classes of the lidarseg challenge, which are those of Occ3D; every other category is 0, which says nothing.
 _CLASSES = {
@@ -53,32 +49,32 @@ class PointClasses:
     def __init__(self, root: Path, files: dict[str, bytes], class_256: np.ndarray) -> None:
         self.root, self.files, self.class_256 = root, files, class_256
 
-    def path(self, keyframe: Keyframe) -> Path | None:
-        """The file of a keyframe; None: the tables name none."""
-        file = self.files[keyframe.token]
+    def path(self, token: str) -> Path | None:
+        """The file of the keyframe with this sample token; None: the tables name none."""
+        file = self.files[token]
         return self.root / os.fsdecode(file) if file else None
 
-    def read(self, keyframe: Keyframe, points: int) -> np.ndarray:
+    def read(self, token: str, points: int) -> np.ndarray:
         """Class ids, uint8 (P,), in the order of the scan; 0 says nothing.
 
         Args:
-            keyframe: whose points.
+            token: of the keyframe.
             points: how many its scan has.
 
         Raises:
             InputError: the file is missing, or is not of this scan.
         """
-        path = self.path(keyframe)
+        path = self.path(token)
         try:
             found = b"" if path is None else path.read_bytes()
         except OSError as error:
             raise InputError(
-                f"{path}: lidarseg labels of keyframe {keyframe.token} cannot be read ({error.strerror}): download "
+                f"{path}: lidarseg labels of keyframe {token} cannot be read ({error.strerror}): download "
                 "nuScenes-lidarseg again"
             ) from error
         if path is None or len(found) != points:
             raise InputError(
-                f"{path or self.root / 'lidarseg'}: {len(found)} lidarseg labels of keyframe {keyframe.token}, whose "
+                f"{path or self.root / 'lidarseg'}: {len(found)} lidarseg labels of keyframe {token}, whose "
                 f"scan has {points} points: download nuScenes-lidarseg again"
             )
         return self.class_256[np.frombuffer(found, np.uint8)]

@@ -56,7 +56,7 @@ class RayDraw:
     def check(self, keyframes: Sequence[Keyframe]) -> None:
         """Raise InputError where a keyframe has no classes of its points."""
         for keyframe in keyframes:
-            path = self.points.path(keyframe)
+            path = self.points.path(keyframe.token)
             if path is None or not path.exists():
                 raise InputError(
                     f"{path or self.points.root / 'lidarseg'}: no lidarseg labels of keyframe {keyframe.token}: unpack "
@@ -95,7 +95,7 @@ def seen_rays(seen: Keyframe, keyframe: Keyframe, points: PointClasses, farthest
         float64 (R, 8), see `distill.frame.Frame.rays`.
     """
     scan_P4 = read_scan(seen)
-    class_P, kept_P = points.read(seen, len(scan_P4)), ~on_car(scan_P4)
+    class_P, kept_P = points.read(seen.token, len(scan_P4)), ~on_car(scan_P4)
     scan_P4, class_P = scan_P4[kept_P], class_P[kept_P]
     intrinsics_N33, cam2ego_N44 = np.stack([camera.intrinsics for camera in seen.cameras]), seen.cam2ego()
     u_NP, v_NP, depth_NP = project(scan_P4, intrinsics_N33, cam2ego_N44)

@@ -58,7 +58,7 @@ def test_devkit_reads_the_classes_of_points(root, devkit, tmp_path):
     np.testing.assert_array_equal(found, drive.sweep(0).classes)
     assert len(np.unique(found)) > 5
     index = load_index(root, "v1.0-demo", tmp_path)
-    ours = index.lidarseg().read(index.keyframe(sample["token"]), len(found))
+    ours = index.lidarseg().read(sample["token"], len(found))
     np.testing.assert_array_equal(ours, found)
 
 

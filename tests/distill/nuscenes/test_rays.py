@@ -169,7 +169,7 @@ class TestRefusals:
             index.lidarseg()
 
     def test_a_keyframe_without(self, seen):
-        file = seen.lidarseg().path(seen.keyframe("late"))
+        file = seen.lidarseg().path("late")
         file.unlink()
         draw = ray_draw(seen)
         with pytest.raises(InputError, match="no lidarseg labels of keyframe late"):
@@ -178,7 +178,7 @@ class TestRefusals:
             draw.draw(seen.keyframe("late"), [], np.random.default_rng(0))
 
     def test_of_another_scan(self, seen):
-        seen.lidarseg().path(seen.keyframe("late")).write_bytes(b"\1" * 399)
+        seen.lidarseg().path("late").write_bytes(b"\1" * 399)
         with pytest.raises(InputError, match=r"399 lidarseg labels of keyframe late, whose scan has 400 points"):
             ray_draw(seen).draw(seen.keyframe("late"), [], np.random.default_rng(0))
 
