@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from made import KIND, gaussians
+from torch import nn
 
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
@@ -15,6 +16,7 @@ from distill.signals.gaussians import GaussianSet
 from distill.signals.seen import Seen
 from distill.signals.voxels import Voxels
 from distill.store import DamagedSample, StoreIdentity, StoreWriter, TeacherStore
+from distill.teaching import Pupil
 from distill.teaching.stored import Stored, open_stored
 from student.stream import TeacherStream
 
@@ -179,8 +181,8 @@ class TestTheStoreThatIsMeant:
     """Without paths, the only one in the folder that is about these keyframes and answers what is asked."""
 
     def open(self, folder, paths=None, asked=("voxels", "columns"), tokens=TOKENS, unlabelled=()):
-        run = (OCC3D_CLASSES, asked, {"seen"}, tokens, unlabelled)
-        return open_stored("stored", paths, str(folder), "skip", None, 1.0, GRID, *run)
+        pupil = Pupil(nn.Identity(), GRID, OCC3D_CLASSES, asked, {"seen"}, tokens, unlabelled)
+        return open_stored("stored", paths, str(folder), "skip", None, 1.0, pupil)
 
     def test_the_only_one_is_found(self, store, tmp_path):
         make_store(tmp_path / "others.zarr", tokens=["d" * 32, "e" * 32, "f" * 32])
