@@ -100,7 +100,7 @@ def test_a_damaged_sample_is_an_error_or_skipped_and_can_be_redone(workshop):
     epoch = (*SMALL_STUDENT, "trainer.epochs=1", "teachers.stored.paths=[stores/damaged.zarr]")
     assert store.tokens[row] in workshop.refused("occ-train-student", *epoch, "output=runs/strict")
     printed = workshop.ok("occ-train-student", *epoch, "output=runs/skip", "store.missing=skip")
-    assert "epoch 1: 1 frames had no readable teacher" in printed
+    assert "epoch 1: 1 frames had no teacher" in printed
     (entry,) = map(json.loads, (workshop.folder / "runs/skip/metrics.jsonl").read_text().splitlines())
     assert entry["frames_without_teacher"] == 1
 
