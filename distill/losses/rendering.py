@@ -18,7 +18,6 @@ from distill.losses.regions import rows
 from distill.losses.supervised import silog
 from kernels.ray_march import Rays, Rendered, march, reached
 
-FARTHEST = 52.0  # metres of depth that are compared
 EPSILON = 1e-6
 
 
@@ -88,13 +87,11 @@ class RayDepth(RayTerm):
         self.form = form
 
     def forward(self, lesson: Lesson) -> Tensor:
-        """Of the rays with a depth up to `FARTHEST`."""
+        """Of all rays."""
         view = self.view(lesson)
-        near_R = (view.depth_R > 0) & (view.depth_R <= FARTHEST)
-        distance_R, stretch_R, depth_R = (each[near_R] for each in (view.distance_R, view.stretch_R, view.depth_R))
         if self.form == "silog":
-            return silog(distance_R / stretch_R, depth_R)
-        return l1(distance_R, depth_R * stretch_R)
+            return silog(view.distance_R / view.stretch_R, view.depth_R)
+        return l1(view.distance_R, view.depth_R * view.stretch_R)
 
 
 class RaySemantics(RayTerm):

@@ -145,9 +145,9 @@ class Keyframes(Sequence[Keyframe]):
         return [self._index.at(row) for row in self._index.past(int(self._rows[i]), n)]
 
     def around(self, i: int, n: int) -> list[Keyframe]:
-        """Up to n keyframes before and n behind the i-th one in its scene, the nearest first; see `before`."""
+        """Those of these that are up to n keyframes before or behind the i-th one in its scene, the nearest first."""
         row = int(self._rows[i])
-        rows = [*self._index.past(row, n), *self._index.future(row, n)]
+        rows = np.intersect1d([*self._index.past(row, n), *self._index.future(row, n)], self._rows).tolist()
         return [self._index.at(other) for other in sorted(rows, key=lambda other: abs(other - row))]
 
     def sweeps(self, i: int, channel: str, n: int) -> list[Sweep]:

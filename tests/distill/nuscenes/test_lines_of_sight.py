@@ -115,6 +115,19 @@ def test_neighbours_add_what_does_not_move(seen):
     np.testing.assert_array_equal(own[alone].rays, more[alone].rays)
 
 
+def test_a_neighbour_that_is_left_out_is_not_read(seen):
+    """As where its files are missing, with data.missing=skip."""
+    keyframes = seen.keyframes("all")
+    left = keyframes.where([token != "late" for token in keyframes.tokens])
+    early = left.tokens.index("early")
+    seen.lidarseg().path("late").unlink()
+    own, more = (
+        FrameDataset(left, (48, 112), None, False, None, None, 0, rays=ray_draw(seen, count=10_000, neighbours=n))
+        for n in (0, 1)
+    )
+    np.testing.assert_array_equal(own[early].rays, more[early].rays)
+
+
 def test_rays_end_within_the_grid(seen):
     rays = dataset(seen, count=10_000)[0].rays
     ends = rays[:, :3] + rays[:, 6:7] * rays[:, 3:6]
