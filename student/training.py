@@ -173,8 +173,10 @@ class Trainer:
                 self.board.add_scalar(f"train/{name}", value, self.step)
         self.sums["steps"] += 1
         if frame.teachers:
-            taught = torch.stack([told.taught for told in frame.teachers.values()]).any(0)
-            self.sums["frames_without_teacher"] += int((~taught).sum())
+            untaught = ~torch.stack([told.taught for told in frame.teachers.values()]).any(0)
+            if all(teacher.passes_labelled for teacher in self.learner.teachers.values()):
+                untaught &= ~frame.labelled
+            self.sums["frames_without_teacher"] += int(untaught.sum())
 
     def _scores(self, epoch: int) -> dict[str, float]:
         """Of the EMA weights on the validation frames, percent; empty where none has labels.

@@ -57,11 +57,13 @@ class Provider(nn.Module, ABC):
         needs_depth: LiDAR depth maps on the cells of the network's depth bins (`Frame.depth`).
         needs_points: LiDAR points (`Frame.points`).
         changes: whether it says other things from step to step, so that nothing can be measured of it beforehand.
+        passes_labelled: whether it leaves keyframes with labels to their labels.
     """
 
     needs_depth: bool = False
     needs_points: bool = False
     changes: bool = False
+    passes_labelled: bool = False
 
     def __init__(self, name: str, weight: float) -> None:
         super().__init__()

@@ -65,7 +65,7 @@ class Ema(Provider):
             )
         self.predictions = Predictions()
         self.predictions.check(name, {*pupil.asked, *pupil.asked_unlabelled})
-        self.frames, self.needs_depth = frames, measured_depth
+        self.passes_labelled, self.needs_depth = frames == "unlabelled", measured_depth
         self.momentum, self.warmup, self.milestones, self.decay = momentum, warmup, tuple(milestones), decay
         self.interval, self.grid, self.free = interval, pupil.grid, pupil.classes.free
         self.unlabelled = frozenset(pupil.unlabelled)
@@ -73,7 +73,7 @@ class Ema(Provider):
 
     def holds(self, token: str) -> bool:
         """Whether it teaches the frame."""
-        return self.frames == "all" or token in self.unlabelled
+        return not self.passes_labelled or token in self.unlabelled
 
     def told(self, token: str) -> Told:
         """Whether it teaches the frame; what it says is found on the device."""
