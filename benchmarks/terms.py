@@ -1,9 +1,10 @@
-"""What the terms that listen to teachers cost: forward and backward of one made-up Occ3D keyframe, and peak memory.
+"""What terms cost: forward and backward of one made-up Occ3D keyframe, and peak memory.
 
-python benchmarks/terms.py [--device cuda] [--threads 1] [NAME ...]
+python benchmarks/terms.py [--device cuda] [--threads 1] [GROUP=NAME ...]
 
-Names are those of conf/kd; each term is timed in the first one that has it as it is. Memory is what a term holds beside
-what the network and the teacher say, its gradients included.
+Choices are those of conf/kd and conf/objective, such as `kd=balanced`; each term is timed in the first one that has it
+as it is, of an objective those of weight 0, too. Terms along rays are timed each with the rendering that they share.
+Memory is what a term holds beside what the network and the teacher say, its gradients included.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from networks import keyframe
 from omegaconf import OmegaConf
+from rendering import seen
 
 from distill.bev import bev_log_probs
 from distill.classes import OCC3D_CLASSES
 from distill.frame import Frame, Told
 from distill.grids import OCC3D
 from distill.losses.objective import Lesson, Term
-from distill.networks.prediction import FeatureMap, Occupancy
+from distill.networks.prediction import DepthBins, FeatureMap, Occupancy
 from distill.signals import SIGNALS
 from distill.signals.bev import BevProbs
 from distill.signals.features import FeatureCodes, Features
@@ -36,9 +38,13 @@ from distill.teaching.taught import Taught
 from student.evaluation.cost import device_name, milliseconds, peak_bytes
 
 CONF = Path(__file__).parent.parent / "conf"
+GROUPS = ("kd", "objective")
 WARMUP = 1
 VISIBLE = 87_000  # voxels of mask_camera in a keyframe
-TEACHER_CHANNELS, STUDENT_CHANNELS = 48, 128
+RAYS = 12_000  # six cameras, 2000 each
+IMAGE_SIZE = (256, 704)
+TEACHER_CHANNELS = 48
+STUDENT_CHANNELS, STRIDE, DEPTH_BINS = 128, 16, 88  # as student=effnet_lite0 has them
 FREE, NAMES, SHAPE = OCC3D_CLASSES.free, OCC3D_CLASSES.names, OCC3D.shape
 
 
@@ -66,10 +72,13 @@ def taught_keyframe(device: torch.device) -> Frame:
         "features": FeatureCodes(codes=features, scales=torch.tensor([0.0, 0.01]).repeat(1, TEACHER_CHANNELS, 1)),
     }
     told = Told(taught=torch.tensor([True]), covered=torch.ones(1, *SHAPE, dtype=torch.bool), signals=signals)
-    seen_by = keyframe(OmegaConf.create({"image_size": [256, 704], "lidar": False}), torch.device("cpu"))
+    seen_by = keyframe(OmegaConf.create({"image_size": IMAGE_SIZE, "lidar": False}), torch.device("cpu"))
+    depth = 50 * torch.rand(1, 6, *cells(), generator=random)
     return Frame(
         **{name: getattr(seen_by, name) for name in ("images", "intrinsics", "cam2ego")},
         token=["a"],
+        depth=depth.where(torch.rand(depth.shape, generator=random) < 0.4, 0),  # of the cells that LiDAR reaches
+        rays=seen(RAYS, 1),
         semantics=semantics.byte()[None],
         mask_camera=mask[None],
         mask_lidar=mask[None],
@@ -78,16 +87,38 @@ def taught_keyframe(device: torch.device) -> Frame:
     ).to(device)
 
 
-def listening_terms(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The terms of these groups that differ, "kd.term", each with what it is built from."""
-    seen: list[dict[str, Any]] = []
-    for name in names:
+def cells() -> tuple[int, int]:
+    """Rows and columns of the student's image features."""
+    height, width = IMAGE_SIZE
+    return height // STRIDE, width // STRIDE
+
+
+def student(device: torch.device) -> Occupancy:
+    """What a network says, noise that takes gradients."""
+    logits = torch.randn(1, *SHAPE, len(NAMES), device=device)
+    logits[..., FREE] += 6  # most of the world
+    bev = torch.randn(1, STUDENT_CHANNELS, *SHAPE[:2], device=device)
+    image = torch.randn(1, 6, STUDENT_CHANNELS, *cells(), device=device)
+    bins = torch.randn(1, 6, DEPTH_BINS, *cells(), device=device)
+    for values in (logits, bev, image, bins):
+        values.requires_grad_()
+    features = {"bev": FeatureMap(bev, "grid", 1), "image": FeatureMap(image, "image", STRIDE)}
+    return Occupancy(logits, features, DepthBins(bins, 1.0, 45.0, STRIDE))
+
+
+def terms_of(choices: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The terms of these choices that differ, "name.term", each with what it is built from."""
+    told: list[dict[str, Any]] = []
+    for choice in choices:
+        group, name = choice.split("=")
         with initialize_config_module("conf", version_base="1.3"):
-            config = compose("train", [f"kd={name}"])
-        for term, node in OmegaConf.to_container(config.kd, resolve=True)["terms"].items():
+            config = compose("train", [choice])
+        for term, node in OmegaConf.to_container(config[group], resolve=True)["terms"].items():
+            listens = group == "kd"
             node |= {"frames": "all"} if "frames" in node else {}  # the keyframe has labels
-            if node["weight"] and node not in seen:
-                seen.append(node)
+            node |= {} if listens else {"weight": 1.0}
+            if node["weight"] and node not in told:
+                told.append(node)
                 yield f"{name}.{term}", node
 
 
@@ -96,7 +127,8 @@ def step(term: Term, frame: Frame, prediction: Occupancy) -> Callable[[], None]:
     signals = {name: SIGNALS[name](OCC3D, NAMES) for name in ("voxels", "bev", "seen")}
     answers = {"voxels": signals["voxels"], "columns": signals["bev"], "seen": signals["seen"]}
     answers["features"] = Features(OCC3D, NAMES, TEACHER_CHANNELS, 1)
-    leaves = [prediction.voxel_logits_BXYZC, prediction.features["bev"].values, *term.parameters()]
+    maps = [each.values for each in prediction.features.values()]
+    leaves = [prediction.voxel_logits_BXYZC, *maps, prediction.depth.logits_BNDHW, *term.parameters()]
 
     def run() -> None:
         teacher = Taught("stored", 1.0, frame.teachers["stored"], answers, frame, OCC3D, FREE)
@@ -109,7 +141,8 @@ def step(term: Term, frame: Frame, prediction: Occupancy) -> Callable[[], None]:
 def main() -> None:
     """Print one line per term."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=sorted(file.stem for file in CONF.glob("kd/*.yaml")))
+    every = sorted(f"{file.parent.name}={file.stem}" for group in GROUPS for file in CONF.glob(f"{group}/*.yaml"))
+    parser.add_argument("choices", nargs="*", default=every)
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--threads", default=1, type=int)
     parser.add_argument("--repeats", default=3, type=int)
@@ -117,11 +150,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(f"{device_name(options.device)}, torch {torch.__version__}, {options.repeats} runs")
     print(f"{'term':40}{'ms':>8}{'MB':>8}")
-    frame = taught_keyframe(options.device)
-    logits, bev = torch.randn(1, *SHAPE, len(NAMES)), torch.randn(1, STUDENT_CHANNELS, *SHAPE[:2])
-    student = [values.to(options.device).requires_grad_() for values in (logits, bev)]
-    prediction = Occupancy(student[0], {"bev": FeatureMap(student[1], "grid", 1)})
-    for name, node in listening_terms(options.names):
+    frame, prediction = taught_keyframe(options.device), student(options.device)
+    for name, node in terms_of(options.choices):
         term = instantiate(node).to(options.device)
         run = step(term, frame, prediction)
         memory = peak_bytes(run, options.device)
