@@ -24,7 +24,7 @@ lint: .venv/.ready
 
 # two files at a time, each test on one thread (tests/conftest.py)
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf .venv runs stores data build *.egg-info

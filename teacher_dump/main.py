@@ -24,6 +24,7 @@ from distill.errors import InputError
 from distill.files import write_durably
 from distill.frame import Frame, stack
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
+from distill.memory import keep_freed_memory
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.index import Keyframes, NuScenesIndex
@@ -196,6 +197,8 @@ def main(config: DictConfig) -> None:
         say(writer.summary())
         return
     device = ranks.device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     gate = Gate(config.gate.min_miou, config.gate.after, classes)
     keyframes = index.select(list(seen))
     dump = Dump(config, place(teacher, device), writer, gate, given_to(teacher, stock), device)

@@ -18,6 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: as many tests as 
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")  # sums in the same order on every CPU, as goldens need them
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what runs whole programs: its files take longest, and none of them should be left for the end."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A folder with a demo world and the shipped teacher's dump of it; tests add to it, but change nothing in it."""

@@ -20,6 +20,7 @@ from distill.checkpoint import Checkpoint, code_version
 from distill.command import command
 from distill.errors import InputError
 from distill.frame import Frame, stack
+from distill.memory import keep_freed_memory
 from distill.metrics import OccupancyScore
 from distill.metrics.bootstrap import Counts
 from distill.nuscenes.index import Keyframe, Keyframes
@@ -46,6 +47,8 @@ T = TypeVar("T")
 def main(config: DictConfig) -> None:
     """Score what is configured; see conf/eval.yaml."""
     device = ranks.device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     opened = open_files(config)
     settings = settings_of(config, opened)
     own_data = any(isinstance(source, Checkpoint) for source in opened.values())
