@@ -408,6 +408,7 @@ class Ema(Known):
     milestones: Annotated[list[Count], AfterValidator(_rising)]
     decay: Annotated[Number, Field(gt=0, le=1)]
     interval: Count
+    ramp: CountOrNone
     weight: NotNegative
 
 

@@ -7,6 +7,7 @@ no labels.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -36,6 +37,7 @@ class Ema(Provider):
         measured_depth: whether its lift is given what the LiDAR measured.
         momentum, warmup, milestones, decay: see `momentum_at`.
         interval: steps from one update to the next.
+        ramp: steps over which its weight rises, see `ramped`.
         pupil: whom it averages and teaches.
 
     Raises:
@@ -55,6 +57,7 @@ class Ema(Provider):
         milestones: Sequence[int],
         decay: float,
         interval: int,
+        ramp: int,
         pupil: Pupil,
     ) -> None:
         super().__init__(name, weight)
@@ -67,7 +70,8 @@ class Ema(Provider):
         self.predictions.check(name, {*pupil.asked, *pupil.asked_unlabelled})
         self.passes_labelled, self.needs_depth = frames == "unlabelled", measured_depth
         self.momentum, self.warmup, self.milestones, self.decay = momentum, warmup, tuple(milestones), decay
-        self.interval, self.grid, self.free = interval, pupil.grid, pupil.classes.free
+        self.interval, self.ramp, self.risen = interval, ramp, 0.0
+        self.grid, self.free = pupil.grid, pupil.classes.free
         self.unlabelled = frozenset(pupil.unlabelled)
         self.network = copy.deepcopy(pupil.network).eval().requires_grad_(False)
 
@@ -82,6 +86,7 @@ class Ema(Provider):
     @override
     def before_step(self, network: nn.Module, step: int) -> None:
         """Move the average towards the student; before step 0 it becomes the student."""
+        self.risen = ramped(step, self.ramp)
         if step % self.interval == 0:
             momentum = momentum_at(step, self.momentum, self.warmup, self.milestones, self.decay)
             average(self.network, network, momentum)
@@ -95,7 +100,7 @@ class Ema(Provider):
             prediction = self._look(frame)
         told = replace(told, signals={self.predictions.name: [prediction.voxel_logits_BXYZC]})
         answers = dict.fromkeys(self.predictions.answers, self.predictions)
-        return Taught(self.name, self.weight, told, answers, frame, self.grid, self.free)
+        return Taught(self.name, self.risen * self.weight, told, answers, frame, self.grid, self.free)
 
     def _look(self, frame: Frame) -> Occupancy:
         if not self.needs_depth:
@@ -131,6 +136,13 @@ def momentum_at(step: int, largest: float, warmup: int, milestones: Sequence[int
     """
     passed = sum(max(0, step - milestone) for milestone in milestones)
     return min(1 - (1 - largest) * decay**passed, 1 - (1 + warmup) / (step + 1 + warmup))
+
+
+def ramped(step: int, ramp: int) -> float:
+    """How much of its weight a mean teacher has before a step, exp(-5 (1 - step / ramp)^2), in the end 1 (Tarvainen and
+    Valpola 2017; docs/formulas.md 4.29); from the start if `ramp` is 0.
+    """
+    return math.exp(-5 * (1 - step / ramp) ** 2) if step < ramp else 1.0
 
 
 @torch.no_grad()

@@ -138,7 +138,7 @@ class Normed(Constant):
 
 def learner_with_ema() -> Learner:
     network = Normed()
-    schedule = {"momentum": 0.9, "warmup": 0, "milestones": (), "decay": 1.0, "interval": 1}
+    schedule = {"momentum": 0.9, "warmup": 0, "milestones": (), "decay": 1.0, "interval": 1, "ramp": 0}
     pupil = Pupil(network, GRID, OCC3D_CLASSES, ("voxels",), (), (), ())
     ema = Ema("ema", 1.0, frames="all", measured_depth=False, **schedule, pupil=pupil)
     terms = {"kd": VoxelKL(temperature=1.0, confidence="none", **listening(mask="all"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from distill.networks.prediction import Occupancy
 from distill.signals import TeacherPrediction
 from distill.signals.seen import Seen
 from distill.teaching import Pupil
-from distill.teaching.ema import Ema, average, momentum_at
+from distill.teaching.ema import Ema, average, momentum_at, ramped
 
 SETTINGS = {
     "default": {},
@@ -50,7 +51,7 @@ class Bright(nn.Module):
 
 def make_ema(network: nn.Module, asked=("voxels",), unlabelled=("b" * 32,), **values) -> Ema:
     given = {"frames": "unlabelled", "measured_depth": False, "momentum": 0.999, "warmup": 100}
-    given |= {"milestones": [], "decay": 0.1, "interval": 1, **values}
+    given |= {"milestones": [], "decay": 0.1, "interval": 1, "ramp": 0, **values}
     pupil = Pupil(network, GRID, OCC3D_CLASSES, asked, (), (), unlabelled)
     return Ema("ema", 1.0, **given, pupil=pupil)
 
@@ -134,6 +135,18 @@ class TestTeaching:
         assert not gradient[0].any()
         assert not any(parameter.requires_grad for parameter in ema.parameters())
         assert all(torch.equal(value, before[name]) for name, value in ema.state_dict().items())
+
+    def test_what_it_says_counts_more_from_step_to_step(self):
+        """exp(-5), exp(-5/4), 1 and 1 of what it counts without a ramp."""
+        student, values = Bright(), []
+        ema = make_ema(student, ramp=4)
+        frame = frame_of(ema)
+        for step in (0, 2, 4, 9):
+            ema.before_step(student, step)
+            taught = ema.taught(frame, student.eval()(frame))
+            values.append(taught.weight)
+        np.testing.assert_allclose(values, [math.exp(-5), math.exp(-1.25), 1, 1], rtol=1e-12)
+        assert ramped(0, 0) == 1
 
     def test_frames_all(self):
         assert all(make_ema(Bright(), frames="all").holds(token) for token in ("a" * 32, "b" * 32))
