@@ -46,6 +46,7 @@ from distill.errors import InputError
 from distill.files import durable
 from distill.frame import Frame, stack
 from distill.metrics import Confusion, RayIoU
+from distill.networks.network import streamed
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset
 from distill.store import TeacherStore
@@ -138,19 +139,20 @@ class Study:
 
     def count(self, run: Path) -> None:
         """Count what the EMA weights of a run predict, keyframe by keyframe, into `<run>/counts.npz`."""
-        network = load_checkpoint(str(run / "last.pt"), "ema").network()
+        checkpoint = load_checkpoint(str(run / "last.pt"), "ema")
+        answer = streamed(checkpoint.network(), calls=1)
         frames = FrameDataset(
             self.keyframes,
             labels=self.labels,
             augmentation=None,
             seed=0,
             depth_stride=None,
-            **self.config.student.inputs,
+            **checkpoint.config["student"]["inputs"],
         )
 
         @torch.inference_mode()
         def predict(position: int) -> np.ndarray:
-            return network(stack([frames[position]])).voxel_logits_BXYZC[0].argmax(-1).to(torch.uint8).numpy()
+            return answer(stack([frames[position]])).voxel_logits_BXYZC[0].argmax(-1).to(torch.uint8).numpy()
 
         self._save(run / "counts.npz", predict)
 

@@ -1,14 +1,17 @@
 """What the networks in conf/student cost for one keyframe: parameters, GFLOP (2 x multiply-add), latency, peak memory.
 
 python benchmarks/networks.py [--device cuda] [--threads 2] [--train] [NAME ...]
+
+One that looks back remembers what it saw, and pays for the new keyframe alone; in training it looks at all of them.
+Networks take turns, run by run, so that a machine that is busy for a while is so for all of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
@@ -16,6 +19,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from distill.frame import Frame
+from distill.networks.network import streamed
 from student.evaluation.cost import device_name, milliseconds, network_cost, precision_name
 
 POINTS = 30_000
@@ -30,7 +34,17 @@ def load(name: str) -> tuple[nn.Module, DictConfig]:
 
 
 def keyframe(inputs: DictConfig, device: torch.device) -> Frame:
-    """A batch of one keyframe: noise seen by a ring of six cameras, 60 degrees apart, 70 degrees wide."""
+    """A batch of one keyframe, and of its past: five metres from one to the next."""
+    past = []
+    for step in range(1, inputs.history + 1):
+        ego2present = torch.eye(4)[None]
+        ego2present[:, 0, 3] = -5.0 * step
+        past.append(replace(noise(inputs), ego2present=ego2present))
+    return replace(noise(inputs), past=tuple(past)).to(device)
+
+
+def noise(inputs: DictConfig) -> Frame:
+    """Seen by a ring of six cameras, 60 degrees apart, 70 degrees wide."""
     height, width = inputs.image_size
     intrinsics = torch.tensor([[0.71 * width, 0, width / 2], [0, 0.71 * width, height / 2], [0, 0, 1]])
     yaw = torch.arange(6) * torch.pi / 3
@@ -45,42 +59,57 @@ def keyframe(inputs: DictConfig, device: torch.device) -> Frame:
         intrinsics=intrinsics.expand(1, 6, 3, 3),
         cam2ego=cam2ego[None],
         points=[torch.randn(POINTS, 4) * spread] if inputs.lidar else None,
-    ).to(device)
+    )
 
 
-def training_step(network: nn.Module, batch: Frame) -> Callable[[], None]:
-    """One forward and backward pass."""
-    network.train()
+class Subject:
+    """A network of the table, built with random weights.
 
-    def step() -> None:
-        prediction = network(batch)
+    Args:
+        name: of its configuration.
+        device: where it runs.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        network, inputs = load(name)
+        self.name, self.network, self.device = name, network.to(device).eval(), device
+        self.batch = keyframe(inputs, device)
+        self.cost = network_cost(self.network, self.batch, device, torch.float32, WARMUP, runs=1)
+        self.answer = streamed(self.network, calls=1)
+        self.times: dict[str, list[float]] = {"keyframe": [], "training": []}
+
+    def run(self, warmup: int, runs: int, train: bool) -> None:
+        """Time the next keyframes and, if so wished, steps of training."""
+        self.network.eval()
+        self.times["keyframe"] += milliseconds(self._keyframe, self.device, warmup, runs)
+        if train:
+            self.network.train()
+            self.times["training"] += milliseconds(self._training_step, self.device, warmup, runs)
+
+    @torch.inference_mode()
+    def _keyframe(self) -> None:
+        self.answer(self.batch)
+
+    def _training_step(self) -> None:
+        """One forward and backward pass."""
+        prediction = self.network(self.batch)
         loss = prediction.voxel_logits_BXYZC.square().mean()
         if prediction.depth is not None:
             loss = loss + prediction.depth.logits_BNDHW.square().mean()
         loss.backward()
 
-    return step
-
-
-def row(name: str, options: argparse.Namespace) -> str:
-    """What the network costs, as one line of the table."""
-    network, inputs = load(name)
-    network = network.to(options.device).eval()
-    batch = keyframe(inputs, options.device)
-    cost = network_cost(network, batch, options.device, torch.float32, WARMUP, options.repeats)
-    latency, memory = cost["latency_ms"], cost["peak_memory_mb"]
-    numbers = f"{cost['parameters'] / 1e6:14.2f}{cost['gflop']:10.1f}{latency['median']:10.0f}{latency['p95']:10.0f}"
-    line = f"{name:16}{numbers}{memory:>10.0f}"
-    if options.train:
-        times = milliseconds(training_step(network, batch), options.device, WARMUP, options.repeats)
-        line += f"{statistics.median(times):13.0f}"
-    return line
+    def row(self) -> str:
+        """Its line of the table."""
+        median, p95 = np.percentile(self.times["keyframe"], (50, 95))
+        numbers = f"{self.cost['parameters'] / 1e6:14.2f}{self.cost['gflop']:10.1f}{median:10.0f}{p95:10.0f}"
+        training = f"{np.median(self.times['training']):13.0f}" if self.times["training"] else ""
+        return f"{self.name:16}{numbers}{self.cost['peak_memory_mb']:>10.0f}{training}"
 
 
 def main() -> None:
     """Print one line per network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["effnet_lite0", "resnet50", "demo", "fusion"])
+    parser.add_argument("names", nargs="*", default=["effnet_lite0", "effnet_lite0_2f", "resnet50", "demo", "fusion"])
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--threads", default=2, type=int)
     parser.add_argument("--repeats", default=5, type=int)
@@ -91,8 +120,11 @@ def main() -> None:
     print(f"{hardware}, torch {torch.__version__}, {options.repeats} runs")
     training = f"{'training ms':>13}" if options.train else ""
     print(f"{'network':16}{'M parameters':>14}{'GFLOP':>10}{'ms':>10}{'p95 ms':>10}{'MB':>10}{training}")
-    for name in options.names:
-        print(row(name, options), flush=True)
+    subjects = [Subject(name, options.device) for name in options.names]
+    for run in range(options.repeats):
+        for subject in subjects:
+            subject.run(WARMUP * (run == 0), 1, options.train)
+    print(*(subject.row() for subject in subjects), sep="\n")
 
 
 if __name__ == "__main__":

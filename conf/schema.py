@@ -83,6 +83,12 @@ def _threshold(value: Any) -> Any:
     return value
 
 
+def _looks_back(history: int) -> int:
+    if history < 1:
+        raise ValueError("a network that looks back has a past to look at: set student.inputs.history=1, or more")
+    return history
+
+
 Text = Annotated[str, BeforeValidator(_text), StringConstraints(min_length=1)]
 # becomes part of a file's name
 Name = Annotated[Text, StringConstraints(pattern=r"^[^/\s\x00][^/\x00]*$"), AfterValidator(_no_folder)]
@@ -205,6 +211,14 @@ class BEVEncoder(Completed):
         if len(self.blocks) != len(self.widths) - 1:
             raise ValueError(f"{len(self.widths)} widths need {len(self.widths) - 1} numbers of blocks")
         return self
+
+
+class PastFusion(Known):
+    """`distill.networks.temporal.PastFusion`."""
+
+    channels: Count
+    history: Annotated[int, AfterValidator(_looks_back)]
+    grid: Built
 
 
 class Head(Completed):
@@ -467,6 +481,7 @@ BUILT: dict[str, type[Known]] = {
     "distill.networks.lift.LiftSplat": Lift,
     "distill.networks.blocks.bev_encoder.BEVEncoder": BEVEncoder,
     "distill.networks.blocks.head.ChannelToHeight": Head,
+    "distill.networks.temporal.PastFusion": PastFusion,
     "distill.losses.supervised.CrossEntropy": CrossEntropy,
     "distill.losses.supervised.FocalLoss": FocalLoss,
     "distill.losses.supervised.DecoupledCrossEntropy": DecoupledCrossEntropy,

@@ -110,6 +110,16 @@ def test_the_objective_has_the_terms_that_are_asked_for(kd):
     assert with_depth.asked("stored") == {*asked.values()} | ({"voxels"} if kd.endswith("occupied") else set())
 
 
+@pytest.mark.parametrize("student", ["effnet_lite0_2f", "demo_2f"])
+def test_a_network_looks_back_as_far_as_its_frames_do(student):
+    for history in (1, 2):
+        with initialize_config_module("conf", version_base="1.3"):
+            given = [f"student={student}", f"student.inputs.history={history}", "student.network.encoder.weights=none"]
+            config = compose("train", overrides=given)
+        with torch.device("meta"):
+            assert instantiate(config.student.network).fusion.history == config.student.inputs.history == history
+
+
 def test_several_teachers_stand_beside_each_other():
     with initialize_config_module("conf", version_base="1.3"):
         for names in (["stored", "ema"], ["stored", "fusion_branch"]):
@@ -144,7 +154,7 @@ def test_thresholds_are_of_classes_that_there_are():
     assert "threshold.pedestrain: occ3d has no such class" in user_mistake(caught.value)
 
 
-@pytest.mark.parametrize(("student", "channels"), [("effnet_lite0", 128), ("demo", 64), ("fusion", 48)])
+@pytest.mark.parametrize(("student", "channels"), [("effnet_lite0", 128), ("demo_2f", 64), ("fusion", 48)])
 def test_heads_at_coarser_resolutions_know_the_channels_of_the_network(student, channels):
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", overrides=[f"student={student}", "objective.terms.multi_scale.weight=0.5"])

@@ -169,6 +169,10 @@ def test_odd_values_are_named(program, override, said):
         (["teachers=ema", "teachers.ema.milestones=[9,3]"], "should rise"),
         (["teachers=fusion_branch", "teachers.fusion_branch.scales=0"], "should be greater than or equal to 1"),
         (["teachers=fusion_branch", "objective.terms.fused.balance=cubic"], "objective.terms.fused.balance=cubic: "),
+        (
+            ["student=demo_2f", "student.inputs.history=0"],
+            "fusion.history=0: a network that looks back has a past to look at: set student.inputs.history=1, or more",
+        ),
         (["teachers=ema", "teachers.ema.decay=0"], "teachers.ema.decay=0: should be greater than 0"),
         (["kd=voxel_bev", "kd.confidence=sure"], "kd.confidence=sure: should be 'none', 'entropy' or 'agreement'"),
         (["kd=pseudo", "kd.confidence=null"], "kd.terms.pseudo_ce.confidence=null: should be 'none', 'entropy'"),

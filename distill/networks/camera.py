@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from distill.frame import Frame
@@ -10,6 +12,20 @@ from distill.networks.blocks.encoder import ImageEncoder
 from distill.networks.blocks.head import ChannelToHeight
 from distill.networks.lift import LiftSplat
 from distill.networks.prediction import DepthBins, FeatureKind, FeatureMap, Occupancy
+
+
+class Lifted(NamedTuple):
+    """What the network sees in the images of one keyframe, before it makes anything of it.
+
+    Attributes:
+        image_BNCHW: image features.
+        bev_BCXY: float32, what was lifted of them.
+        depth_BNDHW: logits of the depth bins.
+    """
+
+    image_BNCHW: Tensor
+    bev_BCXY: Tensor
+    depth_BNDHW: Tensor
 
 
 class CameraNetwork(nn.Module):
@@ -34,18 +50,23 @@ class CameraNetwork(nn.Module):
 
     def forward(self, frame: Frame) -> Occupancy:
         """Predict from `images` uint8 (B, N, 3, H, W), `intrinsics` (B, N, 3, 3) and `cam2ego` (B, N, 4, 4)."""
-        return self._predict(frame, None)
+        return self.answer(self.lifted(frame, None))
 
     def with_measured_depth(self, frame: Frame) -> Occupancy:
         """The same with `depth` (B, N, H / stride, W / stride) in the lift; see `network.LiftsMeasuredDepth`."""
-        return self._predict(frame, frame.depth)
+        return self.answer(self.lifted(frame, frame.depth))
 
-    def _predict(self, frame: Frame, measured_BNHW: Tensor | None) -> Occupancy:
-        image_BNCHW, stride = self.encoder(frame.images), self.encoder.stride
-        bev_BCXY, depth_BNDHW = self.lift(image_BNCHW, stride, frame.intrinsics, frame.cam2ego, measured_BNHW)
-        bev_BCXY = self.bev_encoder(bev_BCXY)
+    def lifted(self, frame: Frame, measured_BNHW: Tensor | None) -> Lifted:
+        """Encoder and lift; `measured_BNHW` as in `LiftSplat.forward`."""
+        image_BNCHW = self.encoder(frame.images)
+        lift = self.lift(image_BNCHW, self.encoder.stride, frame.intrinsics, frame.cam2ego, measured_BNHW)
+        return Lifted(image_BNCHW, *lift)
+
+    def answer(self, seen: Lifted) -> Occupancy:
+        """BEV encoder and head."""
+        bev_BCXY, stride = self.bev_encoder(seen.bev_BCXY), self.encoder.stride
         features = {
-            "image": FeatureMap(image_BNCHW, "image", stride),
+            "image": FeatureMap(seen.image_BNCHW, "image", stride),
             "bev": FeatureMap(bev_BCXY, "grid", self.head.bev_stride),
         }
-        return Occupancy(self.head(bev_BCXY), features, DepthBins(depth_BNDHW, *self.lift.depth_range, stride))
+        return Occupancy(self.head(bev_BCXY), features, DepthBins(seen.depth_BNDHW, *self.lift.depth_range, stride))

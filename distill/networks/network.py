@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
+
+from torch import nn
 
 from distill.frame import Frame
 from distill.networks.prediction import Occupancy
@@ -47,3 +50,19 @@ class LiftsMeasuredDepth(Protocol):
 
         What it predicts of depth stays as it is predicted.
         """
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """A network that looks back, and need not look at the same keyframe twice."""
+
+    def streaming(self, calls: int) -> Callable[[Frame], Occupancy]:
+        """What answers as `forward` does and remembers what it made of the keyframes in so many of the last calls.
+
+        The network is in evaluation mode, and its weights stay as they are.
+        """
+
+
+def streamed(network: nn.Module, calls: int) -> Callable[[Frame], Occupancy]:
+    """A network for keyframes that come in the order of time; see `Streams`. In any other order it is as right."""
+    return network.streaming(calls) if isinstance(network, Streams) else network

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.frame import Frame
+from distill.networks.network import streamed
 
 _SILENT = "99"  # of the profiler's library, which otherwise tells when it starts and stops
 
@@ -24,7 +25,7 @@ _SILENT = "99"  # of the profiler's library, which otherwise tells when it start
 def network_cost(
     network: nn.Module, frame: Frame, device: torch.device, precision: torch.dtype, warmup: int, runs: int
 ) -> dict[str, Any]:
-    """What one keyframe costs, the inputs being on the device already.
+    """What one keyframe costs, the inputs being on the device already, and what a network remembers of its past.
 
     Args:
         network: in eval mode, on `device`.
@@ -41,11 +42,14 @@ def network_cost(
         `precision` and `image_size` (height, width).
     """
 
+    answer = streamed(network, calls=1)
+
     @torch.inference_mode()
     def forward() -> None:
         with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-            network(frame)
+            answer(frame)
 
+    forward()  # the past, too
     with FlopCounterMode(display=False) as counter:
         forward()
     working = peak_bytes(forward, device)

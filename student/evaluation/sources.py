@@ -19,6 +19,7 @@ from distill.checkpoint import Checkpoint
 from distill.classes import ClassSet
 from distill.frame import GRID, Array, Frame, declared
 from distill.grids import VoxelGrid
+from distill.networks.network import streamed
 from distill.nuscenes.frames import FrameDataset, with_labels
 from distill.nuscenes.index import Keyframe
 from distill.nuscenes.labels import LabelSource
@@ -86,6 +87,8 @@ class CheckpointSource:
         self.name, self.path, self.checkpoint = name, str(checkpoint.path), checkpoint
         self.network = checkpoint.network().to(device)
         self.views, self.device = views, device
+        # keyframes come in the order of time, each once for every view
+        self.answer = streamed(self.network, calls=max(1, len(views)))
         config = checkpoint.config
         self.grid: VoxelGrid = instantiate(config["grid"])
         self.inputs: dict[str, Any] = config["student"]["inputs"]
@@ -113,9 +116,9 @@ class CheckpointSource:
         """The network's answer, by all views."""
         frame = frame.to(self.device)
         if self.views:
-            log_probs_BXYZC = average_views(self.network, frame, self.views, self.grid)
+            log_probs_BXYZC = average_views(self.answer, frame, self.views, self.grid)
         else:
-            log_probs_BXYZC = self.network(frame).voxel_logits_BXYZC.float().log_softmax(-1)
+            log_probs_BXYZC = self.answer(frame).voxel_logits_BXYZC.float().log_softmax(-1)
         return [Prediction(log_probs.argmax(-1).to(torch.uint8), log_probs) for log_probs in log_probs_BXYZC]
 
 

@@ -10,17 +10,18 @@ Letters: B batch, X Y Z voxel axes, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.augment import ImageTransform
 from distill.errors import InputError
 from distill.frame import Frame, Mirror
 from distill.grids import VoxelGrid
+from distill.networks.prediction import Occupancy
 
 # the axis from left to right
 _SIDEWAYS = {"ego": 1, "lidar": 0}
@@ -54,7 +55,9 @@ class View:
         return voxels_BXYZC.flip(1 + _SIDEWAYS[grid.frame]) if self.world else voxels_BXYZC
 
 
-def average_views(network: nn.Module, frame: Frame, views: Sequence[View], grid: VoxelGrid) -> Tensor:
+def average_views(
+    network: Callable[[Frame], Occupancy], frame: Frame, views: Sequence[View], grid: VoxelGrid
+) -> Tensor:
     """The mean over the views of the network's probabilities.
 
     Args:

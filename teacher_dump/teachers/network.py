@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 
 from distill.checkpoint import load_checkpoint
 from distill.frame import Frame
+from distill.networks.network import streamed
 from teacher_dump.teachers import TeacherPrediction
 
 
@@ -26,6 +27,7 @@ class NetworkTeacher:
     def __init__(self, checkpoint: str, weights: str) -> None:
         loaded = load_checkpoint(checkpoint, weights)
         self.network = loaded.network()
+        self.answer = streamed(self.network, calls=1)
         self.grid = instantiate(loaded.config["grid"])
         self.inputs: dict[str, Any] = {**loaded.config["student"]["inputs"], "depth_stride": None}
         self.checkpoint_sha256 = loaded.sha256
@@ -40,6 +42,6 @@ class NetworkTeacher:
     @torch.inference_mode()
     def predict(self, frame: Frame) -> TeacherPrediction:
         """Log-probabilities of all voxels, and the BEV features if it says what they are."""
-        found = self.network(frame)
+        found = self.answer(frame)
         more = {} if self.features is None else {"features": found.features["bev"].values}
         return TeacherPrediction(found.voxel_logits_BXYZC.float().log_softmax(-1), more=more)
