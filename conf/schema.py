@@ -42,6 +42,10 @@ def _weights(value: str) -> str:
     return value if value in ("wheel", "none") else _place(value)
 
 
+def _file_or_none(value: str) -> str:
+    return value if value == "none" else _place(value)
+
+
 def _no_folder(name: str) -> str:
     if name in (".", ".."):
         raise ValueError("should be a plain name")
@@ -93,6 +97,7 @@ Text = Annotated[str, BeforeValidator(_text), StringConstraints(min_length=1)]
 # becomes part of a file's name
 Name = Annotated[Text, StringConstraints(pattern=r"^[^/\s\x00][^/\x00]*$"), AfterValidator(_no_folder)]
 Place = Annotated[Text, AfterValidator(_place)]
+FileOrNone = Annotated[Text, AfterValidator(_file_or_none)]
 Split = Annotated[Text, StringConstraints(pattern=r"^\S+$")]
 Splits = Annotated[list[Split], Field(min_length=1), AfterValidator(_distinct)]
 Signal = Annotated[Text, StringConstraints(pattern=r"^\w+(\.\w+)*$")]
@@ -230,6 +235,59 @@ class Head(Completed):
     classes: Built
 
 
+class DepthHead(Known):
+    """`distill.networks.monoocc.stage.DepthHead`."""
+
+    in_channels: Count
+    depth_range: Interval
+    depth_bins: Annotated[int, Field(ge=2)]
+    points: Count
+    grid: Built
+
+
+class QueryProposals(Known):
+    """`distill.networks.monoocc.proposals.QueryProposals`."""
+
+    rectified: bool
+    weights: FileOrNone
+
+
+class ProposalStage(Known):
+    """`distill.networks.monoocc.stage.ProposalStage`."""
+
+    depth: Built | None
+    network: Built
+    teacher: Text | None
+    grid: Built
+
+
+class CrossViewTransformer(Known):
+    """`distill.networks.monoocc.views.CrossViewTransformer`."""
+
+    channels: Annotated[int, Field(ge=4, multiple_of=4)]
+    layers: Count
+    around: bool
+    weights: FileOrNone
+
+
+class VoxelAttention(Known):
+    """`distill.networks.monoocc.attention.VoxelAttention`, whose grid the network says."""
+
+    partial: Literal[True] = Field(alias="_partial_")
+    in_channels: Count
+    channels: Count
+    layers: Count
+    key_points: Count
+    groups: Count
+    voxel_channels: Count
+
+    @model_validator(mode="after")
+    def _divides(self) -> VoxelAttention:
+        if self.channels % self.groups:
+            raise ValueError(f"channels={self.channels} is no multiple of groups={self.groups}")
+        return self
+
+
 class Term(Built):
     """A term of the objective; see `distill.losses.objective.Term`. Arguments of a user's own are left to it."""
 
@@ -273,6 +331,14 @@ class MultiScale(CrossEntropy):
     channels: Count | None
     hidden_channels: Count
     grid: Built
+
+
+class Proposals(LabelTerm):
+    """`distill.losses.proposals.Proposals`."""
+
+    free_weight: NotNegative
+    occupied_weight: NotNegative
+    decay: Positive
 
 
 class ImageSemantics(LabelTerm):
@@ -379,6 +445,14 @@ class ImageFeatureCosine(Known):
     teacher_channels: Count
 
 
+class TaughtProposals(RegionTerm):
+    """`distill.losses.proposals.TaughtProposals`."""
+
+    free_weight: NotNegative
+    occupied_weight: NotNegative
+    decay: Positive
+
+
 class BalancedVoxelKL(LogitsTerm):
     """`distill.losses.logits.BalancedVoxelKL`."""
 
@@ -482,6 +556,13 @@ BUILT: dict[str, type[Known]] = {
     "distill.networks.blocks.bev_encoder.BEVEncoder": BEVEncoder,
     "distill.networks.blocks.head.ChannelToHeight": Head,
     "distill.networks.temporal.PastFusion": PastFusion,
+    "distill.networks.monoocc.stage.DepthHead": DepthHead,
+    "distill.networks.monoocc.stage.ProposalStage": ProposalStage,
+    "distill.networks.monoocc.proposals.QueryProposals": QueryProposals,
+    "distill.networks.monoocc.views.CrossViewTransformer": CrossViewTransformer,
+    "distill.networks.monoocc.attention.VoxelAttention": VoxelAttention,
+    "distill.losses.proposals.Proposals": Proposals,
+    "distill.losses.proposals.TaughtProposals": TaughtProposals,
     "distill.losses.supervised.CrossEntropy": CrossEntropy,
     "distill.losses.supervised.FocalLoss": FocalLoss,
     "distill.losses.supervised.DecoupledCrossEntropy": DecoupledCrossEntropy,
@@ -790,7 +871,8 @@ def checked(program: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[
         return config, problems
     config = _check_built(_check_node(PROGRAMS[program], config, "", problems), "", problems)
     if not problems and "student" in config:
-        problems += [*_whole_cells(config["student"]), *_something_to_minimise(config)]
+        student = config["student"]
+        problems += [*_whole_cells(student), *_depth_of_proposals(student), *_something_to_minimise(config)]
     return config, problems
 
 
@@ -801,6 +883,12 @@ def _whole_cells(student: dict[str, Any]) -> Iterator[str]:
     size = student["inputs"]["image_size"]
     if any(side % stride for side in size):
         yield f"student.inputs.image_size={size}: should be multiples of {stride}, the stride of the network"
+
+
+def _depth_of_proposals(student: dict[str, Any]) -> Iterator[str]:
+    stage = student["network"].get("proposals")
+    if isinstance(stage, dict) and stage.get("depth", MISSING) is None and not student["inputs"]["lidar"]:
+        yield "student.network.proposals.depth=null: depth is that of the LiDAR, then: set student.inputs.lidar=true"
 
 
 def _something_to_minimise(config: dict[str, Any]) -> Iterator[str]:

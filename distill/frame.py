@@ -247,6 +247,8 @@ class Frame(Record):
             or, where a term asks for it, as `mask_camera` what cameras see as a rule.
         labelled: bool, whether there is a label.
         teachers: name -> what it says.
+        proposals: uint8 (X / 2, Y / 2, Z / 2), which blocks of 2^3 voxels a teacher finds occupied (1) or free (0), 255
+            where it says nothing; of a batch, for a network with `proposals_of`.
         past: earlier keyframes of the scene, the latest first, each with its own ego frame.
         ego2present: float32 (4, 4), of a frame in the past: its ego frame to that of the frame whose past it is.
     """
@@ -266,6 +268,7 @@ class Frame(Record):
     mask_lidar: Array = declared(GRID)
     labelled: Array = declared(FACT)
     teachers: Mapping[str, Told] = declared(RECORDS)
+    proposals: Array = declared(GRID)
     past: tuple[Frame, ...] = declared(RECORDS)
     ego2present: Array = declared(MOTION)
 

@@ -27,7 +27,10 @@ FREE_TO_CHANGE = (
 MEANT = {"warmup_steps": 0, "unlabelled": "all", "confidence": "none", "balance_by": "class"}
 SQRT = 0.5  # the power of class weights that they called sqrt
 # values that name a file; a run is told from another by what the file holds
-FILES = ("trainer.init", "student.network.encoder.weights")
+FILES = (
+    "trainer.init", "student.network.encoder.weights", "student.network.proposals.network.weights",
+    "student.network.views.weights",
+)  # fmt: skip
 
 
 def run_facts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from distill.errors import InputError
+from distill.frame import Frame
 from distill.losses.objective import Lesson, Objective
+from distill.losses.regions import found_classes
 from distill.teaching import Provider, Pupil
+from distill.teaching.taught import Taught
+from kernels.pooled_labels import UNKNOWN, pooled_labels
 
 
 class Learner(nn.Module):
@@ -42,6 +47,8 @@ class Learner(nn.Module):
         providers: list[Provider] = [*self.teachers.values()]  # type: ignore[list-item]
         for each in providers:
             each.before_step(self.network, step)
+            if each.name == proposing(self.network):
+                frame = replace(frame, proposals=proposals_of(each.taught(frame), frame))
         with torch.autocast(frame.images.device.type, dtype=self.precision, enabled=self.precision is not None):
             prediction = self.network(frame)
             teachers = {each.name: each.taught(frame, prediction) for each in providers}
@@ -49,7 +56,9 @@ class Learner(nn.Module):
 
 
 def make_objective(config: DictConfig, network: nn.Module) -> Objective:
-    """The terms of `config.objective` and `config.kd`, but those of weight 0 and those of depth without depth bins.
+    """The terms of `config.objective` and `config.kd`, but those of weight 0 and those about what no network says.
+
+    That is depth without depth bins, and proposals of a network that makes none.
 
     Raises:
         InputError: none is left.
@@ -57,13 +66,36 @@ def make_objective(config: DictConfig, network: nn.Module) -> Objective:
     terms = {**config.objective.terms, **config.kd.terms}
     built = {name: instantiate(node) for name, node in terms.items() if node.weight}
     predicts_depth = getattr(network, "depth_stride", None) is not None
-    left = {name: term for name, term in built.items() if predicts_depth or not term.needs.depth}
+    proposes = getattr(network, "proposes", False)
+    left = {
+        name: term
+        for name, term in built.items()
+        if (predicts_depth or not term.needs.depth) and (proposes or not term.needs.proposals)
+    }
     if not left:
         raise InputError(
-            f"objective.terms: {', '.join(built)} is about depth, which student={config.student.name} does not "
-            "predict: there is nothing to learn; give another term a weight"
+            f"objective.terms: {', '.join(built)} is about depth or proposals, which student={config.student.name} "
+            "does not predict: there is nothing to learn; give another term a weight"
         )
     return Objective(left, config.kd.warmup_steps)
+
+
+def proposing(network: nn.Module) -> str | None:
+    """Name of the teacher whose proposals a network takes while it learns, see `OccupancyNetwork`."""
+    return getattr(network, "proposals_of", None)
+
+
+def proposals_of(teacher: Taught, frame: Frame) -> Tensor:
+    """What a teacher finds occupied at half resolution (docs/formulas.md 11.6), see `Frame.proposals`."""
+    index_V = teacher.taught_B.repeat_interleave(frame.semantics[0].numel()).nonzero().squeeze(1)
+    found_BXYZ = found_classes(teacher, index_V[teacher.covered(index_V)], frame.semantics.shape)
+    coarse_BXYZ = pooled_labels(found_BXYZ, 2, teacher.free)
+    return torch.where(coarse_BXYZ == UNKNOWN, UNKNOWN, (coarse_BXYZ != teacher.free).to(torch.uint8))
+
+
+def questions(objective: Objective, network: nn.Module, teacher: str) -> frozenset[str]:
+    """The questions that a teacher must answer to the terms and to the network; empty: nobody listens to it."""
+    return objective.asked(teacher) | (frozenset({"voxels"}) if proposing(network) == teacher else frozenset())
 
 
 def open_teachers(
@@ -73,7 +105,7 @@ def open_teachers(
     tokens: Sequence[str],
     unlabelled: Collection[str],
 ) -> list[Provider]:
-    """The teachers of `config.teachers` to whom a term listens.
+    """The teachers of `config.teachers` to whom a term, or the network, listens.
 
     Args:
         config: of the run.
@@ -83,16 +115,28 @@ def open_teachers(
         unlabelled: training keyframes without labels.
 
     Raises:
-        InputError: a term listens to one that there is not, or one cannot answer.
+        InputError: somebody listens to one that there is not, or one cannot answer.
     """
     objective.check_teachers([str(name) for name in config.teachers])
+    if proposing(network) not in (None, *config.teachers):
+        raise InputError(
+            f"student.network.proposals.teacher={proposing(network)}: there is no such teacher, but "
+            f"{', '.join(map(str, config.teachers)) or 'none'}: add it to teachers, or set it to null"
+        )
     grid, classes = instantiate(config.grid), instantiate(config.classes)
 
     def pupil(asked: Collection[str], asked_unlabelled: Collection[str]) -> Pupil:
         return Pupil(network, grid, classes, asked, asked_unlabelled, tokens, unlabelled)
 
-    return [
+    opened = [
         instantiate(node, _partial_=True)(name=name, pupil=pupil(asked, objective.asked_unlabelled(str(name))))
         for name, node in config.teachers.items()
-        if (asked := objective.asked(str(name)))
+        if (asked := questions(objective, network, str(name)))
     ]
+    for each in opened:
+        if each.changes and each.name == proposing(network):
+            raise InputError(
+                f"student.network.proposals.teacher={each.name} says nothing before the student does: name one with a "
+                "store, or set it to null"
+            )
+    return opened

@@ -21,7 +21,7 @@ from distill.nuscenes.layout import LIDAR
 from distill.nuscenes.rays import RayDraw
 from distill.nuscenes.withheld import Withheld
 from distill.teaching import Provider
-from student.learner import open_teachers
+from student.learner import open_teachers, questions
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Plan:
         Raises:
             InputError: a term listens to one that there is not, or one cannot answer.
         """
-        asked = any(self.objective.asked(str(name)) for name in self.config.teachers)
+        asked = any(questions(self.objective, self.network, str(name)) for name in self.config.teachers)
         unlabelled = self.unlabelled() if asked else frozenset()
         return open_teachers(self.config, self.objective, self.network, self.index.tokens, unlabelled)
 

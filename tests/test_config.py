@@ -48,6 +48,7 @@ KD_TERMS = {
     "affinity": ["kd_voxel", "kd_bev", "kd_affinity"],
     "ray_termination": ["kd_voxel", "kd_bev", "kd_rays"],
     "features": ["kd_voxel", "kd_bev", "kd_features"],
+    "proposals": ["kd_voxel", "kd_bev", "kd_proposals"],
     "jaccard": ["kd_jaccard"],
     "pseudo": ["pseudo_ce", "pseudo_lovasz"],
     "balanced_pseudo": ["pseudo_ce", "pseudo_lovasz", "kd_voxel", "kd_bev"],
@@ -154,7 +155,10 @@ def test_thresholds_are_of_classes_that_there_are():
     assert "threshold.pedestrain: occ3d has no such class" in user_mistake(caught.value)
 
 
-@pytest.mark.parametrize(("student", "channels"), [("effnet_lite0", 128), ("demo_2f", 64), ("fusion", 48)])
+@pytest.mark.parametrize(
+    ("student", "channels"),
+    [("effnet_lite0", 128), ("demo", 64), ("demo_2f", 64), ("fusion", 48), ("monoocc", 128)],
+)
 def test_heads_at_coarser_resolutions_know_the_channels_of_the_network(student, channels):
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", overrides=[f"student={student}", "objective.terms.multi_scale.weight=0.5"])
@@ -183,11 +187,25 @@ def test_of_a_network_of_ones_own_they_have_to_be_told():
     assert "objective.terms.multi_scale.channels must be given" in user_mistake(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "predicts_depth", "proposes"),
+    [("seed=0", True, True), ("student.network.proposals=null", False, False)],
+)
+def test_monoocc_has_one_stage_by_one_override(override, predicts_depth, proposes):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=["experiment=demo_monoocc", "kd=none", override])
+    assert checked("train", OmegaConf.to_container(config, resolve=True))[1] == []
+    network = instantiate(config.student.network)
+    assert (network.depth_stride is not None, network.proposes) == (predicts_depth, proposes)
+    terms = {name for name, _ in make_objective(config, network).items()}
+    assert terms == {"ce", "lovasz"} | ({"depth", "proposals"} if proposes else set())
+
+
 def test_depth_alone_is_nothing_for_a_network_without():
     with initialize_config_module("conf", version_base="1.3"):
         others = [f"objective.terms.{name}.weight=0" for name in ("ce", "lovasz")]
         config = compose("train", overrides=["student=fusion", "kd=none", *others])
-    with pytest.raises(InputError, match="depth is about depth, which student=fusion does not predict"):
+    with pytest.raises(InputError, match="depth is about depth or proposals, which student=fusion does not predict"):
         make_objective(config, SimpleNamespace(depth_stride=None))
 
 

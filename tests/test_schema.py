@@ -74,6 +74,11 @@ def test_no_value_goes_unchecked(program, wrong):
         ("train", "trainer.augmentation=none", "trainer.augmentation=none: should be a group of values with a"),
         ("train", "output=", "output=: should not be empty"),
         ("train", "name=..", "name=..: should be a plain name"),
+        (
+            "train",
+            "+student.network.proposals={depth: null}",
+            "network.proposals.depth=null: depth is that of the LiDAR",
+        ),
         ("train", "student.network._target_=Network", "should be a class or function with its module"),
         ("train", "trainer.learning_rate=nan", "trainer.learning_rate=nan: should be a finite number"),
         ("train", "trainer.learning_rate=-1e-3", "trainer.learning_rate=-0.001: should be greater than or equal to 0"),
@@ -261,5 +266,29 @@ def test_a_users_own_objects_are_left_to_their_constructors():
 def test_values_of_rendering(override, said):
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", overrides=["objective=render_only", override])
+    problems = checked("train", OmegaConf.to_container(config, resolve=True))[1]
+    assert any(said in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "student.network.proposals.depth=null",
+            "proposals.depth=null: depth is that of the LiDAR, then: set",
+        ),
+        ("student.network.proposals.depth.points=0", "depth.points=0: should be greater than or equal to 1"),
+        ("student.network.proposals.depth.depth_range=[9,1]", "should rise"),
+        ("student.network.proposals.network.rectified=1", "network.rectified=1: should be a valid boolean"),
+        ("student.network.attention.groups=3", "channels=128 is no multiple of groups=3"),
+        ("student.network.views.channels=6", "views.channels=6: should be a multiple of 4"),
+        ("student.network.views.around=1", "views.around=1: should be a valid boolean"),
+        ("objective.terms.proposals.decay=0", "objective.terms.proposals.decay=0: should be greater than 0"),
+        ("objective.terms.proposals.mask=seen", "objective.terms.proposals.mask=seen: should be 'camera'"),
+    ],
+)
+def test_values_of_monoocc(override, said):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=["student=monoocc_views", override])
     problems = checked("train", OmegaConf.to_container(config, resolve=True))[1]
     assert any(said in problem for problem in problems), problems

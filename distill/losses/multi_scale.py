@@ -15,17 +15,15 @@ from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.grids import VoxelGrid
 from distill.losses.objective import Lesson, Term
-from distill.losses.regions import labelled_mask, wide
+from distill.losses.regions import coarse_labels, wide
 from distill.losses.supervised import cross_entropy, geometric_scal, lovasz_softmax, semantic_scal
 from distill.networks.blocks.head import ChannelToHeight
 from distill.networks.prediction import Occupancy
-from kernels.pooled_labels import UNKNOWN, pooled_labels
+from kernels.pooled_labels import UNKNOWN
 
 
 class MultiScale(Term):
     """What heads of its own say of coarser voxels, from the BEV features, against labels pooled to these.
-
-    Labels are pooled as the network's frames show them: mirrored with the world, and unknown outside the mask.
 
     Args:
         weight: of the term.
@@ -75,11 +73,9 @@ class MultiScale(Term):
         Raises:
             InputError: the network has no such features.
         """
-        known_BXYZ = labelled_mask(lesson.frame, self.mask, self.classes)
-        labels_BXYZ = lesson.frame.semantics.masked_fill(~known_BXYZ, UNKNOWN)
         losses = []
         for scale, head in self.heads.items():
-            coarse_BXYZ = pooled_labels(labels_BXYZ, int(scale), self.classes.free)
+            coarse_BXYZ = coarse_labels(lesson, self.mask, self.classes, int(scale))
             logits_BXYZC = head(self._features(lesson.prediction, int(scale)))
             there_BXYZ = coarse_BXYZ != UNKNOWN
             losses.append(self._loss(logits_BXYZC[there_BXYZ].log_softmax(-1), coarse_BXYZ[there_BXYZ].long()))

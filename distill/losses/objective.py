@@ -22,6 +22,7 @@ class Needs(NamedTuple):
     Attributes:
         depth: LiDAR depth maps on the cells of the network's depth bins (`Frame.depth`).
         rays: what LiDAR and cameras see along rays (`Frame.rays`).
+        proposals: scores of a network that proposes voxels (`Occupancy.proposals`).
         answers: questions that teachers must answer: "voxels", "columns", or those of a signal of one's own.
         answers_unlabelled: further ones about frames without labels; not asked where a teacher has none of them.
         prior: of frames without labels, as `mask_camera`, what cameras see as a rule (docs/formulas.md 4.9).
@@ -31,6 +32,7 @@ class Needs(NamedTuple):
 
     depth: bool = False
     rays: bool = False
+    proposals: bool = False
     answers: frozenset[str] = frozenset()
     answers_unlabelled: frozenset[str] = frozenset()
     prior: bool = False

@@ -14,6 +14,7 @@ from distill.classes import ClassSet
 from distill.frame import Frame
 from distill.losses.objective import Lesson, ListeningTerm
 from distill.teaching.taught import Taught
+from kernels.pooled_labels import UNKNOWN, pooled_labels
 
 
 class RegionTerm(ListeningTerm):
@@ -60,6 +61,32 @@ def labelled_mask(frame: Frame, mask: str, classes: ClassSet) -> Tensor:
         classes: of the labels.
     """
     return _policy(mask, frame, classes.ignored) & _per_frame(frame.labelled)
+
+
+def coarse_labels(lesson: Lesson, mask: str, classes: ClassSet, scale: int) -> Tensor:
+    """Labels pooled to blocks of `scale` ^ 3 voxels, unknown outside the mask, uint8 (B, X, Y, Z) of the blocks.
+
+    They are pooled as the frames show them, mirrored with the world (docs/formulas.md 4.18).
+    """
+
+    def work_out() -> Tensor:
+        known_BXYZ = labelled_mask(lesson.frame, mask, classes)
+        return pooled_labels(lesson.frame.semantics.masked_fill(~known_BXYZ, UNKNOWN), scale, classes.free)
+
+    return lesson.once(("coarse labels", mask, scale), work_out)
+
+
+def found_classes(teacher: Taught, index_V: Tensor, shape_BXYZ: torch.Size) -> Tensor:
+    """The classes that a teacher finds likeliest, unknown but in some voxels, uint8 (B, X, Y, Z).
+
+    Args:
+        teacher: answers "voxels".
+        index_V: flat positions of these voxels in (B, X, Y, Z).
+        shape_BXYZ: of the voxels.
+    """
+    found_K = torch.full((shape_BXYZ.numel(),), UNKNOWN, dtype=torch.uint8, device=index_V.device)
+    found_K[index_V] = teacher.voxels(index_V).argmax(-1).to(torch.uint8)
+    return found_K.view(shape_BXYZ)
 
 
 def taught_voxels(lesson: Lesson, teacher: Taught, mask: str, unlabelled: str, classes: ClassSet) -> Tensor:

@@ -109,7 +109,7 @@ class LiftSplat(nn.Module):
         """
         with torch.autocast(intrinsics.device.type, enabled=False):
             points = frustum(*size, stride, self.depth_centres, intrinsics.float(), cam2ego.float())
-            return LiftCells(self._cell_of(points), self.near_ground(points))
+            return LiftCells(self._cell_of(points), near_ground(points, self.ground, self.voxel_size))
 
     def pool(self, feat_BNCHW: Tensor, cells: LiftCells, measured_BNHW: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """BEV features and depth logits of image features that lie in these cells, as `forward` returns them."""
@@ -126,22 +126,28 @@ class LiftSplat(nn.Module):
             bev_BCK = bev_pool(probs_BNDHW * self.area, context_BNCHW, cells.cell_BNDHW, count)
         return bev_BCK.unflatten(2, (self.height_slices, x, y)).flatten(1, 2), depth_BNDHW
 
-    def near_ground(self, points: Tensor) -> Tensor:
-        """How near frustum points (B, N, D, H, W, 3) are to the plane of the road, see `LiftCells`.
-
-        Calibration tells where a ray would meet a flat road; the depth head starts from there, as BEVDepth's (Li et
-        al. 2023) does from its camera parameters. Points between two bins count by half.
-        """
-        z_BNDHW = points[..., 2]
-        step_BNDHW = (z_BNDHW[:, :, 1:] - z_BNDHW[:, :, :-1]).abs().mean(2, keepdim=True)
-        return (1 - (z_BNDHW - self.ground).abs() / step_BNDHW.clamp_min(self.voxel_size)).clamp_min(0)
-
     def _cell_of(self, points: Tensor) -> Tensor:
         """The cell (slice * X + x) * Y + y of ego points (..., 3), int64; -1 outside the grid."""
         x, y, z = ((points - self.lower_3) / self.cell_3).floor().unbind(-1)
         size_x, size_y = self.bev_shape
         inside = (x >= 0) & (x < size_x) & (y >= 0) & (y < size_y) & (z >= 0) & (z < self.height_slices)
         return torch.where(inside, (z * size_x + x) * size_y + y, -1).long()
+
+
+def near_ground(points: Tensor, ground: float, voxel_size: float) -> Tensor:
+    """How near frustum points (B, N, D, H, W, 3) are to the plane of the road, see `LiftCells`.
+
+    Calibration tells where a ray would meet a flat road; the depth head starts from there, as BEVDepth's (Li et al.
+    2023) does from its camera parameters. Points between two bins count by half.
+
+    Args:
+        points: in the frame of the grid, metres.
+        ground: height of the road, metres.
+        voxel_size: from so far off a point is not near, at least; metres.
+    """
+    z_BNDHW = points[..., 2]
+    step_BNDHW = (z_BNDHW[:, :, 1:] - z_BNDHW[:, :, :-1]).abs().mean(2, keepdim=True)
+    return (1 - (z_BNDHW - ground).abs() / step_BNDHW.clamp_min(voxel_size)).clamp_min(0)
 
 
 def substituted(probs_BNDHW: Tensor, bin_BNHW: Tensor) -> Tensor:
@@ -160,11 +166,17 @@ def frustum(height: int, width: int, stride: int, centres_D: Tensor, intrinsics:
 
     (u, v) is the centre of a cell, (index + 0.5) * stride.
     """
-    u = (torch.arange(width, device=centres_D.device) + 0.5) * stride
-    v = (torch.arange(height, device=centres_D.device) + 0.5) * stride
+    rays_BNHW3, origin_BN3 = pixel_rays(height, width, stride, intrinsics, cam2ego)
+    return origin_BN3[:, :, None, None, None] + rays_BNHW3.unsqueeze(2) * centres_D.view(-1, 1, 1, 1)
+
+
+def pixel_rays(height: int, width: int, stride: float, intrinsics: Tensor, cam2ego: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the centres of image cells look in the ego frame, a metre along the optical axis (B, N, H, W, 3), and from
+    where, metres (B, N, 3)."""
+    u = (torch.arange(width, device=intrinsics.device) + 0.5) * stride
+    v = (torch.arange(height, device=intrinsics.device) + 0.5) * stride
     pixels_HW3 = torch.stack([*torch.meshgrid(u, v, indexing="xy"), torch.ones(height, width, device=u.device)], -1)
     # inv_ex does not wait for the GPU
     ray2ego = cam2ego[..., :3, :3] @ torch.linalg.inv_ex(intrinsics).inverse
-    rays_BNHW3 = torch.einsum("bnij,hwj->bnhwi", ray2ego, pixels_HW3)
-    origin = cam2ego[:, :, None, None, None, :3, 3]
-    return origin + rays_BNHW3.unsqueeze(2) * centres_D.view(-1, 1, 1, 1)
+    rays_BNHW3 = torch.einsum("bnij,hwj->bnhwi", ray2ego, pixels_HW3.to(ray2ego.dtype))
+    return rays_BNHW3, cam2ego[..., :3, 3]

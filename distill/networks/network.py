@@ -14,7 +14,9 @@ from distill.networks.prediction import Occupancy
 class OccupancyNetwork(Protocol):
     """An `nn.Module` whose forward takes a batch of frames.
 
-    One whose map "bev" can be kept in a store has `bev_features`, a `distill.networks.prediction.FeatureKind`, too.
+    One whose map "bev" can be kept in a store has `bev_features`, a `distill.networks.prediction.FeatureKind`, too; one
+    that says `proposes` has scores of proposals (`Occupancy.proposals`), and one with `proposals_of`, the name of a
+    teacher, is given that teacher's while it learns (`Frame.proposals`).
     Building one opens no file. What begins from weights that lie in a file `StartsPretrained`.
     """
 

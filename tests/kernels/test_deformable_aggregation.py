@@ -66,6 +66,23 @@ def test_samples_of_a_query_are_summed_and_queries_are_apart():
     torch.testing.assert_close(deformable_aggregation(maps, uv[2:3], weights[2:3]), whole[2:3])
 
 
+def test_gradients_are_those_of_grid_sample():
+    maps, uv, weights = inputs(4)
+    gradient = torch.randn(9, 6, generator=torch.Generator().manual_seed(5))
+    needed = [value.requires_grad_() for value in (*maps, uv, weights)]
+    found, expected = (
+        torch.autograd.grad(how(maps, uv, weights), needed, gradient) for how in (deformable_aggregation, definition)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_without_queries_there_is_nothing_and_no_gradient():
+    maps, uv, weights = inputs(5)
+    found = deformable_aggregation([image.requires_grad_() for image in maps], uv[:0], weights[:0])
+    assert found.shape == (0, 6)
+    assert not any(gradient.any() for gradient in torch.autograd.grad(found.sum(), maps))
+
+
 @pytest.mark.parametrize("outside", [7.0, -7.0, float("inf"), float("nan")])
 def test_nothing_in_any_image_gives_zeros(outside):
     maps, uv, weights = inputs(1)
@@ -96,6 +113,17 @@ for seed, queries, points, cameras, groups, channels in ((0, 6, 3, 2, 2, 6), (1,
     found, expected = (side.aggregate(maps, uv, weights) for side in (twin, reference))
     assert expected.any()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    gradient = torch.randn_like(found)
+    for needed in ([uv, weights, *maps], [weights], maps[:1]):
+        for value in needed:
+            value.requires_grad_()
+        found, expected = (
+            torch.autograd.grad(side.aggregate(maps, uv, weights), needed, gradient) for side in (twin, reference)
+        )
+        assert all(value.any() for value in expected)
+        torch.testing.assert_close(found, expected)
+        for value in needed:
+            value.requires_grad_(False)
 """
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.errors import InputError
 from distill.frame import Frame
 from distill.grids import OCC3D, VoxelGrid
-from distill.networks.lift import LiftSplat
+from distill.networks.lift import LiftSplat, near_ground
 from distill.networks.network import LiftsMeasuredDepth
 
 HEIGHT, WIDTH, STRIDE = 4, 6, 16
@@ -165,11 +165,11 @@ def test_the_hint_marks_where_a_ray_meets_the_road():
     height, slope = 1.5, 0.1
     z = height - slope * module.depth_centres  # meets the road at 15 m, between the bins at 10 and 16 m
     points = torch.stack([torch.zeros(BINS), torch.zeros(BINS), z], -1).view(1, 1, BINS, 1, 1, 3)
-    hint = module.near_ground(points).flatten()
+    hint = near_ground(points, OCC3D.ground, OCC3D.voxel_size).flatten()
     assert hint.argmax() == (module.depth_centres - 15).abs().argmin()
     assert torch.allclose(hint.sum(), torch.tensor(1.0), atol=1e-5)  # two neighbours share a crossing between them
-    upwards = module.near_ground(points * torch.tensor([1.0, 1.0, 0.0]) + torch.tensor([0.0, 0.0, 3.0]))
-    assert not upwards.any()
+    above = points * torch.tensor([1.0, 1.0, 0.0]) + torch.tensor([0.0, 0.0, 3.0])
+    assert not near_ground(above, OCC3D.ground, OCC3D.voxel_size).any()
 
 
 def test_the_sum_is_not_normalised():
