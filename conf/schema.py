@@ -446,8 +446,9 @@ class ImageFeatureCosine(Known):
 
 
 class TaughtProposals(RegionTerm):
-    """`distill.losses.proposals.TaughtProposals`."""
+    """`distill.losses.proposals.TaughtProposals`, which has to be told of free voxels, too."""
 
+    mask: Mask
     free_weight: NotNegative
     occupied_weight: NotNegative
     decay: Positive

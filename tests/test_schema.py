@@ -292,3 +292,8 @@ def test_values_of_monoocc(override, said):
         config = compose("train", overrides=["student=monoocc_views", override])
     problems = checked("train", OmegaConf.to_container(config, resolve=True))[1]
     assert any(said in problem for problem in problems), problems
+
+
+def test_who_teaches_proposals_tells_of_free_voxels_too():
+    (problem,) = checked("train", configuration("train", "kd=proposals", "kd.mask=occupied"))[1]
+    assert problem == "kd.terms.kd_proposals.mask=occupied: should be 'camera', 'lidar' or 'all'"
