@@ -11,7 +11,8 @@ from distill.networks.prediction import Occupancy
 class OccupancyNetwork(Protocol):
     """An `nn.Module` whose forward takes a batch of frames.
 
-    One whose map "bev" can be kept in a store has `bev_features`, a `distill.networks.prediction.FeatureKind`, too.
+    One whose map "bev" can be kept in a store has `bev_features`, a `distill.networks.prediction.FeatureKind`, too; one
+    whose last set of points can, `point_kind`, a `distill.signals.PointKind`.
     Building one opens no file. What begins from weights that lie in a file `StartsPretrained`.
     """
 

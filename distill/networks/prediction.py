@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from distill.point_sets import PointSet
+
 
 def depth_bin(depth: Tensor, lower: float, upper: float, bins: int) -> Tensor:
     """In which of equal bins over [lower, upper) measured depths lie; -1 outside, such as 0 = no return; int64.
@@ -76,9 +78,11 @@ class Occupancy(NamedTuple):
         features: by name; which there are is the network's to say.
         depth: None for a network without a camera lift.
         branches: answers of branches that exist in training alone, by name.
+        points: of a network of sets, from whose last the voxels follow: one per layer, and first what all begin with.
     """
 
     voxel_logits_BXYZC: Tensor
     features: Mapping[str, FeatureMap] = MappingProxyType({})
     depth: DepthBins | None = None
     branches: Mapping[str, Occupancy] = MappingProxyType({})
+    points: tuple[PointSet, ...] = ()
