@@ -549,6 +549,65 @@ class GaussianFormerTeacher(Known):
     network: Built
 
 
+class Inputs(Node):
+    """What a network is given; see `distill.nuscenes.frames.FrameDataset`."""
+
+    image_size: Size
+    lidar: bool
+    history: CountOrNone
+    bicubic: bool = False
+
+
+class VoxelRule(Known):
+    """`distill.point_sets.VoxelRule`."""
+
+    reach: Positive
+    threshold: Annotated[Number, Field(gt=0, lt=1)]
+    most: Count
+    power: Positive
+
+
+class OPUS(Known):
+    """`distill.networks.opus.OPUS`."""
+
+    queries: Count
+    samples: Count
+    refined: Annotated[list[Count], Field(min_length=1)]
+    history: CountOrNone
+    weights: Place | None
+    backbone_weights: Annotated[str, AfterValidator(_weights)]
+    rule: VoxelRule
+    grid: Built
+    classes: Built
+
+
+class OpusTeacher(Known):
+    """`teacher_dump.teachers.opus.OpusTeacher`."""
+
+    name: Name
+    checkpoint: Place
+    inputs: Inputs
+    network: Built
+
+
+class PointPlaces(Known):
+    """`distill.losses.point_sets.PointPlaces`."""
+
+    weight: NotNegative
+    rare: Annotated[list[CountOrNone], AfterValidator(_distinct)]
+    grid: Built
+    classes: Built
+
+
+class PointClasses(Known):
+    """`distill.losses.point_sets.PointClasses`."""
+
+    weight: NotNegative
+    class_weights: list[NotNegative]
+    grid: Built
+    classes: Built
+
+
 BUILT: dict[str, type[Known]] = {
     "distill.demo.WorldConfig": World,
     "distill.grids.named_grid": Grid,
@@ -600,6 +659,11 @@ BUILT: dict[str, type[Known]] = {
     "student.evaluation.tta.View": View,
     "teacher_dump.teachers.network.NetworkTeacher": NetworkTeacher,
     "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher": GaussianFormerTeacher,
+    "distill.point_sets.VoxelRule": VoxelRule,
+    "distill.networks.opus.OPUS": OPUS,
+    "teacher_dump.teachers.opus.OpusTeacher": OpusTeacher,
+    "distill.losses.point_sets.PointPlaces": PointPlaces,
+    "distill.losses.point_sets.PointClasses": PointClasses,
 }
 
 
@@ -648,15 +712,6 @@ class DataOfCheckpoint(Node):
     lidar_columns: Annotated[int, Field(ge=4, le=64)] | None
     cache_dir: Place
     world: Built | None
-
-
-class Inputs(Node):
-    """What a network is given; see `distill.nuscenes.frames.FrameDataset`."""
-
-    image_size: Size
-    lidar: bool
-    history: CountOrNone
-    bicubic: bool = False
 
 
 class Student(Node):

@@ -56,6 +56,18 @@ def device(name: str) -> torch.device:
     return torch.device("cuda", int(number or os.environ.get("LOCAL_RANK", "0")) % count)
 
 
+def mean(counts: torch.Tensor) -> torch.Tensor:
+    """The mean over all ranks, of equal shape on each: what sums are divided by to be those of the global batch.
+
+    As the ranks' gradients are averaged, sum / mean(count) is the sum over all of them by the count over all of them.
+    """
+    if not dist.is_initialized():
+        return counts
+    counts = counts.clone()
+    dist.all_reduce(counts)
+    return counts / dist.get_world_size()
+
+
 @contextmanager
 def process_group(on: torch.device) -> Iterator[None]:
     """Join the ranks for collective operations: NCCL on GPUs, gloo on CPUs; nothing for a single process."""

@@ -29,7 +29,7 @@ from distill.gaussians import Gaussians
 from distill.grids import VoxelGrid
 from distill.located import located
 from distill.networks.prediction import FeatureKind
-from distill.signals import GaussianKind
+from distill.signals import GaussianKind, PointKind
 from teacher_dump.teachers import Teacher, TeacherPrediction
 
 # By how much the probabilities of a voxel may miss 1: bfloat16 needs a third of it, and the store's check allows for it
@@ -146,7 +146,7 @@ def _check_members(teacher: Teacher, where: str) -> None:
             f"{where} makes a {_name(teacher)} without {', '.join(absent)}: see teacher_dump.teachers.Teacher"
         )
     kinds: dict[str, Any] = {"grid": VoxelGrid, "inputs": Mapping, "checkpoint_sha256": str}
-    kinds |= {"gaussians": GaussianKind | None, "features": FeatureKind | None}
+    kinds |= {"gaussians": GaussianKind | None, "features": FeatureKind | None, "points": PointKind | None}
     for name, kind in kinds.items():
         value = getattr(teacher, name, None)
         if not isinstance(value, kind):

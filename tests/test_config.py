@@ -18,16 +18,23 @@ from student.learner import make_objective
 
 CONF = Path(__file__).parent.parent / "conf"
 SHIPPED = "pkg://teacher_dump/weights/fusion_demo.safetensors"
+# terms on feature maps that a network of sets has not
+NO_MAPS = ["~objective.terms.multi_scale", "~objective.terms.image_semantics"]
 GIVEN = {
     "data": {"nuscenes": ["data.root=/d"]},
+    "student": {file.stem: NO_MAPS for file in CONF.glob("student/opus*.yaml")},
     "teacher": {
         "checkpoint": ["teacher.name=n", f"teacher.checkpoint={SHIPPED}"],
         "callable": ["teacher.name=n", "teacher._target_=types.SimpleNamespace"],
         **{file.stem: ["teacher.checkpoint=c.pth"] for file in CONF.glob("teacher/gaussianformer*.yaml")},
+        **{file.stem: ["teacher.checkpoint=c.pth"] for file in CONF.glob("teacher/opus*.yaml")},
     },
 }
 # only with upstream's weights; the network in it is built nevertheless
-UPSTREAM = "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher"
+UPSTREAM = {
+    "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher",
+    "teacher_dump.teachers.opus.OpusTeacher",
+}
 PROGRAMS = {
     "dump": {"data", "grid", "teacher"},
     "train": {"data", "grid", "student", "objective", "kd", "teachers", "trainer", "experiment"},
@@ -69,7 +76,7 @@ def build(node, key=""):
     """Everything that a configuration describes; networks without memory for their weights."""
     if key == "teachers":  # opened with what a run asks them
         return
-    if isinstance(node, dict) and node.get("_target_", UPSTREAM) != UPSTREAM:
+    if isinstance(node, dict) and node.get("_target_") not in {None, *UPSTREAM}:
         arguments = {name: value for name, value in node.items() if (key, name) != ("teacher", "name")}
         with torch.device("meta") if key == "network" else nullcontext():
             instantiate(arguments)
@@ -83,7 +90,7 @@ def test_every_option_composes_and_can_be_built(program, group, option):
     overrides = [f"{group}={option}", *GIVEN.get(group, {}).get(option, [])]
     if program == "dump" and option in ("nuscenes", "demo_study", "fusion"):
         overrides.append(f"teacher.checkpoint={SHIPPED}")
-    if program == "train":
+    if program == "train" and not (group == "student" and option.startswith("opus")):
         overrides.append("student.network.encoder.weights=none")
     with initialize_config_module("conf", version_base="1.3"):
         config = compose(program, overrides=overrides)
@@ -261,3 +268,41 @@ def test_runs_that_differ_have_folders_that_differ():
     with initialize_config_module("conf", version_base="1.3"):
         folders = {compose("train", overrides=[f"kd={kd}", "seed=3"]).output for kd in ("none", "voxel")}
     assert len(folders) == 2
+
+
+def test_the_objective_of_sets_is_about_sets():
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=["student=opus_t", "objective=opus", "kd=none"])
+    objective = make_objective(config, SimpleNamespace(depth_stride=None))
+    assert [name for name, _ in objective.items()] == ["point_places", "point_classes"]
+
+
+@pytest.mark.parametrize("size", ["t", "s", "m", "l"])
+def test_opus_teaches_with_the_network_that_is_trained(size):
+    with initialize_config_module("conf", version_base="1.3"):
+        trained = compose("train", overrides=[f"student=opus_{size}"]).student
+        teacher = compose("dump", overrides=[f"teacher=opus_{size}", "teacher.checkpoint=c.pth"]).teacher
+    trained, teacher = (OmegaConf.to_container(each, resolve=False) for each in (trained, teacher))
+    assert {name: teacher[name] for name in trained} == trained
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("student.network.rule.threshold=1.5", "student.network.rule.threshold=1.5: should be less than 1"),
+        ("student.network.rule.power=0", "student.network.rule.power=0: should be greater than 0"),
+        ("student.network.rule.most=0", "student.network.rule.most=0: should be greater than or equal to 1"),
+        ("student.network.queries=0", "student.network.queries=0: should be greater than or equal to 1"),
+        ("student.network.refined=[]", "student.network.refined=[]: "),
+        (
+            "objective.terms.point_places.rare=[2,2]",
+            "objective.terms.point_places.rare=[2, 2]: names one of them twice",
+        ),
+        ("objective.terms.point_classes.weight=-1", "objective.terms.point_classes.weight=-1: should be greater than"),
+    ],
+)
+def test_values_of_opus_are_checked(override, said):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=["student=opus_t", "objective=opus", "kd=none", override])
+    (problem,) = checked("train", OmegaConf.to_container(config, resolve=True))[1]
+    assert problem.startswith(said)

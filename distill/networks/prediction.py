@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from distill.point_sets import PointSet
+
 
 def depth_bin(depth: Tensor, lower: float, upper: float, bins: int) -> Tensor:
     """In which of equal bins over [lower, upper) measured depths lie; -1 outside, such as 0 = no return; int64.
@@ -78,6 +80,7 @@ class Occupancy(NamedTuple):
         branches: answers of branches that exist in training alone, by name.
         proposals: of a network that first proposes voxels: by scale s, the scores of empty and occupied of blocks of
             s^3 voxels, (B, X / s, Y / s, Z / s, 2).
+        points: of a network of sets, from whose last the voxels follow: one per layer, and first what all begin with.
     """
 
     voxel_logits_BXYZC: Tensor
@@ -85,3 +88,4 @@ class Occupancy(NamedTuple):
     depth: DepthBins | None = None
     branches: Mapping[str, Occupancy] = MappingProxyType({})
     proposals: Mapping[int, Tensor] = MappingProxyType({})
+    points: tuple[PointSet, ...] = ()

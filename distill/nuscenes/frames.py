@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from torch.utils.data import Dataset
 
-from distill.augment import Augmentation, Transform
+from distill.augment import Augmentation, ImageTransform, Transform
 from distill.errors import InputError
 from distill.frame import Frame, Mirror
 from distill.nuscenes.images import read_images
@@ -80,6 +80,7 @@ class FrameDataset(Dataset[Frame]):
         self.bicubic = bicubic
         self.history = history
         self.rays = rays
+        self._recent: dict[tuple[str, tuple[ImageTransform, ...]], tuple[Frame, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.keyframes)
@@ -108,10 +109,19 @@ class FrameDataset(Dataset[Frame]):
             frame = replace(frame, rays=self._rays(self.rays, keyframe, index, turn))
         if self.history:
             frame = replace(frame, past=self._past(index, keyframe, transform))
+        for forgotten in [*self._recent][: -1 - self.history]:
+            del self._recent[forgotten]
         return (frame if self.labels is None else with_labels(frame, self.labels, keyframe)), transform.mirror
 
     def _seen(self, keyframe: Keyframe, transform: Transform) -> tuple[Frame, np.ndarray]:
-        """Images and calibration, and where the images hold content."""
+        """Images and calibration, and where the images hold content; remembered for the next keyframe's past."""
+        key = keyframe.token, transform.images
+        if key not in self._recent:
+            self._recent[key] = self._look(keyframe, transform)
+        self._recent[key] = self._recent.pop(key)  # the latest is the last
+        return self._recent[key]
+
+    def _look(self, keyframe: Keyframe, transform: Transform) -> tuple[Frame, np.ndarray]:
         images, intrinsics, windows = read_images(keyframe, transform.images, self.image_size)
         ego2grid = self._ego2grid(keyframe)
         frame = Frame(

@@ -15,6 +15,7 @@ from distill.located import located
 from distill.signals.bev import NOT_COVERED, Bev
 from distill.signals.features import Features
 from distill.signals.gaussians import GaussianKind, GaussianSet
+from distill.signals.points import PointKind, Points
 from distill.signals.seen import Seen
 from distill.signals.signal import Signal, TeacherPrediction
 from distill.signals.voxels import Voxels
@@ -23,6 +24,7 @@ __all__ = [
     "NOT_COVERED",
     "SIGNALS",
     "GaussianKind",
+    "PointKind",
     "Signal",
     "SignalsOf",
     "TeacherPrediction",
@@ -36,6 +38,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "gaussians": GaussianSet,
     "seen": Seen,
     "features": Features,
+    "points": Points,
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from distill.frame import Frame
 from distill.grids import VoxelGrid
 from distill.networks.prediction import FeatureKind
-from distill.signals import GaussianKind, TeacherPrediction
+from distill.signals import GaussianKind, PointKind, TeacherPrediction
 
 __all__ = ["Teacher", "TeacherPrediction"]
 
@@ -29,6 +29,8 @@ class Teacher(Protocol):
         gaussians: what Gaussians it predicts; None, or no such member, for a teacher without.
         features: of the maps of BEV features, (C, X, Y) of each keyframe, that it gives in
             `TeacherPrediction.more["features"]`; None, or no such member, for a teacher without.
+        points: of the sets of points that it gives in `TeacherPrediction.more["points"]`, see
+            `distill.signals.points.packed`; None, or no such member, for a teacher without.
     """
 
     grid: VoxelGrid
@@ -36,6 +38,7 @@ class Teacher(Protocol):
     checkpoint_sha256: str
     gaussians: GaussianKind | None
     features: FeatureKind | None
+    points: PointKind | None
 
     def to(self, device: torch.device) -> Teacher:
         """Move to a device and return itself."""

@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from distill.checkpoint import load_checkpoint
 from distill.frame import Frame
 from distill.networks.network import streamed
+from distill.signals.points import packed
 from teacher_dump.teachers import TeacherPrediction
 
 
@@ -33,6 +34,7 @@ class NetworkTeacher:
         self.checkpoint_sha256 = loaded.sha256
         self.gaussians = None
         self.features = getattr(self.network, "bev_features", None)
+        self.points = getattr(self.network, "point_kind", None)
 
     def to(self, device: torch.device) -> NetworkTeacher:
         """Move the network to a device and return itself."""
@@ -41,7 +43,8 @@ class NetworkTeacher:
 
     @torch.inference_mode()
     def predict(self, frame: Frame) -> TeacherPrediction:
-        """Log-probabilities of all voxels, and the BEV features if it says what they are."""
+        """Log-probabilities of all voxels, and BEV features and points if it says what they are."""
         found = self.answer(frame)
         more = {} if self.features is None else {"features": found.features["bev"].values}
+        more |= {} if self.points is None else {"points": packed(found.points[-1])}
         return TeacherPrediction(found.voxel_logits_BXYZC.float().log_softmax(-1), more=more)
