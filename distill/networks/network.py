@@ -15,9 +15,9 @@ class OccupancyNetwork(Protocol):
     """An `nn.Module` whose forward takes a batch of frames.
 
     One whose map "bev" can be kept in a store has `bev_features`, a `distill.networks.prediction.FeatureKind`, too; one
-    that says `proposes` has scores of proposals (`Occupancy.proposals`), one with `proposals_of`, the name of a teacher, is
-    given that teacher's while it learns (`Frame.proposals`), and one whose last set of points can be kept has
-    `point_kind`, a `distill.signals.PointKind`.
+    that says `proposes` has scores of proposals (`Occupancy.proposals`), one with `proposals_of`, the name of a
+    teacher, is given that teacher's while it learns (`Frame.proposals`), and one whose last set of points can be kept
+    has `point_kind`, a `distill.signals.PointKind`.
     Building one opens no file. What begins from weights that lie in a file `StartsPretrained`.
     """
 

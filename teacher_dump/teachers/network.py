@@ -45,6 +45,6 @@ class NetworkTeacher:
     def predict(self, frame: Frame) -> TeacherPrediction:
         """Log-probabilities of all voxels, and BEV features and points if it says what they are."""
         found = self.answer(frame)
-        more = {} if self.features is None else {"features": found.features["bev"].values}
+        more: dict[str, Any] = {} if self.features is None else {"features": found.features["bev"].values}
         more |= {} if self.points is None else {"points": packed(found.points[-1])}
         return TeacherPrediction(found.voxel_logits_BXYZC.float().log_softmax(-1), more=more)
