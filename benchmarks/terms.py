@@ -66,7 +66,7 @@ def taught_keyframe(device: torch.device) -> Frame:
         "features": FeatureCodes(codes=features, scales=torch.tensor([0.0, 0.01]).repeat(1, TEACHER_CHANNELS, 1)),
     }
     told = Told(taught=torch.tensor([True]), covered=torch.ones(1, *SHAPE, dtype=torch.bool), signals=signals)
-    seen_by = keyframe(OmegaConf.create({"image_size": [256, 704], "lidar": False}), torch.device("cpu"))
+    seen_by = keyframe(OmegaConf.create({"image_size": [256, 704], "lidar": False, "history": 0}), torch.device("cpu"))
     return Frame(
         **{name: getattr(seen_by, name) for name in ("images", "intrinsics", "cam2ego")},
         token=["a"],
