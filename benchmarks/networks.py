@@ -40,7 +40,7 @@ def keyframe(inputs: DictConfig, device: torch.device) -> Frame:
         ego2present = torch.eye(4)[None]
         ego2present[:, 0, 3] = -5.0 * step
         past.append(replace(noise(inputs), ego2present=ego2present))
-    return replace(noise(inputs), past=tuple(past)).to(device)
+    return replace(noise(inputs), past=tuple(past) or None).to(device)
 
 
 def noise(inputs: DictConfig) -> Frame:

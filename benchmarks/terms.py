@@ -72,7 +72,7 @@ def taught_keyframe(device: torch.device) -> Frame:
         "features": FeatureCodes(codes=features, scales=torch.tensor([0.0, 0.01]).repeat(1, TEACHER_CHANNELS, 1)),
     }
     told = Told(taught=torch.tensor([True]), covered=torch.ones(1, *SHAPE, dtype=torch.bool), signals=signals)
-    seen_by = keyframe(OmegaConf.create({"image_size": IMAGE_SIZE, "lidar": False}), torch.device("cpu"))
+    seen_by = keyframe(OmegaConf.create({"image_size": IMAGE_SIZE, "lidar": False, "history": 0}), torch.device("cpu"))
     depth = 50 * torch.rand(1, 6, *cells(), generator=random)
     return Frame(
         **{name: getattr(seen_by, name) for name in ("images", "intrinsics", "cam2ego")},

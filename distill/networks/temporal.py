@@ -1,4 +1,4 @@
-"""Networks that look back: what earlier keyframes showed, moved to where it lies in the present (docs/formulas.md 12).
+"""Networks that look back: what was seen before, moved to where it lies now (docs/formulas.md 12.1 to 12.4).
 
 Letters: B batch, C channels, X Y cells of the BEV.
 """
@@ -109,7 +109,7 @@ class PastFusion(nn.Module):
 def warped(past_BCXY: Tensor, ego2present_B44: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
     """BEV features of the past on the cells of the present (docs/formulas.md 12.1).
 
-    Exact for what stands still and for a motion in the plane; what a motion has of z, roll and pitch is left out.
+    What stands still comes to lie where it is, for a motion in the plane; z, roll and pitch are left out.
 
     Args:
         past_BCXY: on cells that divide the grid of the past evenly.
