@@ -24,10 +24,14 @@ GIVEN = {
         "checkpoint": ["teacher.name=n", f"teacher.checkpoint={SHIPPED}"],
         "callable": ["teacher.name=n", "teacher._target_=types.SimpleNamespace"],
         **{file.stem: ["teacher.checkpoint=c.pth"] for file in CONF.glob("teacher/gaussianformer*.yaml")},
+        **{file.stem: ["teacher.checkpoint=c.pth"] for file in CONF.glob("teacher/flashocc*.yaml")},
     },
 }
 # only with upstream's weights; the network in it is built nevertheless
-UPSTREAM = "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher"
+UPSTREAM = (
+    "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher",
+    "teacher_dump.teachers.network.PublishedTeacher",
+)
 PROGRAMS = {
     "dump": {"data", "grid", "teacher"},
     "train": {"data", "grid", "student", "objective", "kd", "teachers", "trainer", "experiment"},
@@ -68,7 +72,7 @@ def build(node, key=""):
     """Everything that a configuration describes; networks without memory for their weights."""
     if key == "teachers":  # opened with what a run asks them
         return
-    if isinstance(node, dict) and node.get("_target_", UPSTREAM) != UPSTREAM:
+    if isinstance(node, dict) and node.get("_target_", UPSTREAM[0]) not in UPSTREAM:
         arguments = {name: value for name, value in node.items() if (key, name) != ("teacher", "name")}
         with torch.device("meta") if key == "network" else nullcontext():
             instantiate(arguments)
