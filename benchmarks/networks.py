@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from hydra import compose, initialize_config_module
@@ -15,11 +16,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from distill.frame import Frame
+from distill.frame import Calibration, Frame
+from distill.nuscenes.layout import CAMERAS
 from student.evaluation.cost import device_name, milliseconds, network_cost, precision_name
 
 POINTS = 30_000
 WARMUP = 2
+NAMES = ("effnet_lite0", "resnet50", "demo", "fusion", "flashocc_m0", "flashocc_m1", "flashocc_m2")
 
 
 def load(name: str) -> tuple[nn.Module, DictConfig]:
@@ -30,7 +33,14 @@ def load(name: str) -> tuple[nn.Module, DictConfig]:
 
 
 def keyframe(inputs: DictConfig, device: torch.device) -> Frame:
-    """A batch of one keyframe: noise seen by a ring of six cameras, 60 degrees apart, 70 degrees wide."""
+    """A batch of one keyframe, and of as many in its past as are asked for, from where the car stands now."""
+    present, *past = (seen(inputs) for _ in range(1 + inputs.history))
+    still = torch.eye(4).expand(1, 4, 4)
+    return replace(present, past=tuple(replace(each, ego2present=still) for each in past)).to(device)
+
+
+def seen(inputs: DictConfig) -> Frame:
+    """Noise seen by a ring of six cameras, 60 degrees apart, 70 degrees wide."""
     height, width = inputs.image_size
     intrinsics = torch.tensor([[0.71 * width, 0, width / 2], [0, 0.71 * width, height / 2], [0, 0, 1]])
     yaw = torch.arange(6) * torch.pi / 3
@@ -40,12 +50,21 @@ def keyframe(inputs: DictConfig, device: torch.device) -> Frame:
     cam2ego = torch.eye(4).repeat(6, 1, 1)
     cam2ego[:, :3] = torch.stack([right, down, forward, centre], 2)
     spread = torch.tensor([25.0, 25.0, 2.0, 1.0])
+    calibration = Calibration(
+        intrinsics=intrinsics.expand(1, 6, 3, 3),
+        source2image=torch.eye(3).expand(1, 6, 3, 3),
+        cam2ego=cam2ego[None],
+        ego2global=torch.eye(4).expand(1, 6, 4, 4),
+        world=torch.eye(4)[None],
+    )
     return Frame(
+        channels=[CAMERAS],
         images=torch.randint(0, 256, (1, 6, 3, height, width), dtype=torch.uint8),
         intrinsics=intrinsics.expand(1, 6, 3, 3),
         cam2ego=cam2ego[None],
+        calibration=calibration if inputs.get("calibration") else None,
         points=[torch.randn(POINTS, 4) * spread] if inputs.lidar else None,
-    ).to(device)
+    )
 
 
 def training_step(network: nn.Module, batch: Frame) -> Callable[[], None]:
@@ -80,7 +99,7 @@ def row(name: str, options: argparse.Namespace) -> str:
 def main() -> None:
     """Print one line per network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["effnet_lite0", "resnet50", "demo", "fusion"])
+    parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--threads", default=2, type=int)
     parser.add_argument("--repeats", default=5, type=int)
