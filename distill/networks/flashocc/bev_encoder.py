@@ -1,4 +1,4 @@
-"""FlashOcc's BEV encoder: three residual stages, and the first and the last of them brought together (docs/formulas.md 9.1).
+"""FlashOcc's BEV encoder: three residual stages, the first and the last brought together (docs/formulas.md 9.1).
 
 Inside the network BEV maps are (B, C, Y, X).
 """
