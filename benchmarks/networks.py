@@ -18,12 +18,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from distill.frame import Frame
+from distill.frame import Calibration, Frame
 from distill.networks.network import streamed
+from distill.nuscenes.layout import CAMERAS
 from student.evaluation.cost import device_name, milliseconds, network_cost, precision_name
 
 POINTS = 30_000
 WARMUP = 2
+NAMES = ("effnet_lite0", "effnet_lite0_2f", "resnet50", "demo", "fusion", "flashocc_m0", "flashocc_m1", "flashocc_m2")
 
 
 def load(name: str) -> tuple[nn.Module, DictConfig]:
@@ -54,10 +56,19 @@ def noise(inputs: DictConfig) -> Frame:
     cam2ego = torch.eye(4).repeat(6, 1, 1)
     cam2ego[:, :3] = torch.stack([right, down, forward, centre], 2)
     spread = torch.tensor([25.0, 25.0, 2.0, 1.0])
+    calibration = Calibration(
+        intrinsics=intrinsics.expand(1, 6, 3, 3),
+        source2image=torch.eye(3).expand(1, 6, 3, 3),
+        cam2ego=cam2ego[None],
+        ego2global=torch.eye(4).expand(1, 6, 4, 4),
+        world=torch.eye(4)[None],
+    )
     return Frame(
+        channels=[CAMERAS],
         images=torch.randint(0, 256, (1, 6, 3, height, width), dtype=torch.uint8),
         intrinsics=intrinsics.expand(1, 6, 3, 3),
         cam2ego=cam2ego[None],
+        calibration=calibration if inputs.get("calibration") else None,
         points=[torch.randn(POINTS, 4) * spread] if inputs.lidar else None,
     )
 
@@ -109,7 +120,7 @@ class Subject:
 def main() -> None:
     """Print one line per network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["effnet_lite0", "effnet_lite0_2f", "resnet50", "demo", "fusion"])
+    parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--threads", default=2, type=int)
     parser.add_argument("--repeats", default=5, type=int)

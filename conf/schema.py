@@ -538,6 +538,66 @@ class NetworkTeacher(Known):
     weights: Literal["ema", "raw"]
 
 
+class PublishedTeacher(Known):
+    """`teacher_dump.teachers.network.PublishedTeacher`."""
+
+    name: Name
+    checkpoint: Place
+    inputs: Inputs
+    network: Built
+    grid: Built
+
+
+class FlashOcc(Known):
+    """`distill.networks.flashocc.network.FlashOcc`."""
+
+    convention: Literal["own", "upstream"]
+    encoder: Built
+    lift: Built
+    bev_encoder: Built
+    head: Built
+
+
+class FlashOccStereo(FlashOcc):
+    """`distill.networks.flashocc.stereo_network.FlashOccStereo`."""
+
+    align: Literal["after", "before"]
+
+
+class FlashOccEncoder(Known):
+    """`distill.networks.flashocc.encoder.ImageEncoder`."""
+
+    weights: Annotated[str, AfterValidator(_weights)]
+    channels: Count
+
+
+class FlashOccLift(Known):
+    """`distill.networks.flashocc.lift.Lift` and `.StereoLift`."""
+
+    in_channels: Count
+    channels: Count
+    depth_range: Interval
+    depth_bins: Annotated[int, Field(ge=2)]
+    grid: Built
+
+
+class FlashOccBEVEncoder(Known):
+    """`distill.networks.flashocc.bev_encoder.BEVEncoder`."""
+
+    in_channels: Count
+    widths: Annotated[list[Count], Field(min_length=2)]
+    out_channels: Count
+
+
+class FlashOccHead(Known):
+    """`distill.networks.flashocc.head.ChannelToHeight`."""
+
+    in_channels: Count
+    hidden_channels: Count
+    grid: Built
+    classes: Built
+
+
 class GaussianFormerTeacher(Known):
     """`teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher`."""
 
@@ -556,6 +616,7 @@ class Inputs(Node):
     lidar: bool
     history: CountOrNone
     bicubic: bool = False
+    calibration: bool = False
 
 
 class VoxelRule(Known):
@@ -658,6 +719,14 @@ BUILT: dict[str, type[Known]] = {
     "distill.augment.Augmentation": Augmentation,
     "student.evaluation.tta.View": View,
     "teacher_dump.teachers.network.NetworkTeacher": NetworkTeacher,
+    "teacher_dump.teachers.network.PublishedTeacher": PublishedTeacher,
+    "distill.networks.flashocc.network.FlashOcc": FlashOcc,
+    "distill.networks.flashocc.stereo_network.FlashOccStereo": FlashOccStereo,
+    "distill.networks.flashocc.encoder.ImageEncoder": FlashOccEncoder,
+    "distill.networks.flashocc.lift.Lift": FlashOccLift,
+    "distill.networks.flashocc.lift.StereoLift": FlashOccLift,
+    "distill.networks.flashocc.bev_encoder.BEVEncoder": FlashOccBEVEncoder,
+    "distill.networks.flashocc.head.ChannelToHeight": FlashOccHead,
     "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher": GaussianFormerTeacher,
     "distill.point_sets.VoxelRule": VoxelRule,
     "distill.networks.opus.OPUS": OPUS,

@@ -94,6 +94,15 @@ def load_checkpoint(path: str, weights: str) -> Checkpoint:
     return Checkpoint(file, sha256_of(file), content["config"], weights, state, facts)
 
 
+def is_checkpoint(path: str) -> bool:
+    """Whether a file that holds weights is a checkpoint of this project.
+
+    Raises:
+        InputError: no such file, or none of weights.
+    """
+    return str(read(resolve(path), _GIVE).get("format", "")).startswith(FAMILY)
+
+
 def load_training_state(file: Path) -> dict[str, Any]:
     """Everything in a `.pt` checkpoint, on the CPU.
 

@@ -110,6 +110,7 @@ POINTS = Geometry("x, y, z, intensity in the ego frame, (P, 4)", _scattered, _te
 RAYS = Geometry("origin, direction, and two facts, in the ego frame, (R, 8)", _aimed, _tensors)
 IN_SENSOR = Geometry("what lies in the frame of a sensor, whose pose moves", _stays, _tensors)
 RECORDS = Geometry("further records, in a dict or a tuple", _nested, _stacked_records)
+RECORD = Geometry("one further record", lambda value, mirror, first: value._moved(mirror, first), lambda v: stack(v))
 
 
 def declared(geometry: Geometry, default: Any = None) -> Any:
@@ -225,6 +226,25 @@ class Told(Record):
 
 
 @dataclass(frozen=True)
+class Calibration(Record):
+    """What is known of the cameras part by part, and what was done to their images and to the world.
+
+    Attributes:
+        intrinsics: float32 (N, 3, 3) of the images as recorded.
+        source2image: float32 (N, 3, 3), pixels as recorded to pixels of `Frame.images`.
+        cam2ego: float32 (N, 4, 4), each camera to the vehicle's ego frame at the time of its exposure.
+        ego2global: float32 (N, 4, 4), that ego frame to the map.
+        world: float32 (4, 4), the world as recorded to the world of the frame: the identity until it is mirrored.
+    """
+
+    intrinsics: Array = declared(PER_IMAGE)
+    source2image: Array = declared(PER_IMAGE)
+    cam2ego: Array = declared(PER_IMAGE)
+    ego2global: Array = declared(PER_IMAGE)
+    world: Array = declared(POSE)
+
+
+@dataclass(frozen=True)
 class Frame(Record):
     """One keyframe, or a batch of them; what was not asked for is None.
 
@@ -237,6 +257,7 @@ class Frame(Record):
         images: uint8 (N, 3, H, W) RGB; a camera that the keyframe lacks is black and looks into the sky.
         intrinsics: float32 (N, 3, 3) of these images.
         cam2ego: float32 (N, 4, 4), each camera at its own time.
+        calibration: what `intrinsics` and `cam2ego` are made of.
         lidar2ego: float32 (4, 4); a LIDAR_TOP point is seen at intrinsics @ (inv(cam2ego) @ lidar2ego)[:3].
         points: float32 (P, 4) x, y, z in metres, intensity in [0, 1].
         depth: float32 (N, H / stride, W / stride) metres, 0 = no return.
@@ -259,6 +280,7 @@ class Frame(Record):
     images: Array = declared(PER_IMAGE)
     intrinsics: Array = declared(PER_IMAGE)
     cam2ego: Array = declared(POSE)
+    calibration: Calibration = declared(RECORD)
     lidar2ego: Array = declared(POSE)
     points: Array = declared(POINTS)
     depth: Array = declared(PER_IMAGE)
@@ -271,6 +293,21 @@ class Frame(Record):
     proposals: Array = declared(GRID)
     past: tuple[Frame, ...] = declared(RECORDS)
     ego2present: Array = declared(MOTION)
+
+    def seen_through(self, mapping: Array) -> Self:
+        """The frame whose pixels have moved by `mapping` (3, 3), its calibration with them; `images` stay."""
+        frame = replace(self, intrinsics=mapping @ self.intrinsics)
+        if (parts := self.calibration) is None:
+            return frame
+        return replace(frame, calibration=replace(parts, source2image=mapping @ parts.source2image))
+
+    def with_cameras_at(self, cam2ego: np.ndarray) -> Self:
+        """The frame as loaded with other poses of its cameras, float32 (N, 4, 4); its calibration with them."""
+        frame = replace(self, cam2ego=cam2ego)
+        if (parts := self.calibration) is None:
+            return frame
+        moved = np.linalg.inv(self.cam2ego.astype(np.float64)) @ cam2ego
+        return replace(frame, calibration=replace(parts, cam2ego=(parts.cam2ego @ moved).astype(np.float32)))
 
     def __getitem__(self, name: str) -> Any:
         """A field by its name, as teachers of anyone's ask that were written for a dict."""

@@ -13,14 +13,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from distill import ranks
-from distill.checkpoint import load_checkpoint, load_training_state
+from distill.checkpoint import is_checkpoint, load_checkpoint, load_training_state, resolve
 from distill.command import command
 from distill.errors import InputError
 from distill.files import owned
 from distill.frame import stack
 from distill.memory import keep_freed_memory
 from distill.metrics import Confusion
-from distill.networks.network import StartsPretrained
+from distill.networks.network import OfOthers, StartsPretrained
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.inventory import Inventory
@@ -92,9 +92,21 @@ def make_network(config: DictConfig, fresh: bool) -> nn.Module:
         if isinstance(module, StartsPretrained):
             module.load_pretrained()
     if config.trainer.init is not None:
-        initial = load_checkpoint(config.trainer.init, "ema")
-        load_strictly(network, initial.state, str(initial.path))
+        load_initial(network, config.trainer.init)
     return network
+
+
+def load_initial(network: nn.Module, path: str) -> None:
+    """Weights to begin with: those of a checkpoint, or of a file that the authors of the network published.
+
+    Raises:
+        InputError: they are missing or do not fit.
+    """
+    if isinstance(network, OfOthers) and not is_checkpoint(path):
+        network.published().load(network, resolve(path))
+        return
+    initial = load_checkpoint(path, "ema")
+    load_strictly(network, initial.state, str(initial.path))
 
 
 def outcome(trainer: Trainer) -> str:

@@ -55,12 +55,13 @@ _INPUTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lidar": (_is_flag, "True or False"),
     "depth_stride": (lambda value: value is None or _is_count(value), "pixels per cell, or None"),
     "bicubic": (_is_flag, "True or False"),
+    "calibration": (_is_flag, "True or False"),
     "history": (
         lambda value: _is_count(value) or (value == 0 and not _is_flag(value)),
         "a number of earlier keyframes, 0 for none",
     ),
 }
-_OPTIONAL = {"bicubic", "history"}
+_OPTIONAL = {"bicubic", "calibration", "history"}
 
 
 def open_teacher(config: DictConfig) -> Teacher:

@@ -28,11 +28,13 @@ GIVEN = {
         "callable": ["teacher.name=n", "teacher._target_=types.SimpleNamespace"],
         **{file.stem: ["teacher.checkpoint=c.pth"] for file in CONF.glob("teacher/gaussianformer*.yaml")},
         **{file.stem: ["teacher.checkpoint=c.pth"] for file in CONF.glob("teacher/opus*.yaml")},
+        **{file.stem: ["teacher.checkpoint=c.pth"] for file in CONF.glob("teacher/flashocc*.yaml")},
     },
 }
 # only with upstream's weights; the network in it is built nevertheless
 UPSTREAM = {
     "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher",
+    "teacher_dump.teachers.network.PublishedTeacher",
     "teacher_dump.teachers.opus.OpusTeacher",
 }
 PROGRAMS = {

@@ -19,7 +19,7 @@ from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.losses.objective import Lesson, Needs, Term
 from distill.losses.regions import decoupled, labelled_voxels, rows, wide
-from distill.networks.prediction import DepthBins, depth_bin
+from distill.networks.prediction import DepthBins, Spacing, depth_bin
 
 
 class CrossEntropy(Term):
@@ -145,7 +145,7 @@ class LidarDepth(Term):
             InputError: the depth maps do not lie on the cells of the network's depth bins.
         """
         bins, depth_BNHW = self._on_cells(lesson)
-        return depth_cross_entropy(bins.logits_BNDHW, depth_BNHW, bins.lower, bins.upper)
+        return depth_cross_entropy(bins.logits_BNDHW, depth_BNHW, bins.lower, bins.upper, bins.spacing)
 
     def _on_cells(self, lesson: Lesson) -> tuple[DepthBins, Tensor]:
         """The network's depth bins, and the depth maps on their cells."""
@@ -166,11 +166,9 @@ class LidarSILog(LidarDepth):
     def forward(self, lesson: Lesson) -> Tensor:
         """Over the image cells with a return within the depth bins."""
         bins, depth_BNHW = self._on_cells(lesson)
-        hit_BNHW = depth_bin(depth_BNHW, bins.lower, bins.upper, bins.logits_BNDHW.shape[2]) >= 0
+        hit_BNHW = bins.bin_of(depth_BNHW) >= 0
         probs_MD = wide(bins.logits_BNDHW.movedim(2, -1)[hit_BNHW]).softmax(-1)
-        count = probs_MD.shape[1]
-        share_D = (torch.arange(count, device=probs_MD.device) + 0.5) / count
-        return 10 * silog(probs_MD @ (bins.lower + share_D * (bins.upper - bins.lower)), depth_BNHW[hit_BNHW])
+        return 10 * silog(probs_MD @ bins.centres(), depth_BNHW[hit_BNHW])
 
 
 def _labelled(lesson: Lesson, mask: str, classes: ClassSet) -> tuple[Tensor, Tensor]:
@@ -327,22 +325,25 @@ def _nll(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(whole > 0, -share.clamp_min(math.exp(-100)).log(), 0)
 
 
-def depth_cross_entropy(logits_BNDHW: Tensor, depth_BNHW: Tensor, lower: float, upper: float) -> Tensor:
+def depth_cross_entropy(
+    logits_BNDHW: Tensor, depth_BNHW: Tensor, lower: float, upper: float, spacing: Spacing = "linear"
+) -> Tensor:
     """Cross-entropy between the depth bins of a lift network and the LiDAR, mean over the cells with a return.
 
     BEVDepth (Li et al. 2023) supervises the same bins with a binary cross-entropy each; as the bins are one softmax,
     the categorical form of CaDDN (Reading et al. 2021, without the focal factor) is the proper score.
 
     Args:
-        logits_BNDHW: scores of D equal bins over [lower, upper).
+        logits_BNDHW: scores of D bins over [lower, upper).
         depth_BNHW: metres; 0 = no return. Returns outside the range are left out.
         lower: start of the first bin, metres.
         upper: end of the last bin, metres.
+        spacing: of the bins, see `distill.networks.prediction.depth_bin`.
 
     Returns:
         A scalar; 0 without a return.
     """
-    target_BNHW = depth_bin(depth_BNHW, lower, upper, logits_BNDHW.shape[2])
+    target_BNHW = depth_bin(depth_BNHW, lower, upper, logits_BNDHW.shape[2], spacing)
     hit_BNHW = target_BNHW >= 0
     target_M, logits_MD = target_BNHW[hit_BNHW], wide(logits_BNDHW.movedim(2, -1)[hit_BNHW])
     return F.cross_entropy(logits_MD, target_M, reduction="sum") / max(len(target_M), 1)

@@ -53,6 +53,21 @@ class Adapter:
         load_strictly(network, state, found.origin)
         found.tell()
 
+    def fits(self, network: nn.Module, file: Path, content: Mapping[str, Any]) -> bool:
+        """Whether a file holds exactly the network's names, with its shapes.
+
+        Args:
+            network: its values do not matter.
+            file: for messages.
+            content: of the file, see `distill.weights.read`.
+        """
+        expected = network.state_dict()
+        try:
+            found = fit(file, self._renamed(file, content, ()), expected, unused=None)
+        except InputError:
+            return False
+        return all(self._laid_out(name, found.state[name], of.shape).shape == of.shape for name, of in expected.items())
+
     def _renamed(self, file: Path, node: Mapping[Any, Any], place: tuple[str, ...]) -> dict[Any, Any]:
         """What the file holds, its weights under our names wherever in it they are."""
         renamed: dict[Any, Any] = {}

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from distill.frame import Frame
+from distill.networks.adapter import Adapter
 from distill.networks.prediction import Occupancy
 
 
@@ -41,6 +42,18 @@ class StartsPretrained(Protocol):
 
         Raises:
             InputError: they are missing or do not fit.
+        """
+
+
+@runtime_checkable
+class OfOthers(Protocol):
+    """A network of other people's, who publish weights in files of their own."""
+
+    def published(self) -> Adapter:
+        """How their files are read.
+
+        Raises:
+            InputError: the network is built otherwise than theirs, which would change what the weights say.
         """
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from distill.augment import Augmentation, ImageTransform, Transform
 from distill.errors import InputError
-from distill.frame import Frame, Mirror
+from distill.frame import Calibration, Frame, Mirror
 from distill.nuscenes.images import read_images
 from distill.nuscenes.index import Keyframe, Keyframes
 from distill.nuscenes.labels import LabelSource
@@ -50,6 +50,7 @@ class FrameDataset(Dataset[Frame]):
         seed: with turn and index it determines the augmentation.
         rays: draws them; None for frames without; with them, `Keyframes`, which know their neighbours.
         history: how many earlier keyframes of the scene a frame brings along (`Frame.past`).
+        calibration: whether frames, those of the past too, carry theirs part by part (`Frame.calibration`).
 
     Raises:
         InputError: H or W is not a multiple of depth_stride.
@@ -67,6 +68,7 @@ class FrameDataset(Dataset[Frame]):
         bicubic: bool = False,
         history: int = 0,
         rays: RayDraw | None = None,
+        calibration: bool = False,
     ):
         if depth_stride is not None and any(side % depth_stride for side in image_size):
             raise InputError(f"image_size={list(image_size)} must be multiples of the depth stride {depth_stride}")
@@ -80,6 +82,7 @@ class FrameDataset(Dataset[Frame]):
         self.bicubic = bicubic
         self.history = history
         self.rays = rays
+        self.calibration = calibration
         self._recent: dict[tuple[str, tuple[ImageTransform, ...]], tuple[Frame, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -132,8 +135,21 @@ class FrameDataset(Dataset[Frame]):
             intrinsics=intrinsics,
             cam2ego=(ego2grid @ keyframe.cam2ego()).astype(np.float32),
             lidar2ego=(ego2grid @ keyframe.lidar2ego).astype(np.float32),
+            calibration=self._calibration(keyframe, transform) if self.calibration else None,
         )
         return frame, windows
+
+    def _calibration(self, keyframe: Keyframe, transform: Transform) -> Calibration:
+        """That of the cameras as recorded, and what `transform` does to their images."""
+        width, cameras = self.image_size[1], keyframe.cameras
+        parts = {
+            "intrinsics": [camera.intrinsics for camera in cameras],
+            "source2image": [image.matrix(width) for image in transform.images],
+            "cam2ego": [camera.cam2ego for camera in cameras],
+            "ego2global": [camera.ego2global for camera in cameras],
+            "world": np.eye(4),
+        }
+        return Calibration(**{name: np.asarray(matrices, np.float32) for name, matrices in parts.items()})
 
     def _scan(self, keyframe: Keyframe) -> np.ndarray:
         """LiDAR points in the frame of the grid."""

@@ -16,13 +16,14 @@ from distill.checkpoint import Checkpoint
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES, ClassSet
 from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
+from distill.networks.published import Published
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.nuscenes.inventory import Inventory, place_of_labels, settle_missing, summary, take_stock
 from distill.nuscenes.labels import LabelSource
 from student.evaluation.predictions import PredictionsFolder
 from student.evaluation.request import Opened
-from student.evaluation.sources import CheckpointSource, PredictionsSource, Source, StoreSource
+from student.evaluation.sources import CheckpointSource, NetworkSource, PredictionsSource, Source, StoreSource
 from student.evaluation.teacher import find_teacher
 
 _CLASSES = {OCC3D: OCC3D_CLASSES, SURROUNDOCC: SURROUNDOCC_CLASSES}
@@ -139,7 +140,7 @@ def _take_stock(
     output: Path,
 ) -> Inventory:
     """The keyframes of the split whose files are there, as far as networks and pictures need them."""
-    networks = [source for source in opened.values() if isinstance(source, Checkpoint)]
+    networks = [source for source in opened.values() if isinstance(source, Checkpoint | Published)]
     stock = take_stock(
         index.keyframes(settings.split)[: config.max_samples],
         labels,
@@ -233,8 +234,9 @@ def _source(
             comparison.keyframes, comparison.index.tokens, comparison.labels, comparison.classes, offenders
         )
         return PredictionsSource(name, opened, others)
-    if isinstance(opened, Checkpoint):
-        network = CheckpointSource(name, opened, views, device)
+    if isinstance(opened, Checkpoint | Published):
+        kind = CheckpointSource if isinstance(opened, Checkpoint) else NetworkSource
+        network = kind(name, opened, views, device)
         if network.grid != comparison.grid:
             raise InputError(
                 f"{network.path} is on grid {network.grid.name}, this evaluation on {comparison.grid.name}: "

@@ -37,7 +37,7 @@ from student.evaluation.report import write_numbers
 from student.evaluation.request import open_files, settings_of
 from student.evaluation.robustness import CorruptedFrames, Corruption, corruptions, with_worst
 from student.evaluation.scorecard import ScenePoses, Scorecard, json_number, self_check
-from student.evaluation.sources import CheckpointSource, Prediction, Source
+from student.evaluation.sources import NetworkSource, Prediction, Source
 from student.evaluation.verdict import METRICS, verdict
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ class Evaluation:
         self.keyframe_miou[source.name] = gathered(card.keyframe_miou)
         if self.arms is not None and source in self.arms[:2]:
             self.keyframe_counts[source.name] = gathered(card.keyframe_counts)
-        if isinstance(source, CheckpointSource):
+        if isinstance(source, NetworkSource):
             result |= self._of_network(source, result["metrics"])
         return result
 
@@ -153,7 +153,7 @@ class Evaluation:
         teacher = {short: metrics.get(name) for short, name in zip(METRICS, names, strict=True)}
         return {"verdict": verdict(arms, counts, teacher, classes)}
 
-    def _of_network(self, source: CheckpointSource, metrics: dict[str, Any]) -> dict[str, Any]:
+    def _of_network(self, source: NetworkSource, metrics: dict[str, Any]) -> dict[str, Any]:
         """What only a network has: its cost, and its scores on corrupted input."""
         result: dict[str, Any] = {} if ranks.rank() else {"cost": self._cost(source)}
         conditions = [self._condition(source, corruption) for corruption in self.corruptions]
@@ -172,7 +172,7 @@ class Evaluation:
             probabilities=probabilities,
         )
 
-    def _condition(self, source: CheckpointSource, corruption: Corruption) -> dict[str, Any]:
+    def _condition(self, source: NetworkSource, corruption: Corruption) -> dict[str, Any]:
         """The scores of a network whose input is corrupted."""
 
         def dataset(keyframes: Keyframes, labels: LabelSource) -> Dataset[Frame]:
@@ -241,7 +241,7 @@ class Evaluation:
                     place += 1
                     progress.update()
 
-    def _cost(self, source: CheckpointSource) -> dict[str, Any]:
+    def _cost(self, source: NetworkSource) -> dict[str, Any]:
         frame = source.dataset(self.mine[:1], self.comparison.labels)[0]
         settings = self.config.cost
         batch = stack([frame]).to(self.device)

@@ -10,13 +10,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import conf
-from distill.checkpoint import PACKAGE_PREFIX, Checkpoint, load_checkpoint
+from distill import ranks
+from distill.checkpoint import PACKAGE_PREFIX, Checkpoint, is_checkpoint, load_checkpoint, resolve
 from distill.errors import InputError
+from distill.networks.published import Published, recognised
 from distill.store import TeacherStore
 from student.evaluation.folder import name_of
 from student.evaluation.predictions import PredictionsFolder
 
-Opened = Checkpoint | list[TeacherStore] | PredictionsFolder
+Opened = Checkpoint | Published | list[TeacherStore] | PredictionsFolder
 
 # data that are given by their root alone are what data=nuscenes says
 _NUSCENES = Path(conf.__file__).parent / "data" / "nuscenes.yaml"
@@ -32,13 +34,13 @@ def open_files(config: DictConfig) -> dict[str, Opened]:
         raise InputError("nothing to score: give checkpoint=PATH, or sources=[PATH,...] (see --help)")
     opened: dict[str, Opened] = {}
     if config.checkpoint is not None:
-        opened["student"] = load_checkpoint(config.checkpoint, config.weights)
+        opened["student"] = _open_network(config.checkpoint, config.weights)
     taken = {"student", "teacher"} if opened else set()
     for path in config.sources:
         name = next(name for name in _names(path) if name not in taken)
         taken.add(name)
         opened[name] = _open_file(path, config.weights)
-    networks = any(isinstance(source, Checkpoint) for source in opened.values())
+    networks = any(isinstance(source, Checkpoint | Published) for source in opened.values())
     if not networks and (config.robustness or config.tta.views):
         raise InputError("robustness= and tta= are about networks: give a checkpoint, or leave them out")
     return opened
@@ -55,10 +57,21 @@ def _names(path: str) -> Iterator[str]:
 def _open_file(path: str, weights: str) -> Opened:
     folder = Path(path)
     if path.startswith(PACKAGE_PREFIX) or folder.is_file():
-        return load_checkpoint(path, weights)
+        return _open_network(path, weights)
     if not folder.exists():
         raise InputError(f"{path}: no such checkpoint, teacher store or folder of predictions")
     return [TeacherStore(folder)] if (folder / "zarr.json").exists() else PredictionsFolder(folder)
+
+
+def _open_network(path: str, weights: str) -> Checkpoint | Published:
+    """A checkpoint, or weights that others have published, of whom it is said."""
+    if is_checkpoint(path):
+        return load_checkpoint(path, weights)
+    found = recognised(resolve(path))
+    if ranks.rank() == 0:
+        wanted = " ".join([f"student={found.student}", *found.wanted])
+        print(f"{path}: by its names and shapes weights of {wanted}", flush=True)
+    return found
 
 
 def settings_of(config: DictConfig, opened: dict[str, Opened]) -> DictConfig:

@@ -211,7 +211,7 @@ class TurnedCameras:
         cam2ego_N44 = frame.cam2ego.copy()
         vectors_N3 = _random(self, self.seed, frame).normal(0, math.radians(self.degrees), (len(cam2ego_N44), 3))
         cam2ego_N44[:, :3, :3] = cam2ego_N44[:, :3, :3] @ rotations(vectors_N3)
-        return replace(frame, cam2ego=cam2ego_N44)
+        return frame.with_cameras_at(cam2ego_N44)
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class MovedCameras:
         cam2ego_N44 = frame.cam2ego.copy()
         metres_N3 = _random(self, self.seed, frame).normal(0, self.centimetres / 100, (len(cam2ego_N44), 3))
         cam2ego_N44[:, :3, 3] += metres_N3.astype(cam2ego_N44.dtype)
-        return replace(frame, cam2ego=cam2ego_N44)
+        return frame.with_cameras_at(cam2ego_N44)
 
 
 class CorruptedFrames(Dataset[Frame]):

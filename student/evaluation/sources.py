@@ -20,6 +20,7 @@ from distill.classes import ClassSet
 from distill.frame import GRID, Array, Frame, declared
 from distill.grids import VoxelGrid
 from distill.networks.network import streamed
+from distill.networks.published import Published
 from distill.nuscenes.frames import FrameDataset, with_labels
 from distill.nuscenes.index import Keyframe
 from distill.nuscenes.labels import LabelSource
@@ -49,7 +50,7 @@ class Source(Protocol):
 
     Attributes:
         name: heads its column.
-        kind: "checkpoint", "teacher store" or "predictions".
+        kind: "checkpoint", "published weights", "teacher store" or "predictions".
         path: where it lies.
         facts: what the report says about it, JSON-ready.
         probabilities: whether it states more than classes.
@@ -70,42 +71,35 @@ class Source(Protocol):
         ...
 
 
-class CheckpointSource:
+class NetworkSource:
     """A network; see `Source`.
 
     Args:
         name: heads its column.
-        checkpoint: its weights and its configuration.
+        origin: its weights and its configuration.
         views: the mirrored views whose probabilities are averaged; none: the keyframe as it is.
         device: where it runs.
     """
 
-    kind = "checkpoint"
+    kind = "published weights"
     probabilities = True
 
-    def __init__(self, name: str, checkpoint: Checkpoint, views: Sequence[View], device: torch.device) -> None:
-        self.name, self.path, self.checkpoint = name, str(checkpoint.path), checkpoint
-        self.network = checkpoint.network().to(device)
+    def __init__(self, name: str, origin: Checkpoint | Published, views: Sequence[View], device: torch.device) -> None:
+        self.name, self.path = name, str(origin.path)
+        self.network = origin.network().to(device)
         self.views, self.device = views, device
         # keyframes come in the order of time, each once for every view
         self.answer = streamed(self.network, calls=max(1, len(views)))
-        config = checkpoint.config
-        self.grid: VoxelGrid = instantiate(config["grid"])
-        self.inputs: dict[str, Any] = config["student"]["inputs"]
-        teachers = [StoreIdentity.from_dict(store) for store in stores_of(checkpoint.facts)]
-        self.facts = {
-            "sha256": checkpoint.sha256,
-            "weights": "EMA" if checkpoint.weights == "ema" else "raw",
-            "student": config["student"]["name"],
-            "epoch": checkpoint.facts["epoch"],
-            "distillation": config["kd"]["name"],
-            "teacher stores": [f"{store.teacher} {store.checkpoint_sha256[:12]}" for store in teachers],
-            "mask in training": config["objective"]["mask"],
-            "seed": config["seed"],
-            "code in training": checkpoint.facts["code"],
+        self.grid: VoxelGrid = instantiate(origin.config["grid"])
+        self.inputs: dict[str, Any] = origin.config["student"]["inputs"]
+        self.facts: dict[str, Any] = {
+            "sha256": origin.sha256,
+            "student": origin.config["student"]["name"],
             "test-time augmentation": f"mean of {len(views)} mirrored views" if views else "none",
             "precision": "float32",
         }
+        if isinstance(origin, Published):
+            self.facts["configured to"] = list(origin.wanted)
 
     def dataset(self, keyframes: Sequence[Keyframe], labels: LabelSource) -> Dataset[Frame]:
         """Labels, and what the network is given."""
@@ -120,6 +114,26 @@ class CheckpointSource:
         else:
             log_probs_BXYZC = self.answer(frame).voxel_logits_BXYZC.float().log_softmax(-1)
         return [Prediction(log_probs.argmax(-1).to(torch.uint8), log_probs) for log_probs in log_probs_BXYZC]
+
+
+class CheckpointSource(NetworkSource):
+    """A network that was trained here; see `NetworkSource`."""
+
+    kind = "checkpoint"
+
+    def __init__(self, name: str, checkpoint: Checkpoint, views: Sequence[View], device: torch.device) -> None:
+        super().__init__(name, checkpoint, views, device)
+        self.checkpoint, config = checkpoint, checkpoint.config
+        teachers = [StoreIdentity.from_dict(store) for store in stores_of(checkpoint.facts)]
+        self.facts |= {
+            "weights": "EMA" if checkpoint.weights == "ema" else "raw",
+            "epoch": checkpoint.facts["epoch"],
+            "distillation": config["kd"]["name"],
+            "teacher stores": [f"{store.teacher} {store.checkpoint_sha256[:12]}" for store in teachers],
+            "mask in training": config["objective"]["mask"],
+            "seed": config["seed"],
+            "code in training": checkpoint.facts["code"],
+        }
 
 
 class StoreSource:

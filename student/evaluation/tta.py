@@ -87,9 +87,8 @@ def _with_mirrored_images(frame: Frame) -> Frame:
     """With every image mirrored left to right, and the intrinsics that fit them; the past, too."""
     mirror_33 = torch.from_numpy(ImageTransform(1.0, (0.0, 0.0), flip=True).matrix(frame.images.shape[-1]))
     return replace(
-        frame,
+        frame.seen_through(mirror_33.to(frame.intrinsics)),
         images=frame.images.flip(-1),
-        intrinsics=mirror_33.to(frame.intrinsics) @ frame.intrinsics,
         past=frame.past and tuple(map(_with_mirrored_images, frame.past)),
     )
 

@@ -23,8 +23,8 @@ class Teacher(Protocol):
     Attributes:
         grid: the grid the log-probabilities live on.
         inputs: what a sample must hold, as `distill.nuscenes.frames.FrameDataset` takes it: `image_size` [H, W] pixels,
-            `lidar` true or false, `depth_stride` pixels or None and, if wanted, `bicubic` true or false and `history`,
-            a number of earlier keyframes.
+            `lidar` true or false, `depth_stride` pixels or None and, if wanted, `bicubic` and `calibration`, true or
+            false, and `history`, a number of earlier keyframes.
         checkpoint_sha256: hex digest of the weights, recorded in the store; "" for a teacher without weights.
         gaussians: what Gaussians it predicts; None, or no such member, for a teacher without.
         features: of the maps of BEV features, (C, X, Y) of each keyframe, that it gives in

@@ -348,7 +348,7 @@ def test_values_of_the_rest_of_the_configuration_reach_the_teacher(folder):
         (
             "beside_me.Changed",
             {"inputs": {"radar": True}},
-            "ask for 'radar', .*image_size, lidar, depth_stride, bicubic, history only",
+            "ask for 'radar', .*image_size, lidar, depth_stride, bicubic, calibration, history only",
         ),
         ("beside_me.Changed", {"inputs": {"lidar": "absent"}}, "lack 'lidar': True or False"),
         ("beside_me.Changed", {"inputs": {"lidar": 1}}, "lidar=1: let it be True or False"),
