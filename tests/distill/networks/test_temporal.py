@@ -98,7 +98,7 @@ class TestWarping:
         yaw=some.floats(-3.2, 3.2), x=some.floats(-6, 6), y=some.floats(-6, 6), grid=some.sampled_from([SQUARE, ASIDE])
     )
     def test_a_field_of_the_static_world_is_where_the_past_saw_it(self, yaw, x, y, grid):
-        """Exactly if it rises evenly, between the centres of cells; as far as straight lines follow it if it is curved."""
+        """Exactly if it rises evenly, between centres; as far as straight lines follow it if it is bent."""
         global2then, then2now = motion(0.4, 20.0, -7.0), motion(yaw, x, y)
 
         def seen_from(pose_144):
