@@ -637,7 +637,7 @@ class OPUS(Known):
     history: CountOrNone
     weights: Place | None
     backbone_weights: Annotated[str, AfterValidator(_weights)]
-    rule: VoxelRule
+    rule: Built
     grid: Built
     classes: Built
 
