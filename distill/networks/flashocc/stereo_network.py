@@ -69,7 +69,7 @@ class FlashOccStereo(FlashOcc):
             InputError: the frame brings no such past.
         """
         if frame.past is None or len(frame.past) < _PAST:
-            raise InputError(f"FlashOcc M2 looks at {_PAST} earlier keyframes: set student.inputs.history={_PAST}")
+            raise InputError(f"FlashOcc M2 looks at {_PAST} earlier keyframes: its inputs want history={_PAST}")
         return [frame, *frame.past[:_PAST]]
 
     def predict(self, images: list[Tensor], frame: Frame) -> Occupancy:
