@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distill.grids import VoxelGrid
 from distill.networks.flashocc.depth_net import CameraAwareDepthNet
 from distill.networks.flashocc.rig import Rig
-from distill.networks.prediction import DepthBins
+from distill.networks.prediction import DepthBins, Spacing
 from kernels.bev_pool import bev_pool
 
 
@@ -26,7 +26,7 @@ class Lift(nn.Module):
         grid: the voxels, whose columns are the BEV cells.
     """
 
-    spacing = "linear"
+    spacing: Spacing = "linear"
     depth_D: Tensor
     lower_3: Tensor
     cell_3: Tensor
@@ -107,7 +107,7 @@ class Lift(nn.Module):
 class StereoLift(Lift):
     """Depth by a net that knows the cameras and compares images in time; bins in equal steps of the logarithm."""
 
-    spacing = "log"
+    spacing: Spacing = "log"
 
     def _depth_net(self, in_channels: int) -> nn.Module:
         return CameraAwareDepthNet(in_channels, in_channels, *self.split)
@@ -116,7 +116,7 @@ class StereoLift(Lift):
         (lower, upper), (bins, _) = (torch.tensor(self.depth_range), self.split)
         return (lower.log() + torch.arange(bins) / (bins - 1) * ((upper - 1) / lower).log()).exp()
 
-    def predict(self, feat_BNCHW: Tensor, numbers_BN27: Tensor, cost_BNDHW: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_with(self, feat_BNCHW: Tensor, numbers_BN27: Tensor, cost_BNDHW: Tensor) -> tuple[Tensor, Tensor]:
         """Depth logits (B, N, D, H, W), and the context (B, N, C, H, W); arguments as of `CameraAwareDepthNet`."""
         told = (each.flatten(0, 1) for each in (feat_BNCHW, numbers_BN27, cost_BNDHW))
         depth_MDHW, context_MCHW = self.depth_net(*told)
