@@ -278,7 +278,7 @@ class Frame(Record):
     images: Array = declared(PER_IMAGE)
     intrinsics: Array = declared(PER_IMAGE)
     cam2ego: Array = declared(POSE)
-    calibration: Calibration = declared(RECORD)
+    calibration: Calibration | None = declared(RECORD)
     lidar2ego: Array = declared(POSE)
     points: Array = declared(POINTS)
     depth: Array = declared(PER_IMAGE)
