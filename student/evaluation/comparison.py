@@ -235,8 +235,10 @@ def _source(
         )
         return PredictionsSource(name, opened, others)
     if isinstance(opened, Checkpoint | Published):
-        kind = CheckpointSource if isinstance(opened, Checkpoint) else NetworkSource
-        network = kind(name, opened, views, device)
+        if isinstance(opened, Checkpoint):
+            network: NetworkSource = CheckpointSource(name, opened, views, device)
+        else:
+            network = NetworkSource(name, opened, views, device)
         if network.grid != comparison.grid:
             raise InputError(
                 f"{network.path} is on grid {network.grid.name}, this evaluation on {comparison.grid.name}: "
