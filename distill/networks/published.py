@@ -5,12 +5,14 @@ A file is of a network if it holds exactly that network's names and shapes; noth
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
@@ -81,7 +83,9 @@ def recognised(file: Path) -> Published:
 
 
 def _config(student: str, wanted: tuple[str, ...]) -> dict[str, Any]:
-    with initialize_config_module("conf", version_base="1.3"):
+    # within one of the programs Hydra looks into conf/ already, and refuses to begin twice
+    begun = GlobalHydra.instance().is_initialized()
+    with nullcontext() if begun else initialize_config_module("conf", version_base="1.3"):
         config = compose("common", ["+grid=occ3d", f"+student={student}", *wanted])
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)

@@ -96,5 +96,5 @@ def _rig(calibration: Calibration, cam2common_BN44: Tensor, cam2key_BN44: Tensor
 
 def _calibration(frame: Frame) -> Calibration:
     if frame.calibration is None:
-        raise InputError("FlashOcc is told its cameras part by part: set student.inputs.calibration=true")
+        raise InputError("FlashOcc is told its cameras part by part: its inputs want calibration=true")
     return frame.calibration

@@ -69,7 +69,7 @@ class FlashOccStereo(FlashOcc):
             InputError: the frame brings no such past.
         """
         if frame.past is None or len(frame.past) < _PAST:
-            raise InputError(f"FlashOcc M2 looks at {_PAST} earlier keyframes: set student.inputs.history={_PAST}")
+            raise InputError(f"FlashOcc M2 looks at {_PAST} earlier keyframes: its inputs want history={_PAST}")
         return [frame, *frame.past[:_PAST]]
 
     def predict(self, images: list[Tensor], frame: Frame) -> Occupancy:
@@ -97,7 +97,7 @@ class FlashOccStereo(FlashOcc):
         size, encoder = (height, width), self.encoder
         pixels_DHW3 = frustum(self.lift.depth_D, size, encoder.fine_stride, self.convention.corners)
         pair = (seen.fine_BNCHW, seen.fine_before_BNCHW, seen.rig, seen.before)
-        return self.lift.predict(seen.image_BNCHW, numbers_BN27, cost_volume(*pair, pixels_DHW3, size))
+        return self.lift.predict_with(seen.image_BNCHW, numbers_BN27, cost_volume(*pair, pixels_DHW3, size))
 
     def _splatted(self, depth_BNDHW: Tensor, context_BNCHW: Tensor, cell_BNDHW: Tensor) -> Tensor:
         return self.pre_process(self.lift.splat(depth_BNDHW, context_BNCHW, cell_BNDHW))

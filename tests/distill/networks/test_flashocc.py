@@ -394,12 +394,12 @@ def test_upstreams_weights_want_upstreams_convention():
 def test_frames_that_it_cannot_look_at():
     built = network("flashocc_m2", "student.network.convention=upstream")
     images = torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8)
-    with pytest.raises(InputError, match=r"earlier keyframes: set student\.inputs\.history=2"):
+    with pytest.raises(InputError, match=r"earlier keyframes: its inputs want history=2"):
         built(Frame(images=images))
     built = network("flashocc_m0", "student.network.convention=upstream")
     with pytest.raises(InputError, match=r"image_size=\[64, 80\]: FlashOcc takes multiples of 32"):
         built(Frame(images=torch.zeros(1, 2, 3, 64, 80, dtype=torch.uint8)))
-    with pytest.raises(InputError, match=r"set student\.inputs\.calibration=true"):
+    with pytest.raises(InputError, match=r"its inputs want calibration=true"):
         built(Frame(images=images, channels=[("CAM_FRONT", "CAM_BACK")]))
 
 
