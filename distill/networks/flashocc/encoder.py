@@ -47,8 +47,7 @@ class Backbone(nn.Module):
 
     def forward(self, images_M3HW: Tensor, stages: int) -> list[Tensor]:
         """What the first `stages` of four stages say, at strides 4, 8, 16 and 32."""
-        x_MCHW = images_M3HW
-        found: list[Tensor] = []
+        x_MCHW, found = images_M3HW, list[Tensor]()
         for name, child in self.named_children():
             if len(found) == stages:
                 break

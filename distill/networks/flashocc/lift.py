@@ -116,9 +116,7 @@ class StereoLift(Lift):
         (lower, upper), (bins, _) = (torch.tensor(self.depth_range), self.split)
         return (lower.log() + torch.arange(bins) / (bins - 1) * ((upper - 1) / lower).log()).exp()
 
-    def predict(  # type: ignore[override] # it is told more
-        self, feat_BNCHW: Tensor, numbers_BN27: Tensor, cost_BNDHW: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def predict_with(self, feat_BNCHW: Tensor, numbers_BN27: Tensor, cost_BNDHW: Tensor) -> tuple[Tensor, Tensor]:
         """Depth logits (B, N, D, H, W), and the context (B, N, C, H, W); arguments as of `CameraAwareDepthNet`."""
         told = (each.flatten(0, 1) for each in (feat_BNCHW, numbers_BN27, cost_BNDHW))
         depth_MDHW, context_MCHW = self.depth_net(*told)

@@ -1,0 +1,47 @@
+"""student=monoocc through the programs: trained, exported, scored and dumped; with its teacher, and in one stage."""
+
+from __future__ import annotations
+
+import json
+
+from workshop import STORE, Workshop
+
+from distill.checkpoint import export, load_checkpoint
+
+TINY = (
+    "experiment=demo_monoocc",
+    f"teachers.stored.paths=[{STORE}]",
+    "student.inputs.image_size=[64,160]",
+    "trainer.epochs=1",
+    "trainer.batch_size=1",
+    "trainer.warmup_steps=1",
+    "trainer.max_val_samples=1",
+)
+QUICK = ("cost.warmup=0", "cost.runs=1", "max_samples=1", "pictures=[]")
+
+
+def terms_of(shop: Workshop, run: str) -> set[str]:
+    line = json.loads((shop.folder / run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["train_loss"] < 1000
+    return {name.removeprefix("train_").removesuffix("_raw") for name in line if name.endswith("_raw")}
+
+
+def test_two_stages_are_trained_with_a_teacher_exported_scored_and_dumped(workshop: Workshop):
+    given = ("kd=proposals", "student.network.proposals.teacher=stored", "student.inputs.history=1")
+    workshop.ok("occ-train-student", *TINY, *given, "output=runs/monoocc")
+    taught = {"kd_voxel", "kd_bev", "kd_proposals"}
+    assert terms_of(workshop, "runs/monoocc") == {"proposals", "ce", "lovasz", "depth"} | taught
+    run = workshop.folder / "runs/monoocc"
+    export(load_checkpoint(str(run / "last.pt"), "ema"), run / "alone.safetensors")
+    workshop.ok("occ-eval", "checkpoint=runs/monoocc/alone.safetensors", *QUICK, "output=runs/monoocc/eval")
+    (scores,) = json.loads((run / "eval/metrics.json").read_text())["sources"].values()
+    assert scores
+    teacher = ("teacher=checkpoint", "teacher.name=monoocc", "teacher.checkpoint=runs/monoocc/last.pt")
+    told = ("dump.signals=[voxels,features]", "dump.max_samples=1", "gate.min_miou=0", "store.path=stores/monoocc.zarr")
+    workshop.ok("occ-dump", *teacher, *told)
+
+
+def test_one_stage_has_no_term_of_stage_1(workshop: Workshop):
+    given = ("kd=none", "student.network.proposals=null", "trainer.max_samples=1", "output=runs/monoocc_one")
+    workshop.ok("occ-train-student", *TINY, *given)
+    assert terms_of(workshop, "runs/monoocc_one") == {"ce", "lovasz"}
