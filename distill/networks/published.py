@@ -27,6 +27,10 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "flashocc_m0": (_UPSTREAM,),
     "flashocc_m1": (_UPSTREAM,),
     "flashocc_m2": (_UPSTREAM,),
+    "opus_t": (),
+    "opus_s": (),
+    "opus_m": (),
+    "opus_l": (),
 }
 
 

@@ -15,6 +15,7 @@ from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.frame import Frame
 from distill.grids import VoxelGrid
+from distill.networks.adapter import Adapter
 from distill.networks.blocks.pretrained import Pretrained, classifier, features
 from distill.networks.opus.decoder import Decoder
 from distill.networks.opus.image_network import COARSEST_STRIDE, FPN, normalised
@@ -79,6 +80,10 @@ class OPUS(nn.Module):
     def point_kind(self) -> PointKind:
         """Of its last set of points."""
         return PointKind(len(self.decoder.init_points) * self.refined, self.rule)
+
+    def published(self) -> Adapter:
+        """How the authors' files are read."""
+        return OFFICIAL
 
     def load_pretrained(self) -> None:
         """Load upstream's file, or the backbone's weights.

@@ -313,7 +313,7 @@ def test_a_file_is_known_by_its_names_and_shapes(published, student, config):
 
 def test_a_file_with_one_weight_more_is_of_nobody(published):
     file = published("flashocc-r50", lambda state: {**state, "occ_head.more": torch.zeros(1)})
-    with pytest.raises(InputError, match=r"those of none of flashocc_m0, flashocc_m1, flashocc_m2: give a checkpoint"):
+    with pytest.raises(InputError, match=r"those of none of flashocc_m0, .*: give a checkpoint"):
         recognised(file)
 
 

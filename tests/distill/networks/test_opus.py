@@ -16,6 +16,7 @@ from distill.networks.opus.decoder import DistanceAttention
 from distill.networks.opus.network import _order
 from distill.networks.opus.sampling import Views, project
 from distill.networks.opus.weights import OFFICIAL
+from distill.networks.published import recognised
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +241,12 @@ def test_a_file_of_another_version_or_a_damaged_one_is_refused_in_one_line(
 def test_without_its_past_it_says_what_is_missing(network, history):
     with pytest.raises(InputError, match=f"looks at 1 earlier keyframes, the frame brings {history}: set the history"):
         network(opus.batch(1, history))
+
+
+@pytest.mark.parametrize("size", ["t", "s", "m", "l"])
+def test_a_file_is_known_by_its_names_and_shapes(folder, tmp_path, size):
+    listed = json.loads((folder / "state_dict_keys.json").read_text())
+    shapes = {**listed["opus-t_r50_704x256_8f"], **listed[f"opus-{size}_r50_704x256_8f"].get("differs", {})}
+    state = {name: torch.zeros((), dtype=getattr(torch, kind)).expand(shape) for name, (shape, kind) in shapes.items()}
+    torch.save({"meta": {}, "state_dict": state}, tmp_path / "opus.pth")
+    assert recognised(tmp_path / "opus.pth").student == f"opus_{size}"
