@@ -998,7 +998,8 @@ def checked(program: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[
     if not problems and "student" in config:
         student = config["student"]
         problems += [*_whole_cells(student), *_depth_of_proposals(student), *_something_to_minimise(config)]
-    return config, problems
+    # the weight of a term is looked at as that of any term, and as its own
+    return config, list(dict.fromkeys(problems))
 
 
 def _whole_cells(student: dict[str, Any]) -> Iterator[str]:

@@ -155,7 +155,7 @@ class TestTeachers:
         teacher = NetworkTeacher("pkg://teacher_dump/weights/fusion_demo.safetensors", "ema")
         assert teacher.features == FeatureKind(48, 1)
         found = Occupancy(torch.zeros(2, *GRID.shape, 18), {"bev": FeatureMap(MAPS, "grid", STRIDE)})
-        teacher.network = lambda frame: found
+        teacher.answer = lambda frame: found
         said = SIGNAL.say(teacher.predict(None), None, 17)
         assert all(np.array_equal(one, expected) for one, expected in zip(said, MAPS.numpy(), strict=True))
 
