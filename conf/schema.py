@@ -880,9 +880,12 @@ class Train(Computing):
 
 
 class WriteStore(Node):
-    """Where a dump goes."""
+    """Where a dump goes, and how it keeps voxels."""
 
     path: Place
+    encoding: Literal["auto", "columns", "levels", "fine"]
+    step: Annotated[Number, Field(ge=1 / 16, le=1)]
+    keep: Literal["all", "visible"]
 
 
 class DumpSettings(Node):

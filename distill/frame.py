@@ -59,6 +59,10 @@ def _flipped(value: Array, mirror: Mirror, first: int) -> Array:
     return value.flip(axes) if isinstance(value, Tensor) else np.flip(value, axes)
 
 
+def _planes_flipped(value: Array, mirror: Mirror, first: int) -> Array:
+    return _flipped(value, mirror, first + 1)
+
+
 def _placed(value: Array, mirror: Mirror, first: int) -> Array:
     return mirror.signs_4(value)[:, None] * value  # sensors stay as recorded, the frame they are placed in is mirrored
 
@@ -90,6 +94,13 @@ def _tensor(values: list[Any]) -> Any:
     return values if isinstance(values[0], str | tuple) else torch.from_numpy(np.stack(values))
 
 
+def _padded(values: list[Any]) -> Any:
+    batch = np.zeros((len(values), max(map(len, values)), *values[0].shape[1:]), values[0].dtype)
+    for one, value in zip(batch, values, strict=True):
+        one[: len(value)] = value
+    return torch.from_numpy(batch)
+
+
 def _tensors(values: list[Any]) -> list[Any]:
     return [torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in values]
 
@@ -102,10 +113,12 @@ def _stacked_records(values: list[Any]) -> Any:
 
 
 FACT = Geometry("a fact, the same in every world", _stays, _tensor)
+FACTS = Geometry("more facts or fewer, filled up with zeros, (K, ...)", _stays, _padded)
 PER_IMAGE = Geometry("what the cameras see, (N, ...)", _stays, _tensor)
 POSE = Geometry("sensor to ego frame, (..., 4, 4)", _placed, _tensor)
 MOTION = Geometry("one ego frame to another, (..., 4, 4)", _conjugated, _tensor)
 GRID = Geometry("an array over the ego frame, (X, Y, ...)", _flipped, _tensor)
+PLANES = Geometry("arrays over the ego frame, filled up with zeros, (K, X, Y, ...)", _planes_flipped, _padded)
 POINTS = Geometry("x, y, z, intensity in the ego frame, (P, 4)", _scattered, _tensors)
 RAYS = Geometry("origin, direction, and two facts, in the ego frame, (R, 8)", _aimed, _tensors)
 IN_SENSOR = Geometry("what lies in the frame of a sensor, whose pose moves", _stays, _tensors)

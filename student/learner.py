@@ -125,11 +125,14 @@ def open_teachers(
         )
     grid, classes = instantiate(config.grid), instantiate(config.classes)
 
-    def pupil(asked: Collection[str], asked_unlabelled: Collection[str]) -> Pupil:
-        return Pupil(network, grid, classes, asked, asked_unlabelled, tokens, unlabelled)
+    def pupil(teacher: str, asked: Collection[str]) -> Pupil:
+        asked_unlabelled, hidden = objective.asked_unlabelled(teacher), objective.asks_hidden(teacher)
+        if teacher == proposing(network):
+            hidden = True, True
+        return Pupil(network, grid, classes, asked, asked_unlabelled, hidden, tokens, unlabelled)
 
     opened = [
-        instantiate(node, _partial_=True)(name=name, pupil=pupil(asked, objective.asked_unlabelled(str(name))))
+        instantiate(node, _partial_=True)(name=name, pupil=pupil(str(name), asked))
         for name, node in config.teachers.items()
         if (asked := questions(objective, network, str(name)))
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from distill import ranks
-from distill.classes import ClassSet
 from distill.command import command
 from distill.errors import InputError
 from distill.files import write_durably
@@ -30,11 +30,14 @@ from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.nuscenes.inventory import Inventory, settle_missing, sources_of, summary, take_stock
 from distill.nuscenes.layout import LIDAR
-from distill.signals import Signal, described, signal_class
+from distill.signals import Signal, described
+from distill.signals.columns import ColumnVoxels
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
+from distill.store.place import Local
 from distill.store.writer import teacher_errors
 from teacher_dump.border import ask, open_teacher, place
 from teacher_dump.gate import Gate
+from teacher_dump.keeping import encoded, encoded_as_in, kept, signals_of
 from teacher_dump.panel import panel
 from teacher_dump.teachers import Teacher, TeacherPrediction
 
@@ -126,14 +129,9 @@ class Dump:
             with teacher_errors(frame.token[0]):
                 signal.check(said[name][0], frame, voxel_BXYZC[0], covered_XYZ)
         if ranks.rank() == 0:
-            picture, path = io.BytesIO(), beside(self.writer.store, ".png")
+            picture = io.BytesIO()
             Image.fromarray(panel(frame, prediction, self.teacher.grid, self.gate.classes)).save(picture, "png")
-            try:
-                write_durably(path, picture.getvalue())
-            except OSError as error:
-                raise InputError(
-                    f"{path}: cannot write it ({error.strerror}): free some space, or make it writable"
-                ) from error
+            write_beside(self.config, ".png", picture.getvalue())
 
     def samples(self, frame: Frame, first: bool) -> list[dict[str, Any]]:
         """Ask the teacher about a batch, and show its answer to the gate.
@@ -149,18 +147,27 @@ class Dump:
             InputError: what the teacher says cannot be kept, or is too weak.
         """
         prediction, free = ask(self.teacher, frame, self.gate.classes, self.device), self.gate.classes.free
-        said = {name: signal.say(prediction, frame, free) for name, signal in self.writer.signals.items()}
-        samples = self._judged(frame, prediction, said)
+        signals, keep = self.writer.signals, self.writer.store.identity.keep
+        whole_columns = isinstance(signals.get("voxels"), ColumnVoxels)
+        partly = kept(prediction, frame, keep, whole_columns)
+        said = {
+            name: signal.say(partly if signal.follows_keep else prediction, frame, free)
+            for name, signal in signals.items()
+        }
+        samples = self._judged(frame, prediction, partly.covered_BXYZ, said)
         if first:
             self._inspect(frame, prediction, said)
         return samples
 
-    def _judged(self, frame: Frame, prediction: TeacherPrediction, said: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    def _judged(
+        self, frame: Frame, prediction: TeacherPrediction, kept_BXYZ: Tensor | None, said: dict[str, list[Any]]
+    ) -> list[dict[str, Any]]:
         """Each keyframe of the batch as it is to be written, after the gate has seen it."""
         free = self.gate.classes.free
         semantics_BXYZ, covered_BXYZ = prediction.semantics(free), prediction.covered_BXYZ
-        if covered_BXYZ is None:
-            covered_BXYZ = torch.ones_like(semantics_BXYZ, dtype=torch.bool)
+        everywhere_BXYZ = torch.ones_like(semantics_BXYZ, dtype=torch.bool)
+        covered_BXYZ = everywhere_BXYZ if covered_BXYZ is None else covered_BXYZ
+        kept_BXYZ = everywhere_BXYZ if kept_BXYZ is None else kept_BXYZ
         samples = []
         for index, token in enumerate(frame.token):
             found_XYZ, covered_XYZ = semantics_BXYZ[index].cpu().numpy(), covered_BXYZ[index].cpu().numpy()
@@ -174,7 +181,7 @@ class Dump:
                     "token": token,
                     "said": {name: items[index] for name, items in said.items()},
                     "semantics_XYZ": found_XYZ,
-                    "coverage_XYZ": covered_XYZ,
+                    "coverage_XYZ": kept_BXYZ[index].cpu().numpy(),
                     "frame_digests": self.digests[token],
                 }
             )
@@ -188,8 +195,13 @@ def main(config: DictConfig) -> None:
     classes = instantiate(config.classes)
     teacher = open_teacher(config.teacher)
     check_grid(teacher, instantiate(config.grid))
-    writer = open_writer(config, index, teacher)
-    stock = survey(config, index, teacher, writer.store)
+    signals, path = signals_of(config, teacher, classes), Path(config.store.path)
+    store = None if Local(path).empty() else TeacherStore(path)
+    if store is not None:  # before what takes long
+        writer = open_writer(config, index, teacher, encoded_as_in(store, signals, config.store))
+    stock = survey(config, index, teacher, store)
+    if store is None:
+        writer = create(config, index, teacher, stock, signals)
     seen = outstanding(config, writer, stock.keyframes.tokens[ranks.rank() :: ranks.world_size()])
     mine = len(stock.keyframes.tokens[ranks.rank() :: ranks.world_size()])
     say(f"{mine - len(seen)} of {mine} keyframes are present in {writer.store.path}, {len(seen)} to dump")
@@ -238,8 +250,8 @@ def chosen_tokens(config: DictConfig, index: NuScenesIndex) -> list[str]:
     return tokens[: config.dump.max_samples]
 
 
-def survey(config: DictConfig, index: NuScenesIndex, teacher: Teacher, store: TeacherStore) -> Inventory:
-    """The chosen keyframes that are whole; what there is is printed and written beside the store.
+def survey(config: DictConfig, index: NuScenesIndex, teacher: Teacher, store: TeacherStore | None) -> Inventory:
+    """The chosen keyframes that are whole; what there is is printed and written beside the store, if there is one yet.
 
     Raises:
         InputError: files are missing, nothing is left to dump, or what is in the store was dumped from other files.
@@ -248,15 +260,16 @@ def survey(config: DictConfig, index: NuScenesIndex, teacher: Teacher, store: Te
     free = instantiate(config.classes).free
     stock = take_stock(index.select(chosen_tokens(config, index)), labels, free, cameras=True, lidar=has_scans(teacher))
     splits = {"+".join(config.dump.splits): stock}
-    settle_missing(splits, config.data.missing, beside(store, ".missing_files.txt"))
+    settle_missing(splits, config.data.missing, beside(config, ".missing_files.txt"))
     ranks.check_enough(len(stock.keyframes), "keyframes")
-    present = sum(token in store.present for token in stock.keyframes.tokens)
+    present = 0 if store is None else sum(token in store.present for token in stock.keyframes.tokens)
     if ranks.rank() == 0:
         told = summary(splits, labels, {"in the store": dict.fromkeys(splits, str(present))})
         print(told, flush=True)
-        beside(store, ".summary.txt").write_text(f"{told}\n")
-    different = {} if config.dump.overwrite else store.other_frames(given_to(teacher, stock))
+        write_beside(config, ".summary.txt", f"{told}\n".encode())
+    different = {} if store is None or config.dump.overwrite else store.other_frames(given_to(teacher, stock))
     if different:
+        assert store is not None
         token, sources = next(iter(different.items()))
         raise InputError(
             f"{len(different)} of the {present} keyframes in {store.path} were dumped from other files than those of "
@@ -278,43 +291,64 @@ def given_to(teacher: Teacher, stock: Inventory) -> dict[str, np.ndarray]:
     return {token: stock.digests[token][: len(sources)] * given for token in stock.keyframes.tokens}
 
 
-def beside(store: TeacherStore, ending: str) -> Path:
-    """A file beside a store that bears its name."""
-    return store.path.with_name(store.path.name.removesuffix(".zarr") + ending)
+def beside(config: DictConfig, ending: str) -> Path:
+    """A file beside the store that bears its name."""
+    path = Path(config.store.path)
+    return path.with_name(path.name.removesuffix(".zarr") + ending)
 
 
-def open_writer(config: DictConfig, index: NuScenesIndex, teacher: Teacher) -> StoreWriter:
-    """Create the store of this dump or go on with it; a store of another teacher is refused."""
+def write_beside(config: DictConfig, ending: str, content: bytes) -> None:
+    """Write a file beside the store, in a folder that need not be there."""
+    path = beside(config, ending)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write it ({error.strerror}): free some space, or make it writable") from error
+
+
+def create(
+    config: DictConfig, index: NuScenesIndex, teacher: Teacher, stock: Inventory, signals: Sequence[Signal]
+) -> StoreWriter:
+    """Make the store of this dump, if no other process is first, and open it."""
+    classes, device = instantiate(config.classes), ranks.device(config.device)
+
+    def first() -> tuple[Frame, TeacherPrediction]:
+        labels = open_labels(config.data, teacher.grid)
+        keyframes = index.select(stock.keyframes.tokens[:1])
+        frames = FrameDataset(keyframes, labels=labels, augmentation=None, seed=0, **teacher.inputs)
+        frame = stack([frames[0]]).to(device)
+        return frame, ask(place(teacher, device), frame, classes, device)
+
+    of_store, told = encoded(signals, config.store, first)
+    if told:
+        say(told)
+    identity, path = identity_of(config, index, teacher, of_store), Path(config.store.path)
+    StoreWriter.create(path, identity, index.tokens, index.scenes, of_store)
+    # another process may have been first, and have found another encoding to take less
+    return open_writer(config, index, teacher, encoded_as_in(TeacherStore(path), signals, config.store))
+
+
+def open_writer(config: DictConfig, index: NuScenesIndex, teacher: Teacher, signals: Sequence[Signal]) -> StoreWriter:
+    """Go on with the store of this dump; one of another teacher is refused."""
+    return StoreWriter.open(config.store.path, identity_of(config, index, teacher, signals), index.tokens, index.scenes)
+
+
+def identity_of(config: DictConfig, index: NuScenesIndex, teacher: Teacher, signals: Sequence[Signal]) -> StoreIdentity:
+    """Of the store of this dump."""
     description = OmegaConf.to_container(config.teacher, resolve=True)
     assert isinstance(description, dict)
     description.pop("checkpoint", None)  # known by its digest, wherever the file lies
-    classes = instantiate(config.classes)
-    identity = StoreIdentity(
+    return StoreIdentity(
         teacher=config.teacher.name,
         checkpoint_sha256=teacher.checkpoint_sha256,
         config={str(key): value for key, value in description.items()},
         grid=teacher.grid,
-        classes=classes.names,
-        signals=described(signals_of(config, teacher, classes)),
+        classes=instantiate(config.classes).names,
+        signals=described(signals),
         frame_digests=sources_of(index.channels)[:-1],  # of all but the labels, which no teacher is given
+        keep=config.store.keep,
     )
-    return StoreWriter.open(config.store.path, identity, index.tokens, index.scenes)
-
-
-def signals_of(config: DictConfig, teacher: Teacher, classes: ClassSet) -> list[Signal]:
-    """The signals that are to be stored.
-
-    Raises:
-        InputError: there is no such signal, or the teacher does not have it.
-    """
-    signals = []
-    for name in config.dump.signals:
-        kind = signal_class(name)
-        try:
-            signals.append(kind.of(teacher, teacher.grid, classes.names))
-        except InputError as error:
-            raise InputError(f"teacher {config.teacher.name} {error}") from error
-    return signals
 
 
 def outstanding(config: DictConfig, writer: StoreWriter, mine: list[str]) -> dict[str, int | None]:

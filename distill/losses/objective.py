@@ -27,6 +27,8 @@ class Needs(NamedTuple):
         answers_unlabelled: further ones about frames without labels; not asked where a teacher has none of them.
         prior: of frames without labels, as `mask_camera`, what cameras see as a rule (docs/formulas.md 4.9).
         unlabelled: frames without labels; where there are none, the term has nothing to say.
+        hidden: what teachers say of voxels of labelled frames that no camera shows.
+        hidden_unlabelled: the same of frames without labels.
         calibration: how often its teachers are right about labels, before the first step (`ListeningTerm.calibrate`).
     """
 
@@ -37,6 +39,8 @@ class Needs(NamedTuple):
     answers_unlabelled: frozenset[str] = frozenset()
     prior: bool = False
     unlabelled: bool = False
+    hidden: bool = False
+    hidden_unlabelled: bool = False
     calibration: bool = False
 
 
@@ -158,6 +162,11 @@ class Objective(nn.Module):
     def asked(self, teacher: str) -> frozenset[str]:
         """The questions that a teacher must answer; empty: no term listens to it."""
         return frozenset(question for _, term in self._listening(teacher) for question in term.needs.answers)
+
+    def asks_hidden(self, teacher: str) -> tuple[bool, bool]:
+        """Whether terms ask the teacher about voxels that no camera shows: of frames with, and without labels."""
+        needs = [term.needs for _, term in self._listening(teacher)]
+        return any(each.hidden for each in needs), any(each.hidden_unlabelled for each in needs)
 
     def asked_unlabelled(self, teacher: str) -> frozenset[str]:
         """The further questions that it must answer about frames without labels, if it teaches any."""

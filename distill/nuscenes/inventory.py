@@ -121,6 +121,7 @@ def settle_missing(splits: dict[str, Inventory], missing: str, listing: Path, ad
     if not files:
         return
     if ranks.rank() == 0:
+        listing.parent.mkdir(parents=True, exist_ok=True)
         listing.write_text("".join(f"{path}\n" for path in files))
     counts = ", ".join(
         f"{len(stock.left_out)} of {len(stock.left_out) + len(stock.keyframes)} keyframes of {name}"

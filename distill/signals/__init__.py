@@ -6,13 +6,17 @@ Those of the project are known by name, others by the dotted path of their class
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from distill.errors import InputError
 from distill.grids import VoxelGrid
 from distill.located import located
 from distill.signals.bev import NOT_COVERED, Bev
+from distill.signals.coarse import LevelBev, LevelVoxels
+from distill.signals.columns import ColumnVoxels
 from distill.signals.features import Features
 from distill.signals.gaussians import GaussianKind, GaussianSet
 from distill.signals.points import PointKind, Points
@@ -21,6 +25,7 @@ from distill.signals.signal import Signal, TeacherPrediction
 from distill.signals.voxels import Voxels
 
 __all__ = [
+    "ENCODINGS",
     "NOT_COVERED",
     "SIGNALS",
     "GaussianKind",
@@ -33,12 +38,19 @@ __all__ = [
 ]
 
 SIGNALS: dict[str, type[Signal]] = {
-    "voxels": Voxels,
-    "bev": Bev,
+    "bev": LevelBev,
+    "voxels": LevelVoxels,
     "gaussians": GaussianSet,
     "seen": Seen,
     "features": Features,
     "points": Points,
+}
+
+# how a store keeps what teachers say of voxels and columns: as few bytes as do, or within 1e-4 nats of every voxel
+ENCODINGS: dict[str, dict[str, type[Signal]]] = {
+    "columns": {"voxels": ColumnVoxels, "bev": LevelBev},
+    "levels": {"voxels": LevelVoxels, "bev": LevelBev},
+    "fine": {"voxels": Voxels, "bev": Bev},
 }
 
 
@@ -76,10 +88,23 @@ def described(signals: Iterable[Signal]) -> dict[str, dict[str, Any]]:
 
 
 class SignalsOf(Mapping[str, Signal]):
-    """The signals that are `described`, each built when asked for: one whose class is unknown here harms no other."""
+    """The signals that are `described`, each built when asked for: one whose class is unknown here harms no other.
 
-    def __init__(self, descriptions: Mapping[str, dict[str, Any]], grid: VoxelGrid, classes: tuple[str, ...]) -> None:
+    Args:
+        descriptions: by name.
+        grid, classes: of the store.
+        read_constant: name of an array -> what the store keeps once.
+    """
+
+    def __init__(
+        self,
+        descriptions: Mapping[str, dict[str, Any]],
+        grid: VoxelGrid,
+        classes: tuple[str, ...],
+        read_constant: Callable[[str], np.ndarray],
+    ) -> None:
         self._descriptions, self._grid, self._classes = descriptions, grid, classes
+        self._read_constant = read_constant
         self._built: dict[str, Signal] = {}
 
     def __getitem__(self, name: str) -> Signal:
@@ -87,7 +112,7 @@ class SignalsOf(Mapping[str, Signal]):
             description = self._descriptions[name]
             kind = signal_class(description["_target_"])
             try:
-                self._built[name] = kind.from_description(description, self._grid, self._classes)
+                self._built[name] = kind.from_description(description, self._grid, self._classes, self._read_constant)
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(
                     f"signal {name} was described otherwise than {description['_target_']} expects ({error!r}): "

@@ -5,7 +5,7 @@ Letters: B batch, X Y Z voxel axes, C classes, K columns of the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,7 +17,7 @@ from distill.bev import BEV_RULE, bev_log_probs
 from distill.frame import GRID, Array, Frame, Record, declared
 from distill.grids import VoxelGrid
 from distill.signals.arrays import StoredArray, bit_planes, round_bits
-from distill.signals.signal import Signal, TeacherPrediction
+from distill.signals.signal import Reading, Signal, TeacherPrediction
 from distill.signals.voxels import LOG_PROBS, MAX_KL, SUM_TOLERANCE
 
 # Significant bits of a stored probability.
@@ -60,6 +60,7 @@ class Bev(Signal):
 
     name: ClassVar[str] = "bev"
     answers: ClassVar[frozenset[str]] = frozenset({"columns"})
+    follows_keep: ClassVar[bool] = True
 
     rule: str = BEV_RULE
 
@@ -94,7 +95,7 @@ class Bev(Signal):
         return {"bev_probs": probs_XYC, "bev_semantics": semantics_XY}
 
     @override
-    def decode(self, read: Callable[[str], np.ndarray]) -> BevProbs:
+    def decode(self, read: Reading) -> BevProbs:
         return BevProbs(probs=np.ascontiguousarray(read("bev_probs")))
 
     @override

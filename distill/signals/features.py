@@ -5,7 +5,7 @@ Letters: B batch, C channels, X Y cells of the map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -18,7 +18,7 @@ from distill.frame import FACT, GRID, Array, Frame, Record, declared
 from distill.grids import VoxelGrid
 from distill.networks.prediction import FeatureKind, FeatureMap
 from distill.signals.arrays import StoredArray, bit_planes
-from distill.signals.signal import Signal
+from distill.signals.signal import Reading, Signal
 
 MAX_ERROR_STEPS = 0.5  # of a stored value, beside the rounding of float32
 
@@ -90,7 +90,7 @@ class Features(Signal):
         return {"bev_features": codes_XYC, "bev_feature_scales": scales_C2}
 
     @override
-    def decode(self, read: Callable[[str], np.ndarray]) -> FeatureCodes:
+    def decode(self, read: Reading) -> FeatureCodes:
         return FeatureCodes(codes=read("bev_features"), scales=read("bev_feature_scales"))
 
     @override

@@ -30,7 +30,7 @@ from distill.frame import IN_SENSOR, Frame, Record, declared
 from distill.gaussians import EMPTY, Gaussians
 from distill.grids import VoxelGrid
 from distill.signals.arrays import StoredArray, round_bits
-from distill.signals.signal import Signal, TeacherPrediction
+from distill.signals.signal import Reading, Signal, TeacherPrediction
 from distill.signals.voxels import voxels_of
 
 COLUMNS = (
@@ -113,7 +113,13 @@ class GaussianSet(Signal):
 
     @override
     @classmethod
-    def from_description(cls, description: Mapping[str, Any], grid: VoxelGrid, classes: tuple[str, ...]) -> Self:
+    def from_description(
+        cls,
+        description: Mapping[str, Any],
+        grid: VoxelGrid,
+        classes: tuple[str, ...],
+        read_constant: Callable[[str], np.ndarray],
+    ) -> Self:
         kind = {each.name: description[each.name] for each in fields(GaussianKind)}
         return cls(grid, classes, GaussianKind(**kind | {"space": VoxelGrid.from_dict(kind["space"])}))
 
@@ -151,7 +157,7 @@ class GaussianSet(Signal):
         return {"gaussians": encode_gaussians(said, self.kind)}
 
     @override
-    def decode(self, read: Callable[[str], np.ndarray]) -> GaussiansTold:
+    def decode(self, read: Reading) -> GaussiansTold:
         return GaussiansTold(gaussians=decode_gaussians(read("gaussians"), self.kind))
 
     @override

@@ -29,7 +29,7 @@ from distill.frame import FACT, IN_SENSOR, Array, Frame, Record, declared
 from distill.grids import VoxelGrid
 from distill.point_sets import PointSet, VoxelRule, voxel_places
 from distill.signals.arrays import StoredArray
-from distill.signals.signal import Signal, TeacherPrediction
+from distill.signals.signal import Reading, Signal, TeacherPrediction
 from distill.signals.voxels import voxels_of
 
 # of a value as decoded; places of the grid's own voxels
@@ -106,7 +106,13 @@ class Points(Signal):
 
     @override
     @classmethod
-    def from_description(cls, description: Mapping[str, Any], grid: VoxelGrid, classes: tuple[str, ...]) -> Self:
+    def from_description(
+        cls,
+        description: Mapping[str, Any],
+        grid: VoxelGrid,
+        classes: tuple[str, ...],
+        read_constant: Callable[[str], np.ndarray],
+    ) -> Self:
         return cls(grid, classes, PointKind(description["count"], VoxelRule(**description["rule"])))
 
     @override
@@ -163,7 +169,7 @@ class Points(Signal):
         }
 
     @override
-    def decode(self, read: Callable[[str], np.ndarray]) -> PointsTold:
+    def decode(self, read: Reading) -> PointsTold:
         scores_MS = read("point_scores")
         kept_M = scores_MS.any(1)  # a point that counts has a score
         places_P3 = read("point_places")[kept_M].astype(np.int32)

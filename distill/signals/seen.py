@@ -6,7 +6,7 @@ X Y Z voxel axes, V voxels of the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from typing_extensions import override
 from distill.frame import GRID, Array, Frame, Record, declared
 from distill.grids import VoxelGrid
 from distill.signals.arrays import StoredArray, bit_planes
-from distill.signals.signal import Signal, TeacherPrediction
+from distill.signals.signal import Reading, Signal, TeacherPrediction
 from kernels.observe import observe
 
 RAYS_PER_ROW = 800  # of an image
@@ -59,7 +59,7 @@ class Seen(Signal):
         return list(seen_BXYZ.cpu().numpy())
 
     @override
-    def decode(self, read: Callable[[str], np.ndarray]) -> SeenVoxels:
+    def decode(self, read: Reading) -> SeenVoxels:
         return SeenVoxels(seen=np.ascontiguousarray(read("seen")))
 
     @override

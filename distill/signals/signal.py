@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -26,7 +26,19 @@ from distill.gaussians import Gaussians
 from distill.grids import VoxelGrid
 from distill.signals.arrays import StoredArray
 
+# the metadata of a field that is an array, alike for all keyframes: a store keeps it once, under that name
+CONSTANT: Mapping[str, Any] = MappingProxyType({"constant": True})
 NOTHING_MORE: Mapping[str, Any] = MappingProxyType({})
+
+
+class Reading(Protocol):
+    """The arrays of a store as they stand for one keyframe."""
+
+    def __call__(self, name: str) -> np.ndarray:
+        """What an array holds of it."""
+
+    def slices(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The same without slices of zeros, see `StoredArray.unpack_slices`."""
 
 
 class TeacherPrediction(NamedTuple):
@@ -53,7 +65,8 @@ class TeacherPrediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Signal(ABC):
-    """One kind of teacher knowledge in a store; a frozen dataclass whose further fields are JSON-ready, or described.
+    """One kind of teacher knowledge in a store; a frozen dataclass whose further fields are JSON-ready, or described,
+    or `CONSTANT`.
 
     Attributes:
         name: its own, in stores, configurations and `TeacherPrediction.more`.
@@ -61,6 +74,7 @@ class Signal(ABC):
             "covered" whether the teacher has modelled voxels; a store knows the latter of every teacher. Of "features"
             it is a `FeatureMap`.
         class_ids: whose names a student must share, beside the grid.
+        follows_keep: whether it says nothing of voxels that the store does not keep (`store.keep`).
         comparable: whether it means the same of whatever teacher; if not, nobody listens to several at once.
         grid: where the teacher's voxels lie.
         classes: class names, id order.
@@ -70,6 +84,7 @@ class Signal(ABC):
     answers: ClassVar[frozenset[str]]
     class_ids: ClassVar[slice] = slice(None)
     comparable: ClassVar[bool] = True
+    follows_keep: ClassVar[bool] = False
 
     grid: VoxelGrid
     classes: tuple[str, ...]
@@ -85,18 +100,40 @@ class Signal(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Its fields, beside grid and classes, and whatever a reader of the store should know; JSON-ready."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("grid", "classes")}
+        return {each.name: getattr(self, each.name) for each in self._own() if each.metadata != CONSTANT}
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """What a store keeps of it once, by the names of its fields, which are those of the arrays."""
+        return {each.name: getattr(self, each.name) for each in self._own() if each.metadata == CONSTANT}
 
     @classmethod
-    def from_description(cls, description: Mapping[str, Any], grid: VoxelGrid, classes: tuple[str, ...]) -> Self:
-        """The inverse of `describe`; lists become tuples.
+    def from_description(
+        cls,
+        description: Mapping[str, Any],
+        grid: VoxelGrid,
+        classes: tuple[str, ...],
+        read_constant: Callable[[str], np.ndarray],
+    ) -> Self:
+        """The inverse of `describe` and `constants`; lists become tuples.
+
+        Args:
+            description: of `describe`.
+            grid, classes: its own.
+            read_constant: name -> what the store keeps once.
 
         Raises:
             KeyError: a field is not described.
         """
-        own = [each.name for each in fields(cls) if each.name not in ("grid", "classes")]
-        values = [tuple(value) if isinstance(value := description[name], list) else value for name in own]
-        return cls(grid, classes, **dict(zip(own, values, strict=True)))
+        values = {
+            each.name: read_constant(each.name) if each.metadata == CONSTANT else description[each.name]
+            for each in cls._own()
+        }
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(grid, classes, **values | lists)
+
+    @classmethod
+    def _own(cls) -> list[Field[Any]]:
+        return [each for each in fields(cls) if each.name not in ("grid", "classes")]
 
     @abstractmethod
     def arrays(self) -> Sequence[StoredArray]:
@@ -152,7 +189,7 @@ class Signal(ABC):
         return {self.name: said}
 
     @abstractmethod
-    def decode(self, read: Callable[[str], np.ndarray]) -> Record:
+    def decode(self, read: Reading) -> Record:
         """What travels to a student. Called in loader workers.
 
         Args:
@@ -161,8 +198,7 @@ class Signal(ABC):
 
     def absent(self) -> Record:
         """What travels instead, of a frame that the store does not teach; unless overridden, of arrays of zeros."""
-        zeros = {array.name: np.zeros(array.shape, array.dtype) for array in self.arrays()}
-        return self.decode(zeros.__getitem__)
+        return self.decode(_Zeros({array.name: array for array in self.arrays()}))
 
     def fits(self, grid: VoxelGrid) -> bool:
         """Whether it can answer on a student's grid."""
@@ -179,6 +215,20 @@ class Signal(ABC):
             free: id of the free class.
             asked: the questions that are going to be asked of the teacher.
         """
+
+
+class _Zeros:
+    """Reads zeros from arrays."""
+
+    def __init__(self, arrays: Mapping[str, StoredArray]) -> None:
+        self.arrays = arrays
+
+    def __call__(self, name: str) -> np.ndarray:
+        return np.zeros(self.arrays[name].shape, self.arrays[name].dtype)
+
+    def slices(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        array = self.arrays[name]
+        return np.empty(0, np.intp), np.empty((0, *array.stored_shape[1:]), array.dtype)
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -19,7 +19,7 @@ Letters: B batch, X Y Z voxel axes, C classes, V voxels and K columns of the who
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -32,7 +32,8 @@ from typing_extensions import override
 from distill.frame import FACT, GRID, Array, Frame, Record, declared
 from distill.grids import VoxelGrid
 from distill.signals.arrays import StoredArray, bit_planes
-from distill.signals.signal import Signal, TeacherPrediction
+from distill.signals.levels import LevelTable
+from distill.signals.signal import Reading, Signal, TeacherPrediction
 from kernels.compiled import compiled
 
 # (step in nats, count): how the levels descend from 0; steps as wide as the bound permits, round where values abound.
@@ -62,15 +63,7 @@ def _levels() -> np.ndarray:
 
 # The log-probability of each code, float32 (256,), falling; every one is a float16 number.
 LOG_PROBS = _levels()
-
-# Finding the nearest level: cells of 1/64 nat, narrower than any step, hold at most one border between two levels.
-_CELLS_PER_NAT = np.float32(64)
-_DEEPEST = -LOG_PROBS[-1]
-_BORDERS = np.append(-(LOG_PROBS[1:] + LOG_PROBS[:-1]) / 2, np.float32(np.inf))
-_CELLS = np.arange(int(_DEEPEST * _CELLS_PER_NAT) + 1) / _CELLS_PER_NAT
-_CODE_OF_CELL = np.searchsorted(_BORDERS, _CELLS).astype(np.uint8)
-# A log-probability may exceed 0 by this much through the teacher's own arithmetic.
-_ROUNDING = np.float32(1e-3)
+_FINE = LevelTable(LOG_PROBS)
 
 
 @dataclass(frozen=True)
@@ -96,6 +89,7 @@ class Voxels(Signal):
 
     name: ClassVar[str] = "voxels"
     answers: ClassVar[frozenset[str]] = frozenset({"voxels"})
+    follows_keep: ClassVar[bool] = True
 
     levels: tuple[float, ...] = field(default=tuple(LOG_PROBS.tolist()), repr=False)
 
@@ -120,7 +114,7 @@ class Voxels(Signal):
         return {"voxel_logits": encode_voxels(said)}
 
     @override
-    def decode(self, read: Callable[[str], np.ndarray]) -> VoxelCodes:
+    def decode(self, read: Reading) -> VoxelCodes:
         return VoxelCodes(codes=decode_codes(read("voxel_logits"), self._code_table), table=self._table)
 
     @override
@@ -172,40 +166,8 @@ def encode_voxels(log_probs_XYZC: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: a value is NaN, or the classes of a voxel do not sum to one.
     """
-    x, y, z, c = log_probs_XYZC.shape
-    levels_ZXYC = np.empty((z, x, y, c), np.float16)
-    wrong = _encode(
-        np.ascontiguousarray(log_probs_XYZC, np.float32),
-        _CODE_OF_CELL,
-        _BORDERS,
-        LOG_PROBS.astype(np.float16).view(np.uint16),
-        np.exp(LOG_PROBS),
-        levels_ZXYC.view(np.uint16),
-    )
-    if wrong:
-        raise ValueError(f"{wrong} of {x * y * z} voxels do not hold log-probabilities that sum to one")
-    return levels_ZXYC.transpose(1, 2, 0, 3)
-
-
-@compiled(nogil=True)
-def _encode(log_probs_XYZC, code_of_cell, borders, levels, probs, bits_ZXYC):  # type: ignore[no-untyped-def]
-    """Fill the bits of the float16 levels; return the number of voxels that are no distribution."""
-    X, Y, Z, C = log_probs_XYZC.shape
-    wrong = 0
-    for x in range(X):
-        for z in range(Z):
-            for y in range(Y):
-                total, numbers = np.float32(0), True
-                for c in range(C):
-                    log_prob = log_probs_XYZC[x, y, z, c]
-                    numbers &= log_prob <= _ROUNDING
-                    depth = min(-log_prob, _DEEPEST) if log_prob < 0 else np.float32(0)  # NaN takes 0
-                    code = code_of_cell[int(depth * _CELLS_PER_NAT)]
-                    code += depth > borders[code]
-                    bits_ZXYC[z, x, y, c] = levels[code]
-                    total += probs[code]
-                wrong += not (numbers and abs(total - np.float32(1)) <= SUM_TOLERANCE)
-    return wrong
+    stored = LOG_PROBS.astype(np.float16).view(np.uint16)
+    return _FINE.encode(log_probs_XYZC, stored, float(SUM_TOLERANCE)).view(np.float16)
 
 
 def code_table(log_probs: np.ndarray) -> np.ndarray:

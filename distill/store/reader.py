@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zarr
-from zarr.buffer.cpu import Buffer
-from zarr.storage import MemoryStore
 
 from distill.classes import ClassSet
 from distill.errors import InputError
@@ -25,11 +21,25 @@ from distill.store.schema import (
     committed_rows,
     read_arrays,
     read_attributes,
+    read_whole,
 )
 
 
 class DamagedSample(InputError):  # noqa: N818 - it names what was met, as InputError's one line does
     """A committed sample whose chunks are not what was written."""
+
+
+class _Sample:
+    """The arrays of a store as they stand for one keyframe."""
+
+    def __init__(self, store: TeacherStore, token: str) -> None:
+        self.store, self.token = store, token
+
+    def __call__(self, name: str) -> np.ndarray:
+        return self.store.arrays[name].unpack(self.store.chunk(self.token, name))
+
+    def slices(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        return self.store.arrays[name].unpack_slices(self.store.chunk(self.token, name))
 
 
 class TeacherStore:
@@ -58,8 +68,8 @@ class TeacherStore:
         attributes = read_attributes(self.place)
         self.schema: int = attributes["schema"]
         self.identity = StoreIdentity.from_dict(attributes)
-        self.signals = self.identity.build_signals()
-        self.tokens = _read_tokens(self.place)
+        self.signals = self.identity.build_signals(partial(read_whole, self.place))
+        self.tokens = [str(token) for token in read_whole(self.place, "tokens")]
         self.present = frozenset(self.tokens[row] for row in committed_rows(self.place))
         self.arrays = read_arrays(self.place, attributes)
         self._columns = {name: column for column, name in enumerate(self.arrays)}
@@ -109,7 +119,7 @@ class TeacherStore:
         Raises:
             InputError: the sample is not in the store (`DamagedSample`: it is, but not intact). So do all readers.
         """
-        read = partial(self._read, token)
+        read = _Sample(self, token)
         return Told(
             taught=True,
             covered=self.coverage(token) if coverage else None,
@@ -126,11 +136,11 @@ class TeacherStore:
 
     def semantics(self, token: str) -> np.ndarray:
         """The teacher's voxel classes, uint8 (X, Y, Z); 255 where it has not modelled the voxel."""
-        return np.ascontiguousarray(self._read(token, "voxel_semantics"))
+        return np.ascontiguousarray(_Sample(self, token)("voxel_semantics"))
 
     def coverage(self, token: str) -> np.ndarray:
         """Which voxels the teacher has modelled, bool (X, Y, Z)."""
-        return np.ascontiguousarray(self._read(token, "voxel_coverage"))
+        return np.ascontiguousarray(_Sample(self, token)("voxel_coverage"))
 
     @property
     def knows_frames(self) -> bool:
@@ -144,7 +154,7 @@ class TeacherStore:
         """
         if not self.knows_frames:
             return None
-        return self._read(token, "frame_digests")
+        return _Sample(self, token)("frame_digests")
 
     def other_frames(self, digests: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
         """Which keyframes were dumped from other files than those at hand, and which of their files these are.
@@ -175,7 +185,7 @@ class TeacherStore:
             DamagedSample: one differs.
         """
         for name in self.arrays:
-            self._chunk(token, name)
+            self.chunk(token, name)
 
     def summary(self) -> str:
         """One line: samples present and their size."""
@@ -194,10 +204,12 @@ class TeacherStore:
             raise InputError(f"{self.path} is about another dataset version: it has no keyframe {token}")
         return self._rows[token]
 
-    def _read(self, token: str, name: str) -> np.ndarray:
-        return self.arrays[name].unpack(self._chunk(token, name))
+    def chunk(self, token: str, name: str) -> bytes:
+        """What an array holds of a keyframe, as it lies there.
 
-    def _chunk(self, token: str, name: str) -> bytes:
+        Raises:
+            DamagedSample: it is not what was written.
+        """
         row, array = self.row(token), self.arrays[name]
         try:
             commit = self.place.read(commit_name(row))
@@ -213,14 +225,3 @@ class TeacherStore:
                 "re-dump it with dump.verify=true, or with dump.overwrite=true"
             )
         return chunk
-
-
-def _read_tokens(place: Place) -> list[str]:
-    try:
-        files: dict[str, Any] = {
-            name: Buffer.from_bytes(place.read(f"tokens/{name}")) for name in place.names("tokens")
-        }
-        return [str(token) for token in np.asarray(zarr.open_array(MemoryStore(files), mode="r")[:])]
-    except (ValueError, FileNotFoundError) as error:
-        path = Path(place.address)
-        raise InputError(f"the tokens of {path} are damaged ({path / 'tokens'}): dump to another store.path") from error

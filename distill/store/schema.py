@@ -1,4 +1,4 @@
-"""Schema 4: what a teacher store is.
+"""Schema 5: what a teacher store is.
 
 A zarr v3 group over the N keyframes of a dataset version, row i belonging to `tokens[i]`. Every store has
 
@@ -10,13 +10,22 @@ A zarr v3 group over the N keyframes of a dataset version, row i belonging to `t
 
 and the arrays of its signals (`distill.signals`), which the attribute `signals` describes; those of the project have
 
-    voxels     voxel_logits   float16 (N, X, Y, Z, C)  log-probabilities on its levels; normalise with a softmax
-    bev        bev_probs      float32 (N, X, Y, C)     probabilities by its BEV rule
+    voxels     column_coefs   int16   (N, K, X, Y)     coefficients of columns, K = Z C, in steps of
+               column_step    float32 (N, 1)           nats; logits = column_mean + step * sum_k coefs_k column_basis_k
+     or        voxel_codes    uint8   (N, X, Y, Z, C)  codes of log-probabilities on its levels; 0 where not covered
+     both      voxel_kl       float32 (N, 2, 3)        KL_T(teacher || stored), mean and maximum, T = 1, 2, 4
+     or        voxel_logits   float16 (N, X, Y, Z, C)  log-probabilities on its levels; normalise with a softmax
+    bev        bev_codes      uint8   (N, X, Y, C)     codes of log-probabilities by its BEV rule, on its levels
+     or        bev_probs      float32 (N, X, Y, C)     probabilities by its BEV rule
                bev_semantics  uint8   (N, X, Y)        argmax of bev_probs (the first of equals); 255: not covered
     gaussians  gaussians      float32 (N, G, 29)       Gaussians, rounded; rows of NaN fill them up
     seen       seen           bool    (N, X, Y, Z)     whether the images that the teacher was given show the voxel
     features   bev_features   uint8   (N, X/s, Y/s, F) codes of F features on cells of s x s columns
                bev_feature_scales  float32  (N, F, 2)  smallest value and step of each: value = smallest + step * code
+
+What a signal keeps once stands in arrays without rows: column_basis float32 (K, Z, C) and column_mean float32 (Z, C).
+The attribute `keep` says of which voxels signals of voxels and columns say anything: "all", or what the cameras of
+labelled keyframes show, "visible"; elsewhere nothing is covered.
 
 One chunk per row and array, written whole, so that writers of different rows share nothing. A row is *present* when its
 chunk of `checksums` exists; that chunk is written last, when the others are durable, and removed first when the row is
@@ -25,36 +34,37 @@ the chunks of `checksums` is no chunk: who writes row i holds a claim of it (`St
 All codecs are of the zarr v3 core specification. Group attributes carry the `StoreIdentity`, whose `frame_digests`
 names the columns of that array, and `columns`, the names of the arrays in the order of the columns of `checksums`.
 
-Schema 3 held the same chunks, but for the order of the columns of `checksums`; it described its signals otherwise and
-did not name their arrays. It is read and continued. Schema 2, which is read but not continued, has neither
-frame_digests nor `claims`.
+Schema 4 had no `keep`, and nothing that is kept once. Schema 3 held the same chunks as 4, but for the order of the
+columns of `checksums`; it described its signals otherwise and did not name their arrays. Both are read and continued.
+Schema 2, which is read but not continued, has neither frame_digests nor `claims`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, TransposeCodec
+from zarr.buffer.cpu import Buffer
+from zarr.codecs import Crc32cCodec, TransposeCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from distill.errors import InputError
 from distill.grids import SURROUNDOCC, VoxelGrid
 from distill.nuscenes.layout import CAMERAS, LIDAR
 from distill.signals import GaussianKind, Signal, SignalsOf, described
-from distill.signals.arrays import StoredArray, bit_planes
+from distill.signals.arrays import StoredArray, bit_planes, repeats
 from distill.signals.bev import Bev
 from distill.signals.gaussians import GaussianSet
 from distill.signals.voxels import Voxels
 from distill.store.place import Place
 
-SCHEMA = 4
-READABLE = (2, 3, SCHEMA)
-CONTINUED = (3, SCHEMA)
+SCHEMA = 5
+READABLE = (2, 3, 4, SCHEMA)
+CONTINUED = (3, 4, SCHEMA)
 DIGESTS = (*CAMERAS, LIDAR, "calibration")  # the columns of frame_digests for the rig of nuScenes
 COMMITS = "checksums"
 CLAIMS = f"{COMMITS}/claims"
@@ -76,6 +86,7 @@ class StoreIdentity:
         classes: class names, id order.
         signals: name -> description (`distill.signals.described`) of what it says.
         frame_digests: of what it was given, the sources that have a digest.
+        keep: "all" voxels, or those "visible" in the cameras of labelled keyframes.
     """
 
     teacher: str
@@ -85,6 +96,7 @@ class StoreIdentity:
     classes: tuple[str, ...]
     signals: dict[str, dict[str, Any]]
     frame_digests: tuple[str, ...] = DIGESTS
+    keep: Literal["all", "visible"] = "all"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description, the inverse of `from_dict`."""
@@ -97,6 +109,7 @@ class StoreIdentity:
             "classes": list(self.classes),
             "signals": self.signals,
             "frame_digests": list(self.frame_digests),
+            "keep": self.keep,
         }
 
     @classmethod
@@ -109,11 +122,16 @@ class StoreIdentity:
             classes=tuple(description["classes"]),
             signals=_earlier_signals(description) if earlier else description["signals"],
             frame_digests=DIGESTS if earlier else tuple(description["frame_digests"]),
+            keep=description.get("keep", "all"),
         )
 
-    def build_signals(self) -> Mapping[str, Signal]:
-        """The signals by name, each built when it is asked for."""
-        return SignalsOf(self.signals, self.grid, self.classes)
+    def build_signals(self, read_constant: Callable[[str], np.ndarray]) -> Mapping[str, Signal]:
+        """The signals by name, each built when it is asked for.
+
+        Args:
+            read_constant: name of an array -> what the store keeps once.
+        """
+        return SignalsOf(self.signals, self.grid, self.classes, read_constant)
 
 
 def _earlier_signals(description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -131,7 +149,7 @@ def _earlier_signals(description: Mapping[str, Any]) -> dict[str, dict[str, Any]
     return described(signals)
 
 
-def new_arrays(identity: StoreIdentity) -> list[StoredArray]:
+def new_arrays(identity: StoreIdentity, signals: Mapping[str, Signal]) -> list[StoredArray]:
     """The data arrays of a new store.
 
     Raises:
@@ -140,25 +158,29 @@ def new_arrays(identity: StoreIdentity) -> list[StoredArray]:
     shape = identity.grid.shape
     arrays = [
         # layer by layer, as neighbours along y and x are alike
-        StoredArray("voxel_semantics", "uint8", shape, (2, 0, 1), bit_planes(1)),
-        StoredArray("voxel_coverage", "bool", shape, (0, 1, 2), bit_planes(1)),
+        StoredArray("voxel_semantics", "uint8", shape, (2, 0, 1), repeats(1)),
+        StoredArray("voxel_coverage", "bool", shape, (0, 1, 2), repeats(1)),
         StoredArray("frame_digests", "uint32", (len(identity.frame_digests),), (0,), bit_planes(4)),
     ]
     taken = {COMMITS, "tokens", "scenes", *(array.name for array in arrays)}
-    for name, signal in identity.build_signals().items():
-        for array in signal.arrays():
-            if array.name in taken:
-                raise InputError(f"signal {name}: a store has an array {array.name} already, give it another name")
-            taken.add(array.name)
-            arrays.append(array)
+    for name, signal in signals.items():
+        for array in (*(each.name for each in signal.arrays()), *signal.constants()):
+            if array in taken:
+                raise InputError(f"signal {name}: a store has an array {array} already, give it another name")
+            taken.add(array)
+        arrays += signal.arrays()
     return arrays
 
 
 def new_store(
-    identity: StoreIdentity, tokens: Sequence[str], scenes: Sequence[str], code_version: str
+    identity: StoreIdentity,
+    tokens: Sequence[str],
+    scenes: Sequence[str],
+    code_version: str,
+    constants: Mapping[str, np.ndarray],
 ) -> dict[str, bytes]:
-    """The files of a store without samples, by name."""
-    arrays = new_arrays(identity)
+    """The files of a store without samples, by name; `constants` is what its signals keep once."""
+    arrays = new_arrays(identity, identity.build_signals(constants.__getitem__))
     columns = [array.name for array in arrays]
     attributes = {**identity.to_dict(), "columns": columns, "code_version": code_version}
     files: dict[str, Any] = {}
@@ -183,12 +205,29 @@ def new_store(
         chunk_key_encoding={"name": "default", "separator": "."},
         fill_value=0,
     )
-    for name, values in (("tokens", tokens), ("scenes", scenes)):
+    for name, texts in (("tokens", tokens), ("scenes", scenes)):
         strings = group.create_array(
-            name, shape=(len(values),), chunks="auto", dtype="string", compressors=Crc32cCodec()
+            name, shape=(len(texts),), chunks="auto", dtype="string", compressors=Crc32cCodec()
         )
-        strings[:] = np.array(values, object)
+        strings[:] = np.array(texts, object)
+    for name, values in constants.items():
+        group.create_array(name, data=values, chunks=values.shape, compressors=(ZstdCodec(level=9), Crc32cCodec()))
     return {name: content.to_bytes() for name, content in files.items()} | {CLAIMS: b""}
+
+
+def read_whole(place: Place, name: str) -> np.ndarray:
+    """An array without rows.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        files: dict[str, Any] = {each: Buffer.from_bytes(place.read(f"{name}/{each}")) for each in place.names(name)}
+        return np.asarray(zarr.open_array(MemoryStore(files), mode="r")[:])
+    except (ValueError, FileNotFoundError) as error:
+        raise InputError(
+            f"the {name} of {place.address} are damaged ({place.address}/{name}): dump to another store.path"
+        ) from error
 
 
 def commit_name(row: int) -> str:

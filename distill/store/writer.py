@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from distill.checkpoint import code_version
 from distill.errors import InputError
 from distill.files import leaves
-from distill.signals import NOT_COVERED
+from distill.signals import NOT_COVERED, Signal
 from distill.signals.arrays import seal
 from distill.store.place import Local, Place
 from distill.store.reader import TeacherStore
@@ -40,6 +40,8 @@ class StoreWriter:
     ) -> StoreWriter:
         """Open the store at `place`, creating it if there is none; several processes may do so at once.
 
+        One whose signals keep something once is to be made by `create`.
+
         Args:
             place: the zarr group.
             identity: who is going to write.
@@ -51,16 +53,37 @@ class StoreWriter:
         """
         place = place if isinstance(place, Place) else Local(Path(place))
         if place.empty():
-            files = new_store(identity, tokens, scenes, code_version())
-            told = f"cannot create the store {place.address}", "free some space, or give another store.path"
-            with _disk_errors(*told):
-                place.create(files)
+            cls.create(place, identity, tokens, scenes, ())
         store = TeacherStore(place)
         _check_same(store, identity, tokens)
         writer = cls(store)
         with _disk_errors(f"cannot tidy the store {place.address}"):
             writer._remove_leftovers()
         return writer
+
+    @staticmethod
+    def create(
+        place: Path | str | Place,
+        identity: StoreIdentity,
+        tokens: Sequence[str],
+        scenes: Sequence[str],
+        signals: Iterable[Signal],
+    ) -> None:
+        """Make a store without samples, unless another process is first.
+
+        Args:
+            place, identity, tokens, scenes: see `open`.
+            signals: those of them that keep something once.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        place = place if isinstance(place, Place) else Local(Path(place))
+        constants = {name: values for signal in signals for name, values in signal.constants().items()}
+        files = new_store(identity, tokens, scenes, code_version(), constants)
+        told = f"cannot create the store {place.address}", "free some space, or give another store.path"
+        with _disk_errors(*told):
+            place.create(files)
 
     def claim(self, token: str) -> bool:
         """Reserve a sample for this process until it is written or released, or the process ends, however it ends.

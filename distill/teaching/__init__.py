@@ -29,6 +29,7 @@ class Pupil(NamedTuple):
         classes: its classes.
         asked: the questions that terms are going to ask.
         asked_unlabelled: further ones that they are going to ask about keyframes without labels.
+        hidden: whether it is asked about voxels that no camera shows: of frames with, and without labels.
         tokens: all keyframes of the dataroot.
         unlabelled: those that are trained on without labels.
     """
@@ -38,6 +39,7 @@ class Pupil(NamedTuple):
     classes: ClassSet
     asked: Collection[str]
     asked_unlabelled: Collection[str]
+    hidden: tuple[bool, bool]
     tokens: Sequence[str]
     unlabelled: Collection[str]
 

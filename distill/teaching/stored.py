@@ -51,6 +51,8 @@ def open_stored(
         stores = [TeacherStore(Path(path)) for path in paths]
     if not stores:
         raise InputError(f"teachers.{name} has no store: give teachers.{name}.paths=[...], or kd=none")
+    for store in stores:
+        _check_kept(name, store, pupil)
     return Stored(name, stores, missing, signals, weight, pupil.grid, pupil.classes, asked_of(stores))
 
 
@@ -186,6 +188,21 @@ class Stored(Provider):
             for store in self.stores
             if not store.knows_frames
         ]
+
+
+def _check_kept(name: str, store: TeacherStore, pupil: Pupil) -> None:
+    """Refuse questions about voxels that a store has not kept."""
+    if store.identity.keep == "all":
+        return
+    hidden, hidden_unlabelled = pupil.hidden
+    withheld = (token for token in pupil.unlabelled if token in store.present)
+    partly = hidden_unlabelled and any(not store.coverage(token).all() for token in withheld)
+    asked = "kd.mask" if hidden else "kd.unlabelled=all" if partly else None
+    if asked:
+        raise InputError(
+            f"{store.path} keeps what cameras show (store.keep=visible), and teachers.{name} is asked about more "
+            f"({asked}): set kd.mask=camera and kd.unlabelled=seen, or dump with store.keep=all into a new store.path"
+        )
 
 
 def _only_one(

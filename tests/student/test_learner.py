@@ -139,7 +139,7 @@ class Normed(Constant):
 def learner_with_ema() -> Learner:
     network = Normed()
     schedule = {"momentum": 0.9, "warmup": 0, "milestones": (), "decay": 1.0, "interval": 1, "ramp": 0}
-    pupil = Pupil(network, GRID, OCC3D_CLASSES, ("voxels",), (), (), ())
+    pupil = Pupil(network, GRID, OCC3D_CLASSES, ("voxels",), (), (False, False), (), ())
     ema = Ema("ema", 1.0, frames="all", measured_depth=False, **schedule, pupil=pupil)
     terms = {"kd": VoxelKL(temperature=1.0, confidence="none", **listening(mask="all"))}
     terms["ce"] = CrossEntropy(1.0, "log", "all", OCC3D_CLASSES)

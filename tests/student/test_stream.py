@@ -181,7 +181,7 @@ class TestTheStoreThatIsMeant:
     """Without paths, the only one in the folder that is about these keyframes and answers what is asked."""
 
     def open(self, folder, paths=None, asked=("voxels", "columns"), tokens=TOKENS, unlabelled=()):
-        pupil = Pupil(nn.Identity(), GRID, OCC3D_CLASSES, asked, {"seen"}, tokens, unlabelled)
+        pupil = Pupil(nn.Identity(), GRID, OCC3D_CLASSES, asked, {"seen"}, (False, False), tokens, unlabelled)
         return open_stored("stored", paths, str(folder), "skip", None, 1.0, pupil)
 
     def test_the_only_one_is_found(self, store, tmp_path):

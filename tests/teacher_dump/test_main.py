@@ -21,7 +21,8 @@ from distill.signals import GaussianKind, described
 from distill.signals.gaussians import render
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
 from teacher_dump.gate import Gate
-from teacher_dump.main import Dump, check_grid, chosen_tokens, signals_of
+from teacher_dump.keeping import signals_of
+from teacher_dump.main import Dump, check_grid, chosen_tokens
 from teacher_dump.teachers import TeacherPrediction
 
 GRID = VoxelGrid("tiny", "ego", (-2.0, -2.0, 1.0), 0.5, (8, 8, 6))  # up to 4 m, a metre above what Gaussians cover
@@ -99,11 +100,12 @@ def test_what_is_not_covered_is_uniform_and_has_no_part_in_its_column(tmp_path, 
         assert covered[..., :4].all()
         assert not covered[..., 4:].any()
         np.testing.assert_array_equal(sample["coverage_XYZ"], covered)
-        voxels = sample["said"]["voxels"]
+        voxels, said_of = sample["said"]["voxels"]
+        np.testing.assert_array_equal(said_of, covered)
         np.testing.assert_array_equal(voxels[covered], told.voxel_log_probs_BXYZC[index][covered])
         np.testing.assert_allclose(voxels[~covered], -math.log(18), rtol=1e-6)
         bev = bev_log_probs(told.voxel_log_probs_BXYZC[index, :, :, :4], 17).exp()
-        np.testing.assert_allclose(sample["said"]["bev"].probs_XYC, bev, atol=1e-6)
+        np.testing.assert_allclose(np.exp(sample["said"]["bev"]), bev, atol=1e-6)
         dump.writer.write(**sample)
     store = TeacherStore(tmp_path / "store.zarr")
     assert store.present == set(TOKENS)
@@ -125,8 +127,8 @@ def test_classes_are_the_argmax_of_the_teacher_itself(tmp_path, batch):
     expected = answer(None).voxel_log_probs_BXYZC[0]
     store = TeacherStore(tmp_path / "store.zarr")
     np.testing.assert_array_equal(store.semantics(TOKENS[0]), expected.argmax(-1))
-    codes = store.told(TOKENS[0], ["voxels"], coverage=False).signals["voxels"].codes
-    assert (codes.argmin(-1) != expected.argmax(-1).numpy()).any()
+    codes_ZXYC = store.told(TOKENS[0], ["voxels"], coverage=False).signals["voxels"].codes
+    assert (codes_ZXYC.argmin(-1).transpose(1, 2, 0) != expected.argmax(-1).numpy()).any()
 
 
 def test_garbage_where_nothing_is_covered_does_no_harm(tmp_path, batch):
@@ -139,8 +141,8 @@ def test_garbage_where_nothing_is_covered_does_no_harm(tmp_path, batch):
 
     clean, dirty = (make_dump(tmp_path, Teacher(*a)).samples(batch, first=False) for a in ((), (answer,)))
     for before, after in zip(clean, dirty, strict=True):
-        np.testing.assert_array_equal(before["said"]["voxels"], after["said"]["voxels"])
-        np.testing.assert_array_equal(before["said"]["bev"].probs_XYC, after["said"]["bev"].probs_XYC)
+        np.testing.assert_array_equal(before["said"]["voxels"].log_probs_XYZC, after["said"]["voxels"].log_probs_XYZC)
+        np.testing.assert_array_equal(before["said"]["bev"], after["said"]["bev"])
         np.testing.assert_array_equal(before["coverage_XYZ"], after["coverage_XYZ"])
 
 
@@ -207,7 +209,7 @@ def test_signals_are_chosen_by_name_or_by_the_path_of_their_class():
     assert [signal.name for signal in signals] == ["bev", "gaussians"]
     assert signals[1].kind == KIND
     for name, told in (
-        ("maybe", r"signal maybe: choose one of voxels, bev, gaussians, seen, features, points, or give MODULE\.CLASS"),
+        ("maybe", r"signal maybe: choose one of bev, voxels, gaussians, seen, features, points, or give MODULE\.CLASS"),
         ("no.Signal", "signal no.Signal: there is no module no; give"),
         ("distill.gaussians.Gaussians", r"is no subclass of distill\.signals\.Signal"),
         ("math.sqrt", r"is no subclass of distill\.signals\.Signal"),

@@ -205,7 +205,7 @@ class Setting:
     """A lesson with a branch as teacher: the first frame is labelled; the second one's label is hidden."""
 
     def __init__(self, counts=(30, 20), labelled=(True, False)) -> None:
-        pupil = Pupil(nn.Identity(), GRID, OCC3D_CLASSES, {"voxels", "heads"}, (), (), ())
+        pupil = Pupil(nn.Identity(), GRID, OCC3D_CLASSES, {"voxels", "heads"}, (), (False, False), (), ())
         values = {key: value for key, value in branch(GRID).items() if key not in ("grid", "classes")}
         self.teacher = FusionBranch("it", 1.0, pupil, **values)
         frame = taught_frame()
@@ -279,7 +279,7 @@ class TestTeaching:
         assert logits[1].any()
 
     def test_a_branch_that_nothing_trains_is_refused(self):
-        pupil = Pupil(nn.Identity(), GRID, OCC3D_CLASSES, {"voxels"}, (), (), ())
+        pupil = Pupil(nn.Identity(), GRID, OCC3D_CLASSES, {"voxels"}, (), (False, False), (), ())
         values = {key: value for key, value in branch(GRID).items() if key not in ("grid", "classes")}
         with pytest.raises(InputError, match=r"teachers.it learns from nobody: give objective.terms.fused.weight"):
             FusionBranch("it", 1.0, pupil, **values)

@@ -24,7 +24,7 @@ def gaussians(space=SPACE):
 
 def test_the_space_goes_through_a_store():
     signal = GaussianSet(OCC3D, NAMES, KIND)
-    assert SignalsOf(described([signal]), OCC3D, NAMES)["gaussians"] == signal
+    assert SignalsOf(described([signal]), OCC3D, NAMES, {}.__getitem__)["gaussians"] == signal
     assert decode_gaussians(encode_gaussians(gaussians(), KIND), KIND).space == SPACE
 
 
@@ -39,5 +39,5 @@ def test_earlier_stores_mean_what_gaussianformer_models():
         **{"grid": OCC3D.to_dict(), "classes": list(NAMES)},
         "gaussians": {"count": 3, "form": "probabilistic", "reach": 4.0, "det": "stable"},
     }
-    signal = StoreIdentity.from_dict(described_in_schema_3).build_signals()["gaussians"]
+    signal = StoreIdentity.from_dict(described_in_schema_3).build_signals({}.__getitem__)["gaussians"]
     assert signal == GaussianSet(OCC3D, NAMES, GaussianKind(3, *COMMON, SURROUNDOCC))

@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill.classes import OCC3D_CLASSES
+from distill.grids import VoxelGrid
 from distill.signals.bev import round_probs
+from distill.signals.coarse import LevelBev, LevelVoxels
+from distill.signals.columns import CoveredVoxels
+from distill.signals.levels import BEV_STEP, MAX_BEV_KL, MAX_VOXEL_KL, VOXEL_STEP, coarse_levels
 from distill.signals.voxels import LOG_PROBS, MAX_KL, code_table, decode_codes, encode_voxels
 
 CLASSES = 18
@@ -129,3 +134,55 @@ def test_what_is_no_distribution_is_refused(kind: str) -> None:
 def test_bev_that_is_no_distribution_is_refused(probs: list[float]) -> None:
     with pytest.raises(ValueError, match="BEV"):
         round_probs(np.array([[[0.5, 0.5]], [probs]], np.float32))
+
+
+COARSE = [(VOXEL_STEP, 31, MAX_VOXEL_KL), (BEV_STEP, 77, MAX_BEV_KL)]
+FLAT = VoxelGrid("flat", "ego", (0.0, 0.0, 0.0), 1.0, (50, 10, 1))
+
+
+@pytest.mark.parametrize(("finest", "count", "bounds"), COARSE)
+def test_the_bounds_of_coarse_levels_hold_for_every_distribution(finest, count, bounds) -> None:
+    """The inequality in the docstring of `voxels` has a mu."""
+    depths = -coarse_levels(finest).astype(np.float64)
+    assert len(depths) == count
+    assert depths[-1] == pytest.approx(24, abs=2)
+    half_steps = np.diff(depths) / 2
+    for temperature, bound in bounds.items():
+        holds = np.ones(4001, bool)
+        mu = np.geomspace(1e-7, 1, len(holds))
+        for inside in np.linspace(0, 1, 33):
+            for error in (inside * half_steps, -inside * half_steps):
+                level = np.where(error > 0, depths[:-1], depths[1:])
+                s = np.exp(-(level + error) / temperature)[:, None]
+                phi = (np.expm1(error / temperature) - error / temperature)[:, None]
+                holds &= (s * phi <= bound * s - mu * s**temperature + mu / CLASSES).all(0)
+        assert (holds & (np.exp(-depths[-1] / temperature) <= mu / CLASSES)).any(), temperature
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), spread=st.floats(0, 15), lost=st.floats(0, 0.9))
+def test_coarse_levels_keep_their_bounds(seed: int, spread: float, lost: float) -> None:
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, spread, (*FLAT.shape, CLASSES)) * random.gamma(1, 1, (*FLAT.shape, 1))
+    logits[..., 1:][random.random((*FLAT.shape, CLASSES - 1)) < lost] = -np.inf
+    teacher = log_softmax(logits).astype(np.float32)
+    covered = random.random(FLAT.shape) < 0.8
+    voxels, bev = LevelVoxels(FLAT, OCC3D_CLASSES.names), LevelBev(FLAT, OCC3D_CLASSES.names)
+    encoded = voxels.encode(CoveredVoxels(teacher, covered))
+    assert not encoded["voxel_codes"][~covered].any()
+    decoded = np.array(voxels.levels)[encoded["voxel_codes"]]
+    columns = np.array(bev.levels)[bev.encode(teacher[:, :, 0])["bev_codes"]]
+    for index, temperature in enumerate((1, 2, 4)):
+        missed = kl(teacher, decoded, temperature)[covered]
+        assert missed.max() <= MAX_VOXEL_KL[temperature]
+        np.testing.assert_allclose(encoded["voxel_kl"][:, index], [missed.mean(), missed.max()], rtol=0.01, atol=1e-5)
+        assert kl(teacher[:, :, 0], columns, temperature).max() <= MAX_BEV_KL[temperature]
+
+
+@pytest.mark.parametrize("kind", not_log_probabilities())
+def test_coarse_levels_take_distributions_alone(kind: str) -> None:
+    wrong = np.broadcast_to(voxels(not_log_probabilities()[kind])[:1], (*FLAT.shape, CLASSES)).copy()
+    if kind == "NaN":
+        wrong[3, 3, 0, :2] = np.nan
+    with pytest.raises(ValueError, match="sum to one"):
+        LevelVoxels(FLAT, OCC3D_CLASSES.names).encode(CoveredVoxels(wrong, np.ones(FLAT.shape, bool)))

@@ -19,6 +19,7 @@ from distill.frame import Frame, Mirror, stack
 from distill.grids import SURROUNDOCC, VoxelGrid
 from distill.networks.prediction import FeatureKind
 from distill.signals import SIGNALS, GaussianKind, SignalsOf, TeacherPrediction, described, signal_class
+from distill.signals.columns import CoveredVoxels
 from distill.signals.voxels import Voxels
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
 
@@ -71,7 +72,7 @@ def test_it_travels_like_any_other(path: Path) -> None:
 def test_what_it_refuses_is_not_written(path: Path) -> None:
     store = TeacherStore(path)
     writer = StoreWriter.open(path, store.identity, TOKENS, [])
-    said = {"voxels": LOG_PROBS[0].numpy(), "heights": np.full((4, 3), 400.0)}
+    said = {"voxels": CoveredVoxels(LOG_PROBS[0].numpy(), np.ones(GRID.shape, bool)), "heights": np.full((4, 3), 400.0)}
     rest = np.zeros(GRID.shape, np.uint8), np.ones(GRID.shape, bool), np.ones(8, np.uint32)
     with pytest.raises(InputError, match="was not written: a height of more than 300 m; check the teacher"):
         writer.write(TOKENS[2], said, *rest)
@@ -133,6 +134,6 @@ def test_a_description_is_the_inverse_of_the_signal(name: str) -> None:
     kind = GaussianKind(7, "additive", 3.0, "upstream", SURROUNDOCC)
     teacher = SimpleNamespace(gaussians=kind, features=FeatureKind(5, 1))
     signal = SIGNALS[name].of(teacher, GRID, OCC3D_CLASSES.names)
-    again = SignalsOf(described([signal]), GRID, OCC3D_CLASSES.names)[name]
+    again = SignalsOf(described([signal]), GRID, OCC3D_CLASSES.names, {}.__getitem__)[name]
     assert again == signal
     assert again != dataclasses.replace(signal, grid=dataclasses.replace(GRID, voxel_size=0.5))

@@ -121,7 +121,7 @@ def test_frames_that_nobody_teaches_travel_too():
 def test_the_rule_is_recorded():
     description = described([replace(SIGNAL, kind=PointKind(6000, replace(RULE, power=2.7)))])
     assert description["points"]["rule"] == {"reach": 3.0, "threshold": 0.5, "most": 10, "power": 2.7}
-    assert SignalsOf(description, OCC3D, NAMES)["points"].kind.rule.power == 2.7
+    assert SignalsOf(description, OCC3D, NAMES, {}.__getitem__)["points"].kind.rule.power == 2.7
 
 
 def test_what_cannot_be_kept_is_said():

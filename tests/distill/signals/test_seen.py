@@ -120,7 +120,7 @@ def test_flip_then_see_is_see_then_flip(flips):
 def test_how_many_rays_made_it_is_kept():
     few = Seen(GRID, NAMES, rays_per_row=4)
     assert described([few])["seen"] == {"_target_": "distill.signals.seen.Seen", "rays_per_row": 4}
-    assert SignalsOf(described([few]), GRID, NAMES)["seen"] == few != SIGNAL
+    assert SignalsOf(described([few]), GRID, NAMES, {}.__getitem__)["seen"] == few != SIGNAL
     scene = prediction_of(wall()), frame_of(camera((0.0, 0.0, 0.0)))
     assert say(*scene, signal=few).sum() < say(*scene).sum()
 

@@ -360,7 +360,7 @@ def test_what_is_no_store_is_refused(path: Path, tmp_path: Path) -> None:
     description = json.loads((path / "zarr.json").read_text())
     description["attributes"]["schema"] = 1
     (path / "zarr.json").write_text(json.dumps(description))
-    with pytest.raises(InputError, match="schema 1, this version reads schemas 2, 3 and 4"):
+    with pytest.raises(InputError, match="schema 1, this version reads schemas 2, 3, 4 and 5"):
         TeacherStore(path)
 
 
@@ -416,7 +416,7 @@ def test_stores_of_earlier_schemas_are_read(path: Path, schema: int) -> None:
 def test_a_store_of_schema_2_is_not_continued(path: Path) -> None:
     make_earlier(path, 2)
     assert TeacherStore(path).frame_digests(TOKENS[1]) is None
-    with pytest.raises(InputError, match=r"schema is 2 there, 4 here; give another store\.path"):
+    with pytest.raises(InputError, match=r"schema is 2 there, 5 here; give another store\.path"):
         open_writer(path)
 
 

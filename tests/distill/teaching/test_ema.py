@@ -52,7 +52,7 @@ class Bright(nn.Module):
 def make_ema(network: nn.Module, asked=("voxels",), unlabelled=("b" * 32,), **values) -> Ema:
     given = {"frames": "unlabelled", "measured_depth": False, "momentum": 0.999, "warmup": 100}
     given |= {"milestones": [], "decay": 0.1, "interval": 1, "ramp": 0, **values}
-    pupil = Pupil(network, GRID, OCC3D_CLASSES, asked, (), (), unlabelled)
+    pupil = Pupil(network, GRID, OCC3D_CLASSES, asked, (), (False, False), (), unlabelled)
     return Ema("ema", 1.0, **given, pupil=pupil)
 
 

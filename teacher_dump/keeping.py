@@ -1,0 +1,138 @@
+"""What a store keeps of what a teacher says: its signals, the encoding of its voxels, and which of them.
+
+Letters: B batch, X Y Z voxel axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from omegaconf import DictConfig
+
+from distill.classes import ClassSet
+from distill.errors import InputError
+from distill.frame import Frame
+from distill.signals import ENCODINGS, Signal, signal_class
+from distill.signals.coarse import LevelBev, LevelVoxels
+from distill.signals.columns import ColumnVoxels, CoveredVoxels
+from distill.store import TeacherStore
+from distill.store.writer import teacher_errors
+from teacher_dump.teachers import Teacher, TeacherPrediction
+
+
+def signals_of(config: DictConfig, teacher: Teacher, classes: ClassSet) -> list[Signal]:
+    """The signals that `dump.signals` names, voxels and columns on levels.
+
+    Raises:
+        InputError: there is no such signal, or the teacher does not have it.
+    """
+    signals = []
+    for name in config.dump.signals:
+        kind = signal_class(name)
+        try:
+            signals.append(kind.of(teacher, teacher.grid, classes.names))
+        except InputError as error:
+            raise InputError(f"teacher {config.teacher.name} {error}") from error
+    return signals
+
+
+def encoded_as_in(store: TeacherStore, signals: Sequence[Signal], asked: DictConfig) -> list[Signal]:
+    """Signals in the encoding of the store that a dump continues.
+
+    Args:
+        store: that one.
+        signals: of `signals_of`.
+        asked: the configuration's `store`.
+
+    Raises:
+        InputError: the store has another encoding than is asked for.
+    """
+    names = {signal.name: signal.name in store.signals and signal.name in ENCODINGS["columns"] for signal in signals}
+    for name in (name for name, encodes in names.items() if encodes):
+        _check_encoding(store, name, asked)
+    return [store.signals[signal.name] if names[signal.name] else signal for signal in signals]
+
+
+def encoded(
+    signals: Sequence[Signal], asked: DictConfig, first: Callable[[], tuple[Frame, TeacherPrediction]]
+) -> tuple[list[Signal], str]:
+    """Signals in the encoding that is asked for, or that takes least, and why, in words.
+
+    Args:
+        signals: of `signals_of`.
+        asked: the configuration's `store`.
+        first: a batch of one keyframe and what the teacher says of it; asked where an encoding depends on it.
+
+    Raises:
+        InputError: no encoding that is asked for keeps it.
+    """
+    voxels = next((signal for signal in signals if isinstance(signal, LevelVoxels)), None)
+    encoding, told = asked.encoding, ""
+    chosen: dict[str, Signal] = {}
+    if voxels is not None and encoding in ("auto", "columns"):
+        encoding, chosen["voxels"], told = _fitted(voxels, asked, *first())
+    kinds = ENCODINGS["levels" if encoding == "auto" else encoding]
+    for signal in signals:
+        if isinstance(signal, LevelVoxels | LevelBev):
+            chosen.setdefault(signal.name, kinds[signal.name](signal.grid, signal.classes))
+    return [chosen.get(signal.name, signal) for signal in signals], told
+
+
+def kept(prediction: TeacherPrediction, frame: Frame, keep: str, whole_columns: bool) -> TeacherPrediction:
+    """A prediction as if the teacher covered nothing but what a store keeps.
+
+    Args:
+        prediction: of a batch.
+        frame: the batch.
+        keep: "all", or what the cameras of labelled keyframes show, "visible"; those without labels are kept whole.
+        whole_columns: whether all of a column is kept of which anything is.
+    """
+    if keep == "all":
+        return prediction
+    voxels_BXYZC, covered_BXYZ, *_ = prediction
+    kept_BXYZ = frame.mask_camera | ~frame.labelled[:, None, None, None]
+    if whole_columns:
+        kept_BXYZ = kept_BXYZ.any(-1, keepdim=True).expand_as(kept_BXYZ)
+    if covered_BXYZ is not None:
+        kept_BXYZ = kept_BXYZ & covered_BXYZ
+    uniform = -math.log(voxels_BXYZC.shape[-1])
+    voxels_BXYZC = voxels_BXYZC.masked_fill(~kept_BXYZ.unsqueeze(-1), uniform)
+    return prediction._replace(voxel_log_probs_BXYZC=voxels_BXYZC, covered_BXYZ=kept_BXYZ)
+
+
+def _fitted(
+    voxels: LevelVoxels, asked: DictConfig, frame: Frame, prediction: TeacherPrediction
+) -> tuple[str, Signal, str]:
+    """The encoding that keeps the keyframe in the fewest bytes, its signal of voxels, and a comparison in words."""
+    with teacher_errors(frame.token[0]):
+        said = CoveredVoxels.of(kept(prediction, frame, asked.keep, whole_columns=True))[0]
+        columns = ColumnVoxels.fitted(said, asked.step, voxels.grid, voxels.classes)
+        sizes: dict[str, int] = {"columns": _size(columns, said)}
+        if asked.encoding == "auto":
+            said = CoveredVoxels.of(kept(prediction, frame, asked.keep, whole_columns=False))[0]
+            sizes["levels"] = _size(voxels, said)
+    chosen = min(sizes, key=sizes.__getitem__)
+    compared = ", ".join(f"{size / 1e6:.2f} MB by {name}" for name, size in sizes.items())
+    signal = columns if chosen == "columns" else voxels
+    return chosen, signal, f"voxels are kept by {chosen} (store.encoding; the first keyframe: {compared})"
+
+
+def _size(signal: Signal, said: CoveredVoxels) -> int:
+    values = signal.encode(said)
+    return sum(len(array.pack(values[array.name])) for array in signal.arrays())
+
+
+def _check_encoding(store: TeacherStore, name: str, asked: DictConfig) -> None:
+    there = store.signals[name]
+    if asked.encoding != "auto" and not isinstance(there, ENCODINGS[asked.encoding][name]):
+        held = next((each for each, kinds in ENCODINGS.items() if isinstance(there, kinds[name])), "another way")
+        raise InputError(
+            f"{store.path} keeps {name} by {held}, this dump asks for store.encoding={asked.encoding}: "
+            "set store.encoding=auto, or give another store.path"
+        )
+    if isinstance(there, ColumnVoxels) and there.step != asked.step:
+        raise InputError(
+            f"{store.path} keeps {name} in steps of {there.step} nats, this dump asks for store.step={asked.step}: "
+            f"set store.step={there.step}, or give another store.path"
+        )
