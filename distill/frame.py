@@ -230,11 +230,13 @@ class Told(Record):
     Attributes:
         taught: bool; False: it says nothing of this frame, and all below is empty.
         covered: bool (X, Y, Z), the voxels that it has modelled; None where that follows from its signals.
+        in_columns: bool (X, Y, Z), the voxels that what it says of columns is made of; None: those.
         signals: name -> what its signal decodes to (`distill.signals`).
     """
 
     taught: Array = declared(FACT)
     covered: Array = declared(GRID)
+    in_columns: Array = declared(GRID)
     signals: Mapping[str, Any] = declared(RECORDS)
 
 

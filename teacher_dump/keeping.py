@@ -5,7 +5,6 @@ Letters: B batch, X Y Z voxel axes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
@@ -74,13 +73,13 @@ def encoded(
         encoding, chosen["voxels"], told = _fitted(voxels, asked, *first())
     kinds = ENCODINGS["levels" if encoding == "auto" else encoding]
     for signal in signals:
-        if isinstance(signal, LevelVoxels | LevelBev):
-            chosen.setdefault(signal.name, kinds[signal.name](signal.grid, signal.classes))
+        if isinstance(signal, LevelVoxels | LevelBev) and signal.name not in chosen:
+            chosen[signal.name] = kinds[signal.name](signal.grid, signal.classes)
     return [chosen.get(signal.name, signal) for signal in signals], told
 
 
 def kept(prediction: TeacherPrediction, frame: Frame, keep: str, whole_columns: bool) -> TeacherPrediction:
-    """A prediction as if the teacher covered nothing but what a store keeps.
+    """A prediction of which a store keeps some voxels.
 
     Args:
         prediction: of a batch.
@@ -90,15 +89,10 @@ def kept(prediction: TeacherPrediction, frame: Frame, keep: str, whole_columns: 
     """
     if keep == "all":
         return prediction
-    voxels_BXYZC, covered_BXYZ, *_ = prediction
     kept_BXYZ = frame.mask_camera | ~frame.labelled[:, None, None, None]
     if whole_columns:
         kept_BXYZ = kept_BXYZ.any(-1, keepdim=True).expand_as(kept_BXYZ)
-    if covered_BXYZ is not None:
-        kept_BXYZ = kept_BXYZ & covered_BXYZ
-    uniform = -math.log(voxels_BXYZC.shape[-1])
-    voxels_BXYZC = voxels_BXYZC.masked_fill(~kept_BXYZ.unsqueeze(-1), uniform)
-    return prediction._replace(voxel_log_probs_BXYZC=voxels_BXYZC, covered_BXYZ=kept_BXYZ)
+    return prediction._replace(kept_BXYZ=kept_BXYZ)
 
 
 def _fitted(

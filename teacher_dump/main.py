@@ -15,7 +15,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from distill import ranks
@@ -147,27 +146,22 @@ class Dump:
             InputError: what the teacher says cannot be kept, or is too weak.
         """
         prediction, free = ask(self.teacher, frame, self.gate.classes, self.device), self.gate.classes.free
-        signals, keep = self.writer.signals, self.writer.store.identity.keep
+        signals = self.writer.signals
         whole_columns = isinstance(signals.get("voxels"), ColumnVoxels)
-        partly = kept(prediction, frame, keep, whole_columns)
-        said = {
-            name: signal.say(partly if signal.follows_keep else prediction, frame, free)
-            for name, signal in signals.items()
-        }
-        samples = self._judged(frame, prediction, partly.covered_BXYZ, said)
+        prediction = kept(prediction, frame, self.writer.store.identity.keep, whole_columns)
+        said = {name: signal.say(prediction, frame, free) for name, signal in signals.items()}
+        samples = self._judged(frame, prediction, said)
         if first:
             self._inspect(frame, prediction, said)
         return samples
 
-    def _judged(
-        self, frame: Frame, prediction: TeacherPrediction, kept_BXYZ: Tensor | None, said: dict[str, list[Any]]
-    ) -> list[dict[str, Any]]:
+    def _judged(self, frame: Frame, prediction: TeacherPrediction, said: dict[str, list[Any]]) -> list[dict[str, Any]]:
         """Each keyframe of the batch as it is to be written, after the gate has seen it."""
         free = self.gate.classes.free
         semantics_BXYZ, covered_BXYZ = prediction.semantics(free), prediction.covered_BXYZ
         everywhere_BXYZ = torch.ones_like(semantics_BXYZ, dtype=torch.bool)
         covered_BXYZ = everywhere_BXYZ if covered_BXYZ is None else covered_BXYZ
-        kept_BXYZ = everywhere_BXYZ if kept_BXYZ is None else kept_BXYZ
+        kept_BXYZ = everywhere_BXYZ if prediction.kept_BXYZ is None else prediction.kept_BXYZ
         samples = []
         for index, token in enumerate(frame.token):
             found_XYZ, covered_XYZ = semantics_BXYZ[index].cpu().numpy(), covered_BXYZ[index].cpu().numpy()
@@ -181,7 +175,8 @@ class Dump:
                     "token": token,
                     "said": {name: items[index] for name, items in said.items()},
                     "semantics_XYZ": found_XYZ,
-                    "coverage_XYZ": kept_BXYZ[index].cpu().numpy(),
+                    "coverage_XYZ": covered_XYZ,
+                    "kept_XYZ": kept_BXYZ[index].cpu().numpy(),
                     "frame_digests": self.digests[token],
                 }
             )

@@ -137,7 +137,7 @@ class BevKL(_LogitsTerm):
         height = logits_BXYZC.shape[-2]
         index_K = (self.region(lesson, teacher) // height).unique_consecutive()
         student_KZC = rows(logits_BXYZC, index_K, axes=2).log_softmax(-1)
-        student_KC = bev_log_probs(student_KZC, self.classes.free, teacher.covered(voxels_of(index_K, height)))
+        student_KC = bev_log_probs(student_KZC, self.classes.free, teacher.in_columns(voxels_of(index_K, height)))
         confidence_K = self.confidence_of(index_K * height, lesson, teacher)
         return distillation_kl(student_KC, teacher.columns(index_K), self.temperature, confidence_K)
 

@@ -37,8 +37,9 @@ class RegionTerm(ListeningTerm):
             self.needs = self.needs._replace(answers=self.needs.answers | {"voxels"})
         if unlabelled == "seen":
             self.needs = self.needs._replace(answers_unlabelled=self.needs.answers_unlabelled | {"seen"})
-        hidden = {"hidden": mask in ("lidar", "all"), "hidden_unlabelled": unlabelled == "all"}
-        self.needs = self.needs._replace(prior=unlabelled == "prior", **hidden)
+        self.needs = self.needs._replace(
+            prior=unlabelled == "prior", hidden=mask in ("lidar", "all"), hidden_unlabelled=unlabelled == "all"
+        )
 
     def region(self, lesson: Lesson, teacher: Taught) -> Tensor:
         """Those voxels of a batch, rising (V,)."""

@@ -5,6 +5,7 @@ Letters: B batch, X Y Z voxel axes, C classes, K columns of the whole batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -60,7 +61,6 @@ class Bev(Signal):
 
     name: ClassVar[str] = "bev"
     answers: ClassVar[frozenset[str]] = frozenset({"columns"})
-    follows_keep: ClassVar[bool] = True
 
     rule: str = BEV_RULE
 
@@ -79,8 +79,7 @@ class Bev(Signal):
 
     @override
     def say(self, prediction: TeacherPrediction, frame: Frame, free: int) -> list[Columns]:
-        voxel_BXYZC, covered_BXYZ, *_ = prediction
-        probs_BXYC = bev_log_probs(voxel_BXYZC, free, covered_BXYZ).exp().cpu().numpy()
+        probs_BXYC, covered_BXYZ = column_log_probs(prediction, free).exp().cpu().numpy(), prediction.covered_BXYZ
         if covered_BXYZ is None:
             covered_BXY = np.ones(probs_BXYC.shape[:3], bool)
         else:
@@ -105,6 +104,15 @@ class Bev(Signal):
     @override
     def listen(self, record: BevProbs, frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]) -> StoredColumns:
         return StoredColumns(record)
+
+
+def column_log_probs(prediction: TeacherPrediction, free: int) -> Tensor:
+    """Of whole columns, float32 (B, X, Y, C); uniform where the store keeps nothing of a column."""
+    voxel_BXYZC, covered_BXYZ, *_ = prediction
+    columns_BXYC = bev_log_probs(voxel_BXYZC, free, covered_BXYZ)
+    if prediction.kept_BXYZ is None:
+        return columns_BXYC
+    return columns_BXYC.masked_fill(~prediction.kept_BXYZ.any(-1, keepdim=True), -math.log(voxel_BXYZC.shape[-1]))
 
 
 class StoredColumns:

@@ -14,9 +14,10 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import override
 
-from distill.bev import BEV_RULE, bev_log_probs
+from distill.bev import BEV_RULE
 from distill.frame import FACT, GRID, PLANES, Array, Frame, Record, declared
 from distill.signals.arrays import StoredArray, repeats
+from distill.signals.bev import column_log_probs
 from distill.signals.columns import CoveredVoxels
 from distill.signals.divergence import divergence, kl_array
 from distill.signals.levels import BEV_STEP, MAX_BEV_KL, MAX_VOXEL_KL, VOXEL_STEP, LevelTable, coarse_levels
@@ -61,7 +62,6 @@ class LevelVoxels(Signal):
 
     name: ClassVar[str] = "voxels"
     answers: ClassVar[frozenset[str]] = frozenset({"voxels"})
-    follows_keep: ClassVar[bool] = True
 
     levels: tuple[float, ...] = field(default=tuple(_VOXELS.log_probs.tolist()), repr=False)
 
@@ -135,7 +135,6 @@ class LevelBev(Signal):
 
     name: ClassVar[str] = "bev"
     answers: ClassVar[frozenset[str]] = frozenset({"columns"})
-    follows_keep: ClassVar[bool] = True
 
     rule: str = BEV_RULE
     levels: tuple[float, ...] = field(default=tuple(_BEV.log_probs.tolist()), repr=False)
@@ -152,8 +151,7 @@ class LevelBev(Signal):
     @override
     def say(self, prediction: TeacherPrediction, frame: Frame, free: int) -> list[np.ndarray]:
         """Log-probabilities, float32 (X, Y, C); uniform where nothing is covered."""
-        voxel_BXYZC, covered_BXYZ, *_ = prediction
-        return list(bev_log_probs(voxel_BXYZC, free, covered_BXYZ).cpu().numpy())
+        return list(column_log_probs(prediction, free).cpu().numpy())
 
     @override
     def encode(self, said: np.ndarray) -> dict[str, np.ndarray]:

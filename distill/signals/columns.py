@@ -39,7 +39,7 @@ class CoveredVoxels(NamedTuple):
 
     Attributes:
         log_probs_XYZC: natural log-probabilities, float32.
-        covered_XYZ: bool, where it says anything.
+        covered_XYZ: bool, where it says anything that is kept.
     """
 
     log_probs_XYZC: np.ndarray
@@ -47,11 +47,11 @@ class CoveredVoxels(NamedTuple):
 
     @classmethod
     def of(cls, prediction: TeacherPrediction) -> list[CoveredVoxels]:
-        """Of each keyframe of a batch."""
-        voxels_BXYZC, covered_BXYZ = prediction.voxel_log_probs_BXYZC.cpu().numpy(), prediction.covered_BXYZ
-        if covered_BXYZ is None:
+        """Of each keyframe of a batch, what a store keeps."""
+        voxels_BXYZC, said_BXYZ = prediction.voxel_log_probs_BXYZC.cpu().numpy(), prediction.said()
+        if said_BXYZ is None:
             return [cls(voxels_XYZC, np.ones(voxels_XYZC.shape[:3], bool)) for voxels_XYZC in voxels_BXYZC]
-        return [cls(*of_one) for of_one in zip(voxels_BXYZC, covered_BXYZ.cpu().numpy(), strict=True)]
+        return [cls(*of_one) for of_one in zip(voxels_BXYZC, said_BXYZ.cpu().numpy(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,6 @@ class ColumnVoxels(Signal):
 
     name: ClassVar[str] = "voxels"
     answers: ClassVar[frozenset[str]] = frozenset({"voxels", "columns", "covered"})
-    follows_keep: ClassVar[bool] = True
 
     step: float
     column_basis: np.ndarray = field(metadata=CONSTANT, compare=False, repr=False)

@@ -50,12 +50,20 @@ class TeacherPrediction(NamedTuple):
         covered_BXYZ: bool, the voxels that the teacher has modelled; None: all.
         gaussians: one per sample, from which the voxels follow; None for a teacher without.
         more: what else it knows, by the name of the signal that keeps it, one item per sample.
+        kept_BXYZ: bool, of which voxels a store keeps what is said; None: all.
     """
 
     voxel_log_probs_BXYZC: Tensor
     covered_BXYZ: Tensor | None = None
     gaussians: list[Gaussians] | None = None
     more: Mapping[str, Any] = NOTHING_MORE
+    kept_BXYZ: Tensor | None = None
+
+    def said(self) -> Tensor | None:
+        """Of which voxels a store keeps anything, bool (B, X, Y, Z); None: all."""
+        if self.kept_BXYZ is None or self.covered_BXYZ is None:
+            return self.covered_BXYZ if self.kept_BXYZ is None else self.kept_BXYZ
+        return self.kept_BXYZ & self.covered_BXYZ
 
     def semantics(self, free: int) -> Tensor:
         """The likeliest class of each voxel, uint8 (B, X, Y, Z); `free` where nothing is covered, so nothing found."""
@@ -74,7 +82,6 @@ class Signal(ABC):
             "covered" whether the teacher has modelled voxels; a store knows the latter of every teacher. Of "features"
             it is a `FeatureMap`.
         class_ids: whose names a student must share, beside the grid.
-        follows_keep: whether it says nothing of voxels that the store does not keep (`store.keep`).
         comparable: whether it means the same of whatever teacher; if not, nobody listens to several at once.
         grid: where the teacher's voxels lie.
         classes: class names, id order.
@@ -84,7 +91,6 @@ class Signal(ABC):
     answers: ClassVar[frozenset[str]]
     class_ids: ClassVar[slice] = slice(None)
     comparable: ClassVar[bool] = True
-    follows_keep: ClassVar[bool] = False
 
     grid: VoxelGrid
     classes: tuple[str, ...]

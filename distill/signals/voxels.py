@@ -19,6 +19,7 @@ Letters: B batch, X Y Z voxel axes, C classes, V voxels and K columns of the who
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -89,7 +90,6 @@ class Voxels(Signal):
 
     name: ClassVar[str] = "voxels"
     answers: ClassVar[frozenset[str]] = frozenset({"voxels"})
-    follows_keep: ClassVar[bool] = True
 
     levels: tuple[float, ...] = field(default=tuple(LOG_PROBS.tolist()), repr=False)
 
@@ -107,7 +107,10 @@ class Voxels(Signal):
     @override
     def say(self, prediction: TeacherPrediction, frame: Frame, free: int) -> list[np.ndarray]:
         """Log-probabilities, float32 (X, Y, Z, C)."""
-        return list(prediction.voxel_log_probs_BXYZC.cpu().numpy())
+        voxels_BXYZC, said_BXYZ = prediction.voxel_log_probs_BXYZC, prediction.said()
+        if said_BXYZ is not None:
+            voxels_BXYZC = voxels_BXYZC.masked_fill(~said_BXYZ.unsqueeze(-1), -math.log(len(self.classes)))
+        return list(voxels_BXYZC.cpu().numpy())
 
     @override
     def encode(self, said: np.ndarray) -> dict[str, np.ndarray]:

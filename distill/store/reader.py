@@ -108,13 +108,14 @@ class TeacherStore:
                     "give a store of these classes"
                 )
 
-    def told(self, token: str, names: Collection[str], coverage: bool) -> Told:
+    def told(self, token: str, names: Collection[str], coverage: bool, in_columns: bool = False) -> Told:
         """What the teacher says of a keyframe.
 
         Args:
             token: of the keyframe.
             names: of the signals that are wanted; nothing else is read.
-            coverage: whether it is wanted which voxels the teacher has modelled.
+            coverage: whether it is wanted of which voxels the teacher says anything.
+            in_columns: whether it is wanted what columns are made of.
 
         Raises:
             InputError: the sample is not in the store (`DamagedSample`: it is, but not intact). So do all readers.
@@ -123,14 +124,16 @@ class TeacherStore:
         return Told(
             taught=True,
             covered=self.coverage(token) if coverage else None,
+            in_columns=self.in_columns(token) if in_columns else None,
             signals={name: self.signals[name].decode(read) for name in names},
         )
 
-    def silence(self, names: Collection[str], coverage: bool) -> Told:
+    def silence(self, names: Collection[str], coverage: bool, in_columns: bool = False) -> Told:
         """The same of a keyframe that the store does not teach."""
         return Told(
             taught=False,
             covered=np.zeros(self.grid.shape, bool) if coverage else None,
+            in_columns=np.zeros(self.grid.shape, bool) if in_columns else None,
             signals={name: self.signals[name].absent() for name in names},
         )
 
@@ -139,8 +142,13 @@ class TeacherStore:
         return np.ascontiguousarray(_Sample(self, token)("voxel_semantics"))
 
     def coverage(self, token: str) -> np.ndarray:
-        """Which voxels the teacher has modelled, bool (X, Y, Z)."""
+        """Of which voxels the teacher says anything, bool (X, Y, Z)."""
         return np.ascontiguousarray(_Sample(self, token)("voxel_coverage"))
+
+    def in_columns(self, token: str) -> np.ndarray:
+        """Which voxels have a part in what is said of their columns, bool (X, Y, Z)."""
+        kept_all = "column_coverage" not in self.arrays
+        return self.coverage(token) if kept_all else np.ascontiguousarray(_Sample(self, token)("column_coverage"))
 
     @property
     def knows_frames(self) -> bool:

@@ -24,8 +24,8 @@ and the arrays of its signals (`distill.signals`), which the attribute `signals`
                bev_feature_scales  float32  (N, F, 2)  smallest value and step of each: value = smallest + step * code
 
 What a signal keeps once stands in arrays without rows: column_basis float32 (K, Z, C) and column_mean float32 (Z, C).
-The attribute `keep` says of which voxels signals of voxels and columns say anything: "all", or what the cameras of
-labelled keyframes show, "visible"; elsewhere nothing is covered.
+The attribute `keep` says of which voxels anything is kept: "all", or what the cameras of labelled keyframes show,
+"visible". Then voxel_coverage is false elsewhere, and column_coverage bool (N, X, Y, Z) says what columns are made of.
 
 One chunk per row and array, written whole, so that writers of different rows share nothing. A row is *present* when its
 chunk of `checksums` exists; that chunk is written last, when the others are durable, and removed first when the row is
@@ -162,6 +162,8 @@ def new_arrays(identity: StoreIdentity, signals: Mapping[str, Signal]) -> list[S
         StoredArray("voxel_coverage", "bool", shape, (0, 1, 2), repeats(1)),
         StoredArray("frame_digests", "uint32", (len(identity.frame_digests),), (0,), bit_planes(4)),
     ]
+    if identity.keep != "all":
+        arrays.append(StoredArray("column_coverage", "bool", shape, (0, 1, 2), repeats(1)))
     taken = {COMMITS, "tokens", "scenes", *(array.name for array in arrays)}
     for name, signal in signals.items():
         for array in (*(each.name for each in signal.arrays()), *signal.constants()):

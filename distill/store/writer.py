@@ -131,6 +131,7 @@ class StoreWriter:
         semantics_XYZ: np.ndarray,
         coverage_XYZ: np.ndarray,
         frame_digests: np.ndarray,
+        kept_XYZ: np.ndarray | None = None,
     ) -> None:
         """Write one sample, replacing what the store says about it; when this returns, it is durable.
 
@@ -141,6 +142,7 @@ class StoreWriter:
             coverage_XYZ: which voxels the teacher has modelled, bool.
             frame_digests: of what the teacher was given, uint32 (D,) in the order of the identity's `frame_digests`; 0
                 for what was absent.
+            kept_XYZ: of which voxels something is kept, bool; None: of all.
 
         Raises:
             InputError: a signal refuses what was said, it has another shape than the store's, another process has
@@ -148,6 +150,8 @@ class StoreWriter:
                 disk refuses; all others are untouched.
         """
         sample = {"voxel_coverage": coverage_XYZ, "frame_digests": frame_digests}
+        if self.store.identity.keep != "all" and kept_XYZ is not None:
+            sample |= {"voxel_coverage": coverage_XYZ & kept_XYZ, "column_coverage": coverage_XYZ}
         with teacher_errors(token):
             sample["voxel_semantics"] = np.where(coverage_XYZ, semantics_XYZ, np.uint8(NOT_COVERED))
             for name, signal in self.signals.items():

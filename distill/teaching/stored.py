@@ -96,6 +96,8 @@ class Stored(Provider):
         rendered = [signal for signal in self.answers.values() if "covered" in signal.answers]
         if rendered:
             self.answers["covered"] = rendered[0]
+        # frames of one batch bring the same, though they come from different stores
+        self._in_columns = "columns" in self.answers and any(store.identity.keep != "all" for store in stores)
         self._read = list(dict.fromkeys(signal.name for signal in self.answers.values()))
         for store in stores:
             store.check(grid, classes, self._read)
@@ -128,15 +130,15 @@ class Stored(Provider):
         Raises:
             DamagedSample: the frame is damaged, and `missing` is "error".
         """
-        coverage = "covered" not in self.answers
+        wanted = self._read, "covered" not in self.answers, self._in_columns
         store = self.store_of(token)
         try:
             if store is not None:
-                return store.told(token, self._read, coverage)
+                return store.told(token, *wanted)
         except DamagedSample:
             if self.missing == "error":
                 raise
-        return self.stores[0].silence(self._read, coverage)
+        return self.stores[0].silence(*wanted)
 
     def taught(self, frame: Frame, prediction: Occupancy | None = None) -> Taught:
         """Its answers about a batch, whatever the student says."""

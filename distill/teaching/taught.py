@@ -87,10 +87,15 @@ class Taught:
         return self.ask("features")()
 
     def covered(self, index: Tensor) -> Tensor:
-        """Whether it has modelled the voxels, bool in the shape of `index`."""
+        """Whether it says anything of voxels, bool in the shape of `index`."""
         if "covered" in self.answers:
             return self.ask("covered")(index)
         return self._covered[index]
+
+    def in_columns(self, index: Tensor) -> Tensor:
+        """Whether voxels have a part in what it says of their columns, bool in the shape of `index`."""
+        found_BXYZ = self.told.in_columns
+        return self.covered(index) if found_BXYZ is None else found_BXYZ.flatten()[index]
 
     @cached_property
     def _covered(self) -> Tensor:
