@@ -1,10 +1,11 @@
-"""What storing one keyframe costs: our store against the prototype's compressed float16 file, on the same output; and
-25 600 Gaussians that have nothing in common.
+"""What storing one keyframe costs: each encoding of our store against the prototype's compressed float16 file, on the
+same output; and 25 600 Gaussians that have nothing in common.
 
-    python benchmarks/store.py                     a synthetic teacher (--seed)
-    python benchmarks/store.py --input logits.npy  a real one: logits or log-probabilities (X, Y, Z, C), float
+    python benchmarks/store.py                   a synthetic teacher (--seed)
+    python benchmarks/store.py --demo data/demo  the demo teacher, on the demo world there
 
-Times are the best of several runs on one core, from files in the page cache.
+Bases are fitted to one keyframe, another is measured. Times are the best of several runs on one core, from files in the
+page cache.
 """
 
 from __future__ import annotations
@@ -13,23 +14,28 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-import zarr
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from distill.classes import OCC3D_CLASSES
-from distill.frame import Frame
+from distill.frame import Frame, stack
 from distill.gaussians import Gaussians
 from distill.grids import OCC3D, SURROUNDOCC
+from distill.nuscenes.dataroot import open_dataroot, open_labels
+from distill.nuscenes.frames import FrameDataset
 from distill.signals import GaussianKind, Signal, TeacherPrediction, described
-from distill.signals.bev import Bev
+from distill.signals.coarse import LevelBev, LevelVoxels
 from distill.signals.gaussians import GaussianSet, decode_gaussians, encode_gaussians
-from distill.signals.voxels import Voxels
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
 from student.evaluation.cost import cpu_name
+from teacher_dump.border import ask, open_teacher
+from teacher_dump.keeping import encoded, kept
 
 TOKEN = "0" * 32
 
@@ -80,44 +86,80 @@ def kl(teacher: torch.Tensor, decoded: torch.Tensor, temperature: float) -> floa
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def open_writer(path: Path, signals: Sequence[Signal]) -> StoreWriter:
-    """A store of one keyframe."""
-    identity = StoreIdentity("benchmark", "", {}, OCC3D, signals[0].classes, described(signals))
-    return StoreWriter.open(path, identity, [TOKEN], ["scene-0000"])
+def demo_teacher(root: str) -> list[tuple[Frame, TeacherPrediction]]:
+    """What the demo teacher says of two keyframes of different scenes, with their labels and masks."""
+    with initialize_config_module("conf", version_base=None):
+        config = compose("dump", [f"data.root={root}"])
+    index, classes = open_dataroot(config.data), instantiate(config.classes)
+    teacher = open_teacher(config.teacher)
+    tokens = index.keyframes(config.data.val_split).tokens
+    keyframes = index.select([tokens[0], tokens[-1]])
+    labels = open_labels(config.data, teacher.grid)
+    frames = FrameDataset(keyframes, labels=labels, augmentation=None, seed=0, **teacher.inputs)
+    batches = [stack([frames[position]]) for position in range(2)]
+    return [(frame, ask(teacher, frame, classes, torch.device("cpu"))) for frame in batches]
 
 
-def measure(log_probs: torch.Tensor, folder: Path) -> None:
-    """Print the table."""
-    names = OCC3D_CLASSES.names[: log_probs.shape[-1]]
-    signals: tuple[Signal, ...] = (Voxels(OCC3D, names), Bev(OCC3D, names))
-    writer = open_writer(folder / "teacher.zarr", signals)
-    prediction = TeacherPrediction(log_probs.unsqueeze(0))
-    said = {signal.name: signal.say(prediction, Frame(), free=len(names) - 1)[0] for signal in signals}
-    classes, everywhere = log_probs.argmax(-1).to(torch.uint8).numpy(), np.ones(OCC3D.shape, bool)
-    write_ms = best_ms(lambda: writer.write(TOKEN, said, classes, everywhere, np.zeros(8, np.uint32)), repeats=3)
-    store = TeacherStore(writer.store.path)
-
-    file, channels_first = folder / "prototype.npz", log_probs.permute(3, 0, 1, 2).numpy().astype(np.float16)
-    npz_ms = best_ms(lambda: np.savez_compressed(file, logits=channels_first), repeats=1)
-    plain = zarr.open_array(store.path / "voxel_logits", mode="r")
-    sizes = {name: (store.path / array.chunk(0)).stat().st_size for name, array in store.arrays.items()}
-
-    print(f"{'':38s}{'MB':>8s}{'write ms':>10s}{'read ms':>9s}")
-    rows: tuple[tuple[str, int, str, Callable[[], object]], ...] = (
-        ("prototype: savez_compressed float16", file.stat().st_size, f"{npz_ms:.0f}", lambda: np.load(file)["logits"]),
-        ("voxel_logits, to uint8 codes", sizes["voxel_logits"], "", lambda: store.told(TOKEN, ["voxels"], False)),
-        ("voxel_logits, to float16, plain zarr", sizes["voxel_logits"], "", lambda: plain[0]),
-        ("bev_probs", sizes["bev_probs"], "", lambda: store.told(TOKEN, ["bev"], False)),
-        ("voxel_semantics", sizes["voxel_semantics"], "", lambda: store.semantics(TOKEN)),
-        ("voxel_coverage", sizes["voxel_coverage"], "", lambda: store.coverage(TOKEN)),
+def synthetic_teacher(seed: int) -> list[tuple[Frame, TeacherPrediction]]:
+    """Two keyframes of a teacher whose voxels no linear head has made; no camera sees anything."""
+    nothing = Frame(
+        token=[TOKEN],
+        labelled=torch.ones(1, dtype=torch.bool),
+        mask_camera=torch.zeros(1, *OCC3D.shape, dtype=torch.bool),
     )
-    for name, size, written, read in rows:
-        print(f"{name:38s}{size / 1e6:8.2f}{written:>10s}{best_ms(read):9.1f}")
-    print(f"{'sample, all these arrays, fsynced':38s}{sum(sizes.values()) / 1e6:8.2f}{write_ms:10.0f}")
-    voxels = store.told(TOKEN, ["voxels"], False).signals["voxels"]
-    decoded = torch.from_numpy(voxels.table[voxels.codes])
-    for temperature in (1, 2):
-        print(f"mean KL(teacher || stored), T={temperature}: {kl(log_probs, decoded, temperature):.1e} nats")
+    logits = [synthetic_logits(each) for each in (seed + 1, seed)]
+    return [(nothing, TeacherPrediction(each.log_softmax(-1).unsqueeze(0))) for each in logits]
+
+
+def signals_by(encoding: str, keep: str, first: tuple[Frame, TeacherPrediction]) -> list[Signal]:
+    """Signals of voxels and columns, fitted to a keyframe."""
+    asked = OmegaConf.create({"encoding": encoding, "step": 0.25, "keep": keep})
+    levels: list[Signal] = [LevelVoxels(OCC3D, OCC3D_CLASSES.names), LevelBev(OCC3D, OCC3D_CLASSES.names)]
+    return encoded(levels, asked, lambda: first)[0]
+
+
+def measure(encoding: str, keep: str, said_of: list[tuple[Frame, TeacherPrediction]], folder: Path) -> None:
+    """Print the rows of an encoding."""
+    first, (frame, prediction) = said_of
+    signals, path, free = signals_by(encoding, keep, first), folder / f"{encoding}-{keep}.zarr", len(OCC3D_CLASSES) - 1
+    identity = StoreIdentity("benchmark", "", {}, OCC3D, OCC3D_CLASSES.names, described(signals), keep=keep)
+    StoreWriter.create(path, identity, [TOKEN], ["scene-0000"], signals)
+    writer = StoreWriter.open(path, identity, [TOKEN], ["scene-0000"])
+    prediction = kept(prediction, frame, keep, whole_columns=encoding == "columns")
+    said = {signal.name: signal.say(prediction, frame, free)[0] for signal in signals}
+    everywhere = np.ones(OCC3D.shape, bool)
+    kept_XYZ = everywhere if prediction.kept_BXYZ is None else prediction.kept_BXYZ[0].numpy()
+    semantics = prediction.semantics(free)[0].numpy()
+    sample = TOKEN, said, semantics, everywhere, np.ones(8, np.uint32), kept_XYZ
+    write_ms = best_ms(lambda: writer.write(*sample), repeats=5)
+    store = TeacherStore(path)
+    sizes = {name: (path / array.chunk(0)).stat().st_size / 1e6 for name, array in store.arrays.items()}
+    voxels_mb = sum(sizes[array.name] for array in store.signals["voxels"].arrays())
+    bev_mb = sum(sizes[array.name] for array in store.signals["bev"].arrays())
+    needed = ["voxels", "bev"], True, keep != "all"
+    read_ms, told = best_ms(lambda: store.told(TOKEN, *needed)), stack([store.told(TOKEN, *needed)])
+    travels_mb = sum(each.nbytes for record in told.signals.values() for each in vars(record).values()) / 1e6
+    place_V = torch.from_numpy(kept_XYZ).flatten().nonzero().squeeze(1)
+    listener = store.signals["voxels"].listen(told.signals["voxels"], frame, OCC3D, free, frozenset())
+    teacher_VC, decoded_VC = prediction.voxel_log_probs_BXYZC.flatten(0, 3)[place_V], listener.voxels(place_V)
+    missed = " / ".join(f"{kl(teacher_VC, decoded_VC, temperature):.1e}" for temperature in (1, 2, 4))
+    row(f"{encoding}, {keep}", voxels_mb, bev_mb, sum(sizes.values()), write_ms, read_ms, travels_mb, missed)
+
+
+def row(name: str, *cells: object) -> None:
+    """Print a row of the table."""
+    numbers = [f"{cell:10.0f}" if index == 3 else f"{cell:10.2f}" for index, cell in enumerate(cells[:6])]
+    print(f"{name:18s}{''.join(numbers)}   {''.join(map(str, cells[6:]))}")
+
+
+def measure_prototype(prediction: TeacherPrediction, folder: Path) -> None:
+    """Print the row of what the store replaces."""
+    file = folder / "prototype.npz"
+    channels_first = prediction.voxel_log_probs_BXYZC[0].permute(3, 0, 1, 2).numpy().astype(np.float16)
+    write_ms = best_ms(lambda: np.savez_compressed(file, logits=channels_first), repeats=1)
+    size = file.stat().st_size / 1e6
+    read_ms = best_ms(lambda: np.load(file)["logits"], repeats=5)
+    row("savez_compressed", size, 0, size, write_ms, read_ms, channels_first.nbytes / 1e6)
 
 
 def random_gaussians(seed: int, count: int = 25600) -> Gaussians:
@@ -145,11 +187,12 @@ def measure_gaussians(gaussians: Gaussians, folder: Path) -> None:
     """Print the row of the Gaussians, and what the voxels rendered from them lose."""
     kind = GaussianKind(len(gaussians.means_G3), gaussians.form, gaussians.reach, gaussians.det, gaussians.space)
     signal = GaussianSet(OCC3D, OCC3D_CLASSES.names, kind)
-    array = open_writer(folder / "gaussians.zarr", [signal]).store.arrays["gaussians"]
+    (array,) = signal.arrays()
     chunk = array.pack(encode_gaussians(gaussians, kind))
     read_ms = best_ms(lambda: decode_gaussians(array.unpack(chunk), kind))
     write_ms = best_ms(lambda: array.pack(encode_gaussians(gaussians, kind)), repeats=3)
-    print(f"{'gaussians':38s}{len(chunk) / 1e6:8.2f}{write_ms:10.0f}{read_ms:9.1f}")
+    size, travels = len(chunk) / 1e6, encode_gaussians(gaussians, kind).nbytes / 1e6
+    row("gaussians", size, 0, size, write_ms, read_ms, travels)
     points = torch.from_numpy(OCC3D.centres()[::4, ::4].reshape(-1, 3)).float()
     teacher, read = (g.log_probs(points) for g in (gaussians, decode_gaussians(array.unpack(chunk), kind)))
     print(f"mean KL(teacher || rendered from stored Gaussians), T=1: {kl(teacher, read, 1):.1e} nats")
@@ -158,15 +201,20 @@ def measure_gaussians(gaussians: Gaussians, folder: Path) -> None:
 def main() -> None:
     """Measure on the chosen teacher output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path)
+    parser.add_argument("--demo", metavar="ROOT")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    logits = torch.from_numpy(np.load(options.input)) if options.input else synthetic_logits(options.seed)
-    source = options.input or f"synthetic, seed {options.seed}"
-    print(f"{source}, {tuple(logits.shape)}; one core of {os.cpu_count()}, {cpu_name()}")
+    said_of = demo_teacher(options.demo) if options.demo else synthetic_teacher(options.seed)
+    source = f"demo teacher, {options.demo}" if options.demo else f"synthetic, seed {options.seed}"
+    print(f"{source}; one core of {os.cpu_count()}, {cpu_name()}")
+    heads = ("voxels MB", "BEV MB", "all MB", "write ms", "read ms", "travel MB")
+    print(f"{'':18s}{''.join(f'{head:>10s}' for head in heads)}   mean KL at T = 1 / 2 / 4")
     with tempfile.TemporaryDirectory() as folder:
-        measure(logits.float().log_softmax(-1), Path(folder))
+        measure_prototype(said_of[1][1], Path(folder))
+        for keep in ("all", "visible") if options.demo else ("all",):
+            for encoding in ("fine", "columns", "levels"):
+                measure(encoding, keep, said_of, Path(folder))
         measure_gaussians(random_gaussians(options.seed), Path(folder))
 
 

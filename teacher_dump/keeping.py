@@ -14,7 +14,7 @@ from distill.errors import InputError
 from distill.frame import Frame
 from distill.signals import ENCODINGS, Signal, signal_class
 from distill.signals.coarse import LevelBev, LevelVoxels
-from distill.signals.columns import ColumnVoxels, CoveredVoxels
+from distill.signals.columns import ColumnVoxels, CoveredVoxels, NotKept
 from distill.store import TeacherStore
 from distill.store.writer import teacher_errors
 from teacher_dump.teachers import Teacher, TeacherPrediction
@@ -99,13 +99,19 @@ def _fitted(
     voxels: LevelVoxels, asked: DictConfig, frame: Frame, prediction: TeacherPrediction
 ) -> tuple[str, Signal, str]:
     """The encoding that keeps the keyframe in the fewest bytes, its signal of voxels, and a comparison in words."""
+    sizes: dict[str, int] = {}
     with teacher_errors(frame.token[0]):
+        if asked.encoding == "auto":
+            sizes["levels"] = _size(
+                voxels, CoveredVoxels.of(kept(prediction, frame, asked.keep, whole_columns=False))[0]
+            )
         said = CoveredVoxels.of(kept(prediction, frame, asked.keep, whole_columns=True))[0]
         columns = ColumnVoxels.fitted(said, asked.step, voxels.grid, voxels.classes)
-        sizes: dict[str, int] = {"columns": _size(columns, said)}
-        if asked.encoding == "auto":
-            said = CoveredVoxels.of(kept(prediction, frame, asked.keep, whole_columns=False))[0]
-            sizes["levels"] = _size(voxels, said)
+        try:
+            sizes["columns"] = _size(columns, said)
+        except NotKept:
+            if asked.encoding != "auto":
+                raise
     chosen = min(sizes, key=sizes.__getitem__)
     compared = ", ".join(f"{size / 1e6:.2f} MB by {name}" for name, size in sizes.items())
     signal = columns if chosen == "columns" else voxels

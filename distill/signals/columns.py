@@ -34,6 +34,10 @@ FINEST_STEP = 1 / 16
 _LEAST = np.float32(-64)  # log-probabilities below become this
 
 
+class NotKept(ValueError):  # noqa: N818 - it names what happened
+    """No step is fine enough for a keyframe."""
+
+
 class CoveredVoxels(NamedTuple):
     """What a teacher says of the voxels of a keyframe.
 
@@ -136,7 +140,8 @@ class ColumnVoxels(Signal):
         """With the step, or the first half of it that keeps what is promised.
 
         Raises:
-            ValueError: they are no distributions, or no step keeps it.
+            NotKept: no step keeps it.
+            ValueError: they are no distributions.
         """
         coefs_KN = self._projected(said)
         step, kl_23 = self.step, np.full((2, len(TEMPERATURES)), np.inf, np.float32)
@@ -147,7 +152,7 @@ class ColumnVoxels(Signal):
                 coefs = rounded_KN.reshape(-1, *self.grid.shape[:2])
                 return {"column_coefs": coefs, "column_step": np.full(1, step, np.float32), "voxel_kl": kl_23}
             step /= 2
-        raise ValueError(
+        raise NotKept(
             f"its voxels on columns in steps of {2 * step} nats miss the teacher's by {kl_23[0].max():.1e} nats in the "
             f"mean and {kl_23[1].max():.1e} at most (store.encoding=levels keeps them)"
         )
