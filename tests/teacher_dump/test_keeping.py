@@ -121,7 +121,8 @@ def test_what_cameras_show_is_kept_and_columns_stay_what_they_are(tmp_path, enco
     index_V = expected_XYZ.flatten().nonzero().squeeze(1)
     heard = {name: store.signals[name].listen(told.signals[name], frame, GRID, FREE, frozenset()) for name in said}
     voxels_VC = prediction.voxel_log_probs_BXYZC.flatten(0, 3)[index_V]
-    assert (voxels_VC.exp() * (voxels_VC - heard["voxels"].voxels(index_V).log_softmax(-1))).sum(-1).mean() < 1e-3
+    found_VC = heard["voxels"].voxels(index_V).log_softmax(-1)
+    assert (voxels_VC.exp() * (voxels_VC - found_VC)).sum(-1).max() < 2e-2
     columns_KC = bev_log_probs(prediction.voxel_log_probs_BXYZC[0], FREE).flatten(0, 1)
     index_K = (index_V // 4).unique()
     found_KC = heard["bev"].columns(index_K).log_softmax(-1)
