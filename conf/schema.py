@@ -635,7 +635,6 @@ class OPUS(Known):
     samples: Count
     refined: Annotated[list[Count], Field(min_length=1)]
     history: CountOrNone
-    weights: Place | None
     backbone_weights: Annotated[str, AfterValidator(_weights)]
     rule: Built
     grid: Built

@@ -29,7 +29,7 @@ SQRT = 0.5  # the power of class weights that they called sqrt
 # values that name a file; a run is told from another by what the file holds
 FILES = (
     "trainer.init", "student.network.encoder.weights", "student.network.proposals.network.weights",
-    "student.network.views.weights", "student.network.weights", "student.network.backbone_weights",
+    "student.network.views.weights", "student.network.backbone_weights",
 )  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def small(**given: Any) -> OPUS:
     """A network of few queries with random weights, the same each time."""
     torch.manual_seed(0)
     rule = VoxelRule(3.0, 0.5, 10, 1.0)
-    made = {**SMALL, "weights": None, "rule": rule, "grid": OCC3D, "classes": OCC3D_CLASSES, **given}
+    made = {**SMALL, "rule": rule, "grid": OCC3D, "classes": OCC3D_CLASSES, **given}
     return OPUS(**made)
 
 

@@ -46,7 +46,7 @@ def test_a_store_says_by_which_rule_points_became_voxels(dumped):
 
 def test_a_student_is_fine_tuned_by_labels_and_by_points(workshop, dumped, file):
     points = ("kd=voxel", "teachers.stored.paths=[opus.zarr]", "teachers.stored.signals=[points]")
-    begun = ("trainer.batch_size=1", f"student.network.weights={file}", "output=runs/opus")
+    begun = ("trainer.batch_size=1", f"trainer.init={file}", "output=runs/opus")
     printed = workshop.ok("occ-train-student", *STUDENT, *points, *begun)
     assert "took 483 tensors" in printed and "best val mIoU" in printed
     again = ("teacher=checkpoint", "teacher.name=own", "teacher.checkpoint=runs/opus/last.pt", "gate.min_miou=0")

@@ -17,6 +17,7 @@ from distill.store.place import Local, Place
 from distill.store.schema import (
     CONTINUED,
     StoreIdentity,
+    check_files,
     commit_name,
     committed_rows,
     read_arrays,
@@ -66,6 +67,7 @@ class TeacherStore:
     def __init__(self, place: Path | Place) -> None:
         self.place = place if isinstance(place, Place) else Local(place)
         attributes = read_attributes(self.place)
+        check_files(self.place, attributes)
         self.schema: int = attributes["schema"]
         self.identity = StoreIdentity.from_dict(attributes)
         self.signals = self.identity.build_signals(partial(read_whole, self.place))

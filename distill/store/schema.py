@@ -32,15 +32,17 @@ chunk of `checksums` exists; that chunk is written last, when the others are dur
 redone. Rows that were never written read as NaN, 255, False and, in frame_digests, 0. The empty file `claims` beside
 the chunks of `checksums` is no chunk: who writes row i holds a claim of it (`StoreWriter.claim`).
 All codecs are of the zarr v3 core specification. Group attributes carry the `StoreIdentity`, whose `frame_digests`
-names the columns of that array, and `columns`, the names of the arrays in the order of the columns of `checksums`.
+names the columns of that array, `columns`, the names of the arrays in the order of the columns of `checksums`, `files`,
+a digest of each file that all rows share, and `seal`, a digest of the attributes.
 
-Schema 4 had no `keep`, and nothing that is kept once. Schema 3 held the same chunks as 4, but for the order of the
-columns of `checksums`; it described its signals otherwise and did not name their arrays. Both are read and continued.
-Schema 2, which is read but not continued, has neither frame_digests nor `claims`.
+Schema 4 had no `keep`, `files` and `seal`, and nothing that is kept once. Schema 3 held the same chunks as 4, but for
+the order of the columns of `checksums`; it described its signals otherwise and did not name their arrays. Both are read
+and continued. Schema 2, which is read but not continued, has neither frame_digests nor `claims`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -214,7 +216,39 @@ def new_store(
         strings[:] = np.array(texts, object)
     for name, values in constants.items():
         group.create_array(name, data=values, chunks=values.shape, compressors=(ZstdCodec(level=9), Crc32cCodec()))
-    return {name: content.to_bytes() for name, content in files.items()} | {CLAIMS: b""}
+    contents = {name: content.to_bytes() for name, content in files.items() if name != "zarr.json"}
+    attributes["files"] = {name: digest(content) for name, content in contents.items()}
+    group.update_attributes({"files": attributes["files"], "seal": seal_of(attributes)})
+    return contents | {"zarr.json": files["zarr.json"].to_bytes(), CLAIMS: b""}
+
+
+def digest(content: bytes) -> str:
+    """Of a file, hex."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def seal_of(attributes: Mapping[str, Any]) -> str:
+    """Of the attributes of a store, whatever the order and spelling of their JSON; their own "seal" is left out."""
+    others = {name: value for name, value in attributes.items() if name != "seal"}
+    return digest(json.dumps(others, sort_keys=True).encode())
+
+
+def check_files(place: Place, attributes: Mapping[str, Any]) -> None:
+    """Raise InputError where anything that all rows share is not what was written; before schema 5 nobody can tell."""
+    if attributes["schema"] < 5:
+        return
+    damaged = [name for name, expected in attributes.get("files", {}).items() if _digest_at(place, name) != expected]
+    if attributes.get("seal") != seal_of(attributes):
+        damaged = ["zarr.json"]
+    if damaged:
+        raise InputError(f"{place.address} is damaged in {', '.join(damaged)}: dump to another store.path")
+
+
+def _digest_at(place: Place, name: str) -> str | None:
+    try:
+        return digest(place.read(name))
+    except FileNotFoundError:
+        return None
 
 
 def read_whole(place: Place, name: str) -> np.ndarray:

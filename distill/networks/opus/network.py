@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from distill.checkpoint import resolve
 from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.frame import Frame
@@ -38,8 +37,7 @@ class OPUS(nn.Module):
         samples: places of a query and group of channels in each frame.
         refined: points of a query after each layer.
         history: earlier frames.
-        weights: upstream's file that training begins with; None: none.
-        backbone_weights: of ResNet-50 where there is no such file, see `distill.networks.blocks.pretrained`.
+        backbone_weights: of ResNet-50, see `distill.networks.blocks.pretrained`.
         rule: how points become voxels.
         grid: the voxels.
         classes: the classes, of whom the last is free.
@@ -53,14 +51,13 @@ class OPUS(nn.Module):
         samples: int,
         refined: Sequence[int],
         history: int,
-        weights: str | None,
         backbone_weights: str,
         rule: VoxelRule,
         grid: VoxelGrid,
         classes: ClassSet,
     ) -> None:
         super().__init__()
-        self.history, self.weights, self.rule, self.grid = history, weights, rule, grid
+        self.history, self.rule, self.grid = history, rule, grid
         self.refined = refined[-1]
         model = classifier("resnet50")
         self.img_backbone = features(model, range(1, 5))
@@ -86,15 +83,12 @@ class OPUS(nn.Module):
         return OFFICIAL
 
     def load_pretrained(self) -> None:
-        """Load upstream's file, or the backbone's weights.
+        """Load the backbone's weights.
 
         Raises:
             InputError: they are missing or do not fit.
         """
-        if self.weights is None:
-            self.pretrained.load(self.img_backbone)
-        else:
-            OFFICIAL.load(self, resolve(self.weights))
+        self.pretrained.load(self.img_backbone)
 
     def train(self, mode: bool = True) -> OPUS:
         """Switch to training mode, all but batch normalisation."""

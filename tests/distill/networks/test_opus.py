@@ -194,9 +194,9 @@ def test_training_reaches_every_weight_but_the_frozen_ones_and_no_statistics():
 
 
 def test_wrapped_files_and_bare_ones_begin_training(network, published, tmp_path):
-    begun = opus.small(weights=str(published))
+    begun = opus.small()
     nn.init.zeros_(begun.decoder.init_points)
-    begun.load_pretrained()
+    OFFICIAL.load(begun, published)
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in begun.state_dict().items())
     bare = {name.removeprefix("module."): value for name, value in torch.load(published)["state_dict"].items()}
     torch.save(bare, tmp_path / "bare.pth")
