@@ -29,7 +29,12 @@ TEACHER = (
 def dumped(workshop: Workshop) -> TeacherStore:
     """Voxels and Gaussians of two keyframes."""
     printed = workshop.ok(
-        "occ-dump", *TEACHER, "dump.signals=[voxels,bev,gaussians]", "dump.max_samples=2", "store.path=both.zarr"
+        "occ-dump",
+        *TEACHER,
+        "dump.signals=[voxels,bev,gaussians]",
+        "dump.max_samples=2",
+        "store.path=both.zarr",
+        "store.encoding=fine",
     )
     assert "dumped 2 keyframes" in printed
     return TeacherStore(workshop.folder / "both.zarr")

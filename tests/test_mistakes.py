@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 import zarr
-from workshop import SMALL_STUDENT, STORE, Workshop
+from workshop import SMALL_STUDENT, STORE, Workshop, rewrite
 
 from distill.store import TeacherStore
 
@@ -80,11 +80,11 @@ def test_labels_of_a_wrong_shape_are_named(copy):
 
 
 def test_a_store_on_another_grid_is_refused(workshop):
-    shutil.copytree(workshop.folder / STORE, workshop.folder / "stores/lidar.zarr")
-    metadata = workshop.folder / "stores/lidar.zarr/zarr.json"
-    metadata.write_text(metadata.read_text().replace('"ego"', '"lidar"'))
+    store = TeacherStore(shutil.copytree(workshop.folder / STORE, workshop.folder / "stores/lidar.zarr"))
+    attributes = json.loads((store.path / "zarr.json").read_text())["attributes"]
+    rewrite(store.path, attributes | {"grid": attributes["grid"] | {"frame": "lidar"}})
     overrides = (*SMALL_STUDENT, "teachers.stored.paths=[stores/lidar.zarr]", "output=runs/lidar")
-    assert "grid" in workshop.refused("occ-train-student", *overrides)
+    assert "lidar.zarr is on grid" in workshop.refused("occ-train-student", *overrides)
 
 
 def test_a_damaged_sample_is_an_error_or_skipped_and_can_be_redone(workshop):
@@ -92,7 +92,7 @@ def test_a_damaged_sample_is_an_error_or_skipped_and_can_be_redone(workshop):
     train = json.loads((workshop.folder / "data/demo/v1.0-demo/splits.json").read_text())["train"]
     scenes = zarr.open_group(store.path, mode="r")["scenes"][:].tolist()
     row = scenes.index(train[0])
-    chunk = next((store.path / "voxel_logits").glob(f"c.{row}.*"))
+    chunk = next((store.path / "column_coefs").glob(f"c.{row}.*"))
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
     chunk.write_bytes(content)

@@ -111,10 +111,10 @@ def test_the_store_reads_as_shown(workshop: Workshop, monkeypatch):
     monkeypatch.chdir(workshop.folder)
     names: dict = {}
     exec(code(STORE), names)
-    store, row = names["store"], names["row"]
-    logits = store["voxel_logits"][row]
+    store, row, logits = names["store"], names["row"], names["logits"]
     assert logits.shape == (200, 200, 16, 18)
-    assert abs(float(np.exp(logits[0, 0, 0].astype("f4")).sum()) - 1) < 0.05
+    semantics = store["voxel_semantics"][row]
+    assert (logits.argmax(-1) == semantics)[semantics != 255].mean() > 0.99
     assert store["tokens"][row] != ""
     assert names["dumped"].all()
 

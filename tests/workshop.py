@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import subprocess
@@ -11,6 +12,9 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
+
+from distill.store.schema import seal_of
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
@@ -37,6 +41,13 @@ PROGRAMS = {entry.name: entry for entry in entry_points(group="console_scripts")
 # a program's process is a fork of one that has done the imports, which take seconds
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([*(entry.module for entry in PROGRAMS.values()), "timm", "distill.nuscenes.tables"])
+
+
+def rewrite(store: Path, attributes: dict[str, Any]) -> None:
+    """Give a store other attributes, sealed as it does itself."""
+    described = json.loads((store / "zarr.json").read_text())
+    described["attributes"] = attributes | {"seal": seal_of(attributes)}
+    (store / "zarr.json").write_text(json.dumps(described))
 
 
 @dataclass

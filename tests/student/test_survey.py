@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from workshop import SMALL_STUDENT, STORE, Workshop
+from workshop import SMALL_STUDENT, STORE, Workshop, rewrite
 
 from distill.classes import OCC3D_CLASSES
 from distill.signals.arrays import seal
@@ -162,7 +162,14 @@ def test_a_store_that_lacks_keyframes_is_scored_on_those_it_has_when_asked(works
 
 def test_a_store_that_does_not_say_what_it_was_dumped_from_is_said(workshop):
     """Schema 2, which is made here of what it had: no digests, and commit records in another order."""
-    store = Path(shutil.copytree(workshop.folder / STORE, workshop.folder / "stores/schema2.zarr"))
+    kept_as_then = (
+        "dump.signals=[voxels,bev]",
+        "store.encoding=fine",
+        "store.path=stores/schema2.zarr",
+        "gate.min_miou=1",
+    )
+    workshop.ok("occ-dump", *kept_as_then)
+    store = workshop.folder / "stores/schema2.zarr"
     shutil.rmtree(store / "frame_digests")
     columns = ("voxel_logits", "voxel_semantics", "voxel_coverage", "bev_probs", "bev_semantics")
     for record in (store / "checksums").glob("c.*"):
@@ -221,11 +228,11 @@ def test_thresholds_by_precision_need_labels(copy, workshop):
 def test_an_old_store_does_not_know_what_is_seen_where_there_are_no_labels(copy, workshop):
     """It goes on teaching where all is labelled, and, where it is told so, everywhere; nobody else is refused."""
     store = Path(shutil.copytree(workshop.folder / STORE, copy.folder / "stores/old.zarr"))
-    described = json.loads((store / "zarr.json").read_text())
-    position = described["attributes"]["columns"].index("seen")
-    assert position == len(described["attributes"]["columns"]) - 1
-    del described["attributes"]["columns"][position], described["attributes"]["signals"]["seen"]
-    (store / "zarr.json").write_text(json.dumps(described))
+    attributes = json.loads((store / "zarr.json").read_text())["attributes"]
+    position = attributes["columns"].index("seen")
+    assert position == len(attributes["columns"]) - 1
+    del attributes["columns"][position], attributes["signals"]["seen"], attributes["files"]["seen/zarr.json"]
+    rewrite(store, attributes)
     shutil.rmtree(store / "seen")
     for record in (store / "checksums").glob("c.*"):
         record.write_bytes(seal(record.read_bytes()[: 4 * position]))

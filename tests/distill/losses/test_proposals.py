@@ -128,7 +128,7 @@ def test_frames_that_nobody_teaches_count_for_nothing(frame, scores):
 
 def test_nothing_is_loaded_but_what_the_teacher_says_of_voxels():
     assert by_labels().needs == Needs(proposals=True)
-    assert by_teacher().needs == Needs(answers=frozenset({"voxels"}))
+    assert by_teacher().needs == Needs(answers=frozenset({"voxels"}), hidden_unlabelled=True)
     assert by_teacher("seen").needs.answers_unlabelled == {"seen"}
 
 
