@@ -33,9 +33,9 @@ from distill.signals import GaussianKind, Signal, TeacherPrediction, described
 from distill.signals.coarse import LevelBev, LevelVoxels
 from distill.signals.gaussians import GaussianSet, decode_gaussians, encode_gaussians
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
+from distill.store.keeping import encoded, kept
 from student.evaluation.cost import cpu_name
 from teacher_dump.border import ask, open_teacher
-from teacher_dump.keeping import encoded, kept
 
 TOKEN = "0" * 32
 

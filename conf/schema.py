@@ -58,6 +58,10 @@ def _rising(edges: list[float]) -> list[float]:
     return edges
 
 
+def _one_or_several(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
 def _distinct(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
         raise ValueError("names one of them twice")
@@ -983,7 +987,34 @@ class PoolLabels(Common):
     output: Place
 
 
-PROGRAMS: dict[str, type[Common]] = {"train": Train, "dump": Dump, "eval": Eval, "pool_labels": PoolLabels}
+class NewStore(Node):
+    """What a store is made into."""
+
+    path: Place | None
+    encoding: Literal["same", "auto", "columns", "levels", "fine"]
+    step: Annotated[Number, Field(ge=1 / 16, le=1)]
+    keep: Literal["same", "visible"]
+
+
+class Stores(Node):
+    """occ-store."""
+
+    cache_dir: Place
+    data: Data | None
+    do: Literal["info", "verify", "convert", "merge"]
+    path: Annotated[list[Place], BeforeValidator(_one_or_several), Field(min_length=1), AfterValidator(_distinct)]
+    discard: bool
+    threads: Count
+    store: NewStore
+
+
+PROGRAMS: dict[str, type[Node]] = {
+    "train": Train,
+    "dump": Dump,
+    "eval": Eval,
+    "pool_labels": PoolLabels,
+    "stores": Stores,
+}
 
 
 def checked(program: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from distill import ranks
+from distill.classes import ClassSet
 from distill.command import command
 from distill.errors import InputError
 from distill.files import write_durably
@@ -29,14 +30,14 @@ from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.nuscenes.inventory import Inventory, settle_missing, sources_of, summary, take_stock
 from distill.nuscenes.layout import LIDAR
-from distill.signals import Signal, described
+from distill.signals import Signal, described, signal_class
 from distill.signals.columns import ColumnVoxels
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
+from distill.store.keeping import encoded, encoded_as_in, kept
 from distill.store.place import Local
 from distill.store.writer import teacher_errors
 from teacher_dump.border import ask, open_teacher, place
 from teacher_dump.gate import Gate
-from teacher_dump.keeping import encoded, encoded_as_in, kept, signals_of
 from teacher_dump.panel import panel
 from teacher_dump.teachers import Teacher, TeacherPrediction
 
@@ -215,6 +216,22 @@ def main(config: DictConfig) -> None:
     if others:
         say(f"{others} keyframes are being dumped by another process and were left to it")
     say(writer.summary())
+
+
+def signals_of(config: DictConfig, teacher: Teacher, classes: ClassSet) -> list[Signal]:
+    """The signals that `dump.signals` names, voxels and columns on levels.
+
+    Raises:
+        InputError: there is no such signal, or the teacher does not have it.
+    """
+    signals = []
+    for name in config.dump.signals:
+        kind = signal_class(name)
+        try:
+            signals.append(kind.of(teacher, teacher.grid, classes.names))
+        except InputError as error:
+            raise InputError(f"teacher {config.teacher.name} {error}") from error
+    return signals
 
 
 def check_grid(teacher: Teacher, grid: VoxelGrid) -> None:

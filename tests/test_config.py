@@ -42,6 +42,7 @@ PROGRAMS = {
     "train": {"data", "grid", "student", "objective", "kd", "teachers", "trainer", "experiment"},
     "eval": {"data", "grid", "robustness", "tta"},
     "pool_labels": {"data", "grid"},
+    "stores": {"data"},
 }
 EVAL_ALONE = {("data", "checkpoint"), ("grid", "source"), ("teachers", "checkpoint")}
 
@@ -90,6 +91,8 @@ def build(node, key=""):
 @pytest.mark.parametrize(("program", "group", "option"), options())
 def test_every_option_composes_and_can_be_built(program, group, option):
     overrides = [f"{group}={option}", *GIVEN.get(group, {}).get(option, [])]
+    if program == "stores":
+        overrides.append("path=s.zarr")
     if program == "dump" and option in ("nuscenes", "demo_study", "fusion"):
         overrides.append(f"teacher.checkpoint={SHIPPED}")
     if program == "train" and not (group == "student" and option.startswith("opus")):
@@ -218,7 +221,7 @@ def test_depth_alone_is_nothing_for_a_network_without():
         make_objective(config, SimpleNamespace(depth_stride=None))
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [program for program, groups in PROGRAMS.items() if "grid" in groups])
 @pytest.mark.parametrize("grid", ["occ3d", "surroundocc"])
 def test_the_grid_brings_its_classes(program, grid):
     with initialize_config_module("conf", version_base="1.3"):

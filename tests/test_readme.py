@@ -34,7 +34,13 @@ HIDDEN = {
     "teachers": {"checkpoint"},
     "grid": {"source"},
 }
-CONFIGS = {"occ-dump": "dump", "occ-train-student": "train", "occ-eval": "eval", "occ-pool-labels": "pool_labels"}
+CONFIGS = {
+    "occ-dump": "dump",
+    "occ-train-student": "train",
+    "occ-eval": "eval",
+    "occ-pool-labels": "pool_labels",
+    "occ-store": "stores",
+}
 
 
 def composed(command: str) -> DictConfig:
@@ -83,6 +89,8 @@ def quickly(command: str) -> list[str]:
         return [*given, *world, "gate.min_miou=1"]
     if given[0] == "occ-pool-labels":
         return [*given, *world]
+    if given[0] == "occ-store":
+        return given
     if given[0] == "occ-train-student":
         small = [override for override in SMALL_STUDENT if not override.startswith("experiment=")]
         return [*given, *world, *small, "trainer.batch_size=2", f"output={composed(command).output}"]

@@ -16,6 +16,7 @@ GIVEN = {
     "train": [],
     "eval": ["data=demo", "checkpoint=best.pt", "teachers.stored.paths=[s.zarr]", "tta=flip"],
     "pool_labels": [],
+    "stores": ["path=s.zarr", "data=demo", "store.path=new.zarr"],
 }
 
 SUPERVISED = ("ce", "lovasz", "depth")
@@ -143,6 +144,14 @@ def test_no_value_goes_unchecked(program, wrong):
         ("pool_labels", "scales=[3]", "scales.0=3: should be 2, 4 or 8"),
         ("pool_labels", "scales=[2,2]", "scales=[2, 2]: names one of them twice"),
         ("pool_labels", "threads=0", "threads=0: should be greater than or equal to 1"),
+        ("stores", "do=look", "do=look: should be 'info', 'verify', 'convert' or 'merge'"),
+        ("stores", "path=[]", "path=[]: "),
+        ("stores", "path=[s.zarr,./s.zarr]", "names one of them twice"),
+        ("stores", "discard=1", "discard=1: should be a valid boolean"),
+        ("stores", "threads=0", "threads=0: should be greater than or equal to 1"),
+        ("stores", "store.encoding=zip", "store.encoding=zip: should be 'same', 'auto', 'columns', 'levels' or 'fine'"),
+        ("stores", "store.step=2", "store.step=2: should be less than or equal to 1"),
+        ("stores", "store.keep=all", "store.keep=all: should be 'same' or 'visible'"),
     ],
 )
 def test_odd_values_are_named(program, override, said):

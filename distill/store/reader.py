@@ -55,6 +55,7 @@ class TeacherStore:
         place: where it lies.
         schema: what it is on disk.
         identity: who made the store, and how.
+        made_of: in words, the stores that occ-store has made it of; of a dump none.
         signals: what it holds, by name; each is built when it is asked for.
         tokens: the sample tokens of all rows, dumped or not.
         present: the tokens that were dumped when the store was opened.
@@ -70,6 +71,7 @@ class TeacherStore:
         check_files(self.place, attributes)
         self.schema: int = attributes["schema"]
         self.identity = StoreIdentity.from_dict(attributes)
+        self.made_of: list[str] = attributes.get("made_of", [])
         self.signals = self.identity.build_signals(partial(read_whole, self.place))
         self.tokens = [str(token) for token in read_whole(self.place, "tokens")]
         self.present = frozenset(self.tokens[row] for row in committed_rows(self.place))

@@ -33,7 +33,8 @@ redone. Rows that were never written read as NaN, 255, False and, in frame_diges
 the chunks of `checksums` is no chunk: who writes row i holds a claim of it (`StoreWriter.claim`).
 All codecs are of the zarr v3 core specification. Group attributes carry the `StoreIdentity`, whose `frame_digests`
 names the columns of that array, `columns`, the names of the arrays in the order of the columns of `checksums`, `files`,
-a digest of each file that all rows share, and `seal`, a digest of the attributes.
+a digest of each file that all rows share, and `seal`, a digest of the attributes. `made_of` says in words of which stores
+`occ-store` has made it: what was encoded anew misses what they said by `voxel_kl`, and not what the teacher said.
 
 Schema 4 had no `keep`, `files` and `seal`, and nothing that is kept once. Schema 3 held the same chunks as 4, but for
 the order of the columns of `checksums`; it described its signals otherwise and did not name their arrays. Both are read
@@ -182,11 +183,19 @@ def new_store(
     scenes: Sequence[str],
     code_version: str,
     constants: Mapping[str, np.ndarray],
+    made_of: Sequence[str],
 ) -> dict[str, bytes]:
-    """The files of a store without samples, by name; `constants` is what its signals keep once."""
+    """The files of a store without samples, by name.
+
+    Args:
+        identity, tokens, scenes: see `StoreWriter.open`.
+        code_version: what makes it.
+        constants: what its signals keep once.
+        made_of: the stores that it is made of, in words; none for a dump.
+    """
     arrays = new_arrays(identity, identity.build_signals(constants.__getitem__))
     columns = [array.name for array in arrays]
-    attributes = {**identity.to_dict(), "columns": columns, "code_version": code_version}
+    attributes = {**identity.to_dict(), "columns": columns, "code_version": code_version, "made_of": list(made_of)}
     files: dict[str, Any] = {}
     group = zarr.create_group(MemoryStore(files), zarr_format=3, attributes=attributes)
     for array in arrays:

@@ -68,19 +68,21 @@ class StoreWriter:
         tokens: Sequence[str],
         scenes: Sequence[str],
         signals: Iterable[Signal],
+        made_of: Sequence[str] = (),
     ) -> None:
         """Make a store without samples, unless another process is first.
 
         Args:
             place, identity, tokens, scenes: see `open`.
             signals: those of them that keep something once.
+            made_of: the stores that it is made of, in words.
 
         Raises:
             InputError: it cannot be written.
         """
         place = place if isinstance(place, Place) else Local(Path(place))
         constants = {name: values for signal in signals for name, values in signal.constants().items()}
-        files = new_store(identity, tokens, scenes, code_version(), constants)
+        files = new_store(identity, tokens, scenes, code_version(), constants, made_of)
         told = f"cannot create the store {place.address}", "free some space, or give another store.path"
         with _disk_errors(*told):
             place.create(files)
@@ -156,26 +158,34 @@ class StoreWriter:
             sample["voxel_semantics"] = np.where(coverage_XYZ, semantics_XYZ, np.uint8(NOT_COVERED))
             for name, signal in self.signals.items():
                 sample |= signal.encode(said[name])
-        chunks = self._packed(token, sample)
+        self.put(token, self._packed(token, sample))
+
+    def put(self, token: str, chunks: Mapping[str, bytes]) -> None:
+        """Write one sample as `write` does, of which the chunks of all arrays are known, by the names of these.
+
+        Raises:
+            InputError: another process has claimed the sample, or the disk refuses.
+        """
+        row, arrays = self.store.row(token), self.store.arrays.values()
         with _disk_errors(f"cannot write sample {token} to {self.store.path}"), self._claimed(token):
             self.place.delete(self._commit(token))
-            for name, chunk in chunks.items():
-                self.place.write(name, chunk)
-            self.place.write(self._commit(token), seal(b"".join(chunk[-4:] for chunk in chunks.values())))
+            for array in arrays:
+                self.place.write(array.chunk(row), chunks[array.name])
+            self.place.write(self._commit(token), seal(b"".join(chunks[array.name][-4:] for array in arrays)))
 
     def summary(self) -> str:
         """One line: samples present and their size."""
         return self.store.summary()
 
     def _packed(self, token: str, sample: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-        """The chunks of a sample by their names, in the order of the commit record."""
-        row, expected = self.store.row(token), {name: array.shape for name, array in self.store.arrays.items()}
+        """The chunks of a sample by the names of their arrays."""
+        expected = {name: array.shape for name, array in self.store.arrays.items()}
         found = {name: values.shape for name, values in sample.items()}
         wrong = [name for name in expected | found if expected.get(name) != found.get(name)]
         if wrong:
             told = "; ".join(f"{name} has the shape {found.get(name)}, not {expected.get(name)}" for name in wrong)
             raise InputError(f"sample {token} was not written: {told}")
-        return {array.chunk(row): array.pack(sample[name]) for name, array in self.store.arrays.items()}
+        return {name: array.pack(sample[name]) for name, array in self.store.arrays.items()}
 
     def _commit(self, token: str) -> str:
         return commit_name(self.store.row(token))

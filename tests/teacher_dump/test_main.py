@@ -21,8 +21,7 @@ from distill.signals import GaussianKind, described
 from distill.signals.gaussians import render
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
 from teacher_dump.gate import Gate
-from teacher_dump.keeping import signals_of
-from teacher_dump.main import Dump, check_grid, chosen_tokens
+from teacher_dump.main import Dump, check_grid, chosen_tokens, signals_of
 from teacher_dump.teachers import TeacherPrediction
 
 GRID = VoxelGrid("tiny", "ego", (-2.0, -2.0, 1.0), 0.5, (8, 8, 6))  # up to 4 m, a metre above what Gaussians cover

@@ -1,4 +1,4 @@
-"""What a store keeps of what a teacher says: its signals, the encoding of its voxels, and which of them.
+"""What a store keeps of what a teacher says: the encoding of its voxels, and which of them.
 
 Letters: B batch, X Y Z voxel axes.
 """
@@ -9,31 +9,13 @@ from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
 
-from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.frame import Frame
-from distill.signals import ENCODINGS, Signal, signal_class
+from distill.signals import ENCODINGS, Signal, TeacherPrediction
 from distill.signals.coarse import LevelBev, LevelVoxels
 from distill.signals.columns import ColumnVoxels, CoveredVoxels, NotKept
-from distill.store import TeacherStore
+from distill.store.reader import TeacherStore
 from distill.store.writer import teacher_errors
-from teacher_dump.teachers import Teacher, TeacherPrediction
-
-
-def signals_of(config: DictConfig, teacher: Teacher, classes: ClassSet) -> list[Signal]:
-    """The signals that `dump.signals` names, voxels and columns on levels.
-
-    Raises:
-        InputError: there is no such signal, or the teacher does not have it.
-    """
-    signals = []
-    for name in config.dump.signals:
-        kind = signal_class(name)
-        try:
-            signals.append(kind.of(teacher, teacher.grid, classes.names))
-        except InputError as error:
-            raise InputError(f"teacher {config.teacher.name} {error}") from error
-    return signals
 
 
 def encoded_as_in(store: TeacherStore, signals: Sequence[Signal], asked: DictConfig) -> list[Signal]:
@@ -41,7 +23,7 @@ def encoded_as_in(store: TeacherStore, signals: Sequence[Signal], asked: DictCon
 
     Args:
         store: that one.
-        signals: of `signals_of`.
+        signals: voxels and columns on levels, and any others.
         asked: the configuration's `store`.
 
     Raises:
@@ -59,7 +41,7 @@ def encoded(
     """Signals in the encoding that is asked for, or that takes least, and why, in words.
 
     Args:
-        signals: of `signals_of`.
+        signals: voxels and columns on levels, and any others.
         asked: the configuration's `store`.
         first: a batch of one keyframe and what the teacher says of it; asked where an encoding depends on it.
 
@@ -74,7 +56,8 @@ def encoded(
     kinds = ENCODINGS["levels" if encoding == "auto" else encoding]
     for signal in signals:
         if isinstance(signal, LevelVoxels | LevelBev) and signal.name not in chosen:
-            chosen[signal.name] = kinds[signal.name](signal.grid, signal.classes)
+            rule = {"rule": signal.rule} if isinstance(signal, LevelBev) else {}
+            chosen[signal.name] = kinds[signal.name](signal.grid, signal.classes, **rule)
     return [chosen.get(signal.name, signal) for signal in signals], told
 
 
@@ -128,11 +111,11 @@ def _check_encoding(store: TeacherStore, name: str, asked: DictConfig) -> None:
     if asked.encoding != "auto" and not isinstance(there, ENCODINGS[asked.encoding][name]):
         held = next((each for each, kinds in ENCODINGS.items() if isinstance(there, kinds[name])), "another way")
         raise InputError(
-            f"{store.path} keeps {name} by {held}, this dump asks for store.encoding={asked.encoding}: "
+            f"{store.path} keeps {name} by {held}, store.encoding={asked.encoding} is asked for: "
             "set store.encoding=auto, or give another store.path"
         )
     if isinstance(there, ColumnVoxels) and there.step != asked.step:
         raise InputError(
-            f"{store.path} keeps {name} in steps of {there.step} nats, this dump asks for store.step={asked.step}: "
+            f"{store.path} keeps {name} in steps of {there.step} nats, store.step={asked.step} is asked for: "
             f"set store.step={there.step}, or give another store.path"
         )

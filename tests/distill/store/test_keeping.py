@@ -18,7 +18,7 @@ from distill.signals.coarse import LevelBev, LevelVoxels
 from distill.signals.columns import ColumnVoxels
 from distill.signals.voxels import Voxels
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
-from teacher_dump.keeping import encoded, encoded_as_in, kept
+from distill.store.keeping import encoded, encoded_as_in, kept
 
 GRID = VoxelGrid("tiny", "ego", (0.0, 0.0, 0.0), 1.0, (10, 8, 4))
 NAMES, FREE = OCC3D_CLASSES.names, 17
@@ -93,11 +93,9 @@ def test_a_dump_goes_on_in_the_encoding_that_is_there(tmp_path) -> None:
     again = encoded_as_in(store, LEVELS, asked())
     assert np.array_equal(again[0].column_basis, signals[0].column_basis)
     assert encoded_as_in(store, LEVELS, asked(encoding="columns")) == again
-    with pytest.raises(InputError, match=r"keeps voxels by columns, this dump asks for store\.encoding=levels: set"):
+    with pytest.raises(InputError, match=r"keeps voxels by columns, store\.encoding=levels is asked for: set"):
         encoded_as_in(store, LEVELS, asked(encoding="levels"))
-    with pytest.raises(
-        InputError, match=r"in steps of 0\.25 nats, this dump asks for store\.step=0\.5: set store\.step"
-    ):
+    with pytest.raises(InputError, match=r"in steps of 0\.25 nats, store\.step=0\.5 is asked for: set store\.step"):
         encoded_as_in(store, LEVELS, asked(step=0.5))
     fine = make_store(tmp_path / "fine.zarr", [Voxels(GRID, NAMES), Bev(GRID, NAMES)]).store
     assert [type(signal) for signal in encoded_as_in(fine, LEVELS, asked())] == [Voxels, Bev]
