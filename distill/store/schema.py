@@ -34,7 +34,7 @@ the chunks of `checksums` is no chunk: who writes row i holds a claim of it (`St
 All codecs are of the zarr v3 core specification. Group attributes carry the `StoreIdentity`, whose `frame_digests`
 names the columns of that array, `columns`, the names of the arrays in the order of the columns of `checksums`, `files`,
 a digest of each file that all rows share, and `seal`, a digest of the attributes. `made_of` says in words of which
-stores `occ-store` has made it: what was encoded anew misses what they said by `voxel_kl`, and not what the teacher said.
+stores `occ-store` has made it: what was encoded anew misses what they said by `voxel_kl`, not what the teacher said.
 
 Schema 4 had no `keep`, `files` and `seal`, and nothing that is kept once. Schema 3 held the same chunks as 4, but for
 the order of the columns of `checksums`; it described its signals otherwise and did not name their arrays. Both are read

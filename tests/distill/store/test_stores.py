@@ -151,7 +151,7 @@ def test_a_damaged_basis_is_found(path: Path, tmp_path: Path, run, refused) -> N
     run("do=convert", f"path={path}", f"store.path={new}", "store.encoding=columns")
     (file,) = (each for each in (new / "column_basis").glob("c/**/0") if each.is_file())
     flip_a_byte(file, 100)
-    assert "the column_basis of" in refused("do=verify", f"path={new}")
+    assert "is damaged in column_basis" in refused("do=verify", f"path={new}")
     flip_a_byte(path / "scenes" / "c" / "0", 20)
     assert "the scenes of" in refused("do=verify", f"path={path}")
 
