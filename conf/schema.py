@@ -645,15 +645,6 @@ class OPUS(Known):
     classes: Built
 
 
-class OpusTeacher(Known):
-    """`teacher_dump.teachers.opus.OpusTeacher`."""
-
-    name: Name
-    checkpoint: Place
-    inputs: Inputs
-    network: Built
-
-
 class PointPlaces(Known):
     """`distill.losses.point_sets.PointPlaces`."""
 
@@ -733,7 +724,6 @@ BUILT: dict[str, type[Known]] = {
     "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher": GaussianFormerTeacher,
     "distill.point_sets.VoxelRule": VoxelRule,
     "distill.networks.opus.OPUS": OPUS,
-    "teacher_dump.teachers.opus.OpusTeacher": OpusTeacher,
     "distill.losses.point_sets.PointPlaces": PointPlaces,
     "distill.losses.point_sets.PointClasses": PointClasses,
 }

@@ -35,7 +35,6 @@ GIVEN = {
 UPSTREAM = {
     "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher",
     "teacher_dump.teachers.network.PublishedTeacher",
-    "teacher_dump.teachers.opus.OpusTeacher",
 }
 PROGRAMS = {
     "dump": {"data", "grid", "teacher"},

@@ -5,6 +5,8 @@ Letters: B batch, T frames, N cameras, H W rows and columns, C channels, X Y Z v
 
 from __future__ import annotations
 
+import hashlib
+from collections import ChainMap, deque
 from collections.abc import Sequence
 
 import torch
@@ -104,6 +106,10 @@ class OPUS(nn.Module):
         """
         return self.predict(frame, [self.image_features(seen.images, frame.channels[0]) for seen in self.frames(frame)])
 
+    def streaming(self, calls: int) -> Streaming:
+        """See `distill.networks.network.Streams`."""
+        return Streaming(self, calls)
+
     def frames(self, frame: Frame) -> list[Frame]:
         """The batch and its past, the latest first.
 
@@ -153,6 +159,41 @@ class OPUS(nn.Module):
             kept_QR = self.rule.kept(points_QR3, scores_QRC)
             voxels.append(self.rule.voxel_logits(points_QR3[kept_QR], scores_QRC[kept_QR], self.grid))
         return torch.stack(voxels)
+
+
+class Streaming:
+    """An `OPUS` that looks at no keyframe twice if they come in the order of time; in any order it is right.
+
+    Features of images are known by the digest of these. Those of a keyframe are worked out by themselves, so that they
+    are the same whoever asks for them first.
+
+    Args:
+        network: in evaluation mode; its weights stay as they are.
+        calls: what was looked at in so many of the last calls is remembered: 1 where keyframes follow each other.
+    """
+
+    def __init__(self, network: OPUS, calls: int) -> None:
+        self.network = network
+        self.remembered: deque[dict[bytes, list[Tensor]]] = deque(maxlen=calls)
+
+    @torch.no_grad()
+    def __call__(self, frame: Frame) -> Occupancy:
+        """As `OPUS.forward`."""
+        looked_at: dict[bytes, list[Tensor]] = {}
+        features_T = [self._features(seen, frame.channels[0], looked_at) for seen in self.network.frames(frame)]
+        self.remembered.append(looked_at)
+        return self.network.predict(frame, features_T)
+
+    def _features(self, seen: Frame, channels: Sequence[str], looked_at: dict[bytes, list[Tensor]]) -> list[Tensor]:
+        """Of a batch, (B, N, H, W, C) of each level, and into `looked_at`."""
+        known, digests = ChainMap(looked_at, *self.remembered), []
+        for images_N3HW in seen.images:
+            digest = hashlib.sha256(images_N3HW.cpu().numpy().tobytes()).digest()
+            if digest not in known:
+                looked_at[digest] = self.network.image_features(images_N3HW.unsqueeze(0), channels)
+            looked_at[digest] = known[digest]
+            digests.append(digest)
+        return [torch.cat(level) for level in zip(*(looked_at[digest] for digest in digests), strict=True)]
 
 
 def _order(channels: Sequence[str]) -> list[int]:
