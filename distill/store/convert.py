@@ -29,7 +29,7 @@ from distill.signals.columns import ColumnCoefs, ColumnVoxels, decoded_columns
 from distill.store.keeping import encoded, encoded_as_in, kept
 from distill.store.place import Local
 from distill.store.reader import DamagedSample, TeacherStore
-from distill.store.schema import commit_name, read_whole
+from distill.store.schema import read_whole
 from distill.store.writer import StoreWriter, teacher_errors
 
 # token -> what the cameras of a keyframe show, bool (X, Y, Z); None: it has no label
@@ -295,7 +295,7 @@ def _differ(one: TeacherStore, other: TeacherStore, token: str) -> bool:
 
 def _checksums(store: TeacherStore, token: str) -> dict[str, bytes]:
     """Of the chunks of a present sample, by the names of arrays."""
-    record = store.place.read(commit_name(store.row(token)))
+    record = store.commit_record(token)
     return {name: record[4 * column :][:4] for column, name in enumerate(store.arrays)}
 
 

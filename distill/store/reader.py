@@ -34,13 +34,13 @@ class _Sample:
     """The arrays of a store as they stand for one keyframe."""
 
     def __init__(self, store: TeacherStore, token: str) -> None:
-        self.store, self.token = store, token
+        self.store, self.token, self.record = store, token, store.commit_record(token)
 
     def __call__(self, name: str) -> np.ndarray:
-        return self.store.arrays[name].unpack(self.store.chunk(self.token, name))
+        return self.store.arrays[name].unpack(self.store.chunk(self.token, name, self.record))
 
     def slices(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        return self.store.arrays[name].unpack_slices(self.store.chunk(self.token, name))
+        return self.store.arrays[name].unpack_slices(self.store.chunk(self.token, name, self.record))
 
 
 class TeacherStore:
@@ -216,17 +216,29 @@ class TeacherStore:
             raise InputError(f"{self.path} is about another dataset version: it has no keyframe {token}")
         return self._rows[token]
 
-    def chunk(self, token: str, name: str) -> bytes:
+    def commit_record(self, token: str) -> bytes:
+        """The CRC-32C of each array's chunk of a keyframe, sealed.
+
+        Raises:
+            InputError: the keyframe is not in the store.
+        """
+        try:
+            return self.place.read(commit_name(self.row(token)))
+        except FileNotFoundError as error:
+            raise InputError(f"sample {token} is not in {self.path}: dump it with occ-dump") from error
+
+    def chunk(self, token: str, name: str, record: bytes | None = None) -> bytes:
         """What an array holds of a keyframe, as it lies there.
+
+        Args:
+            token: of the keyframe.
+            name: of the array.
+            record: its `commit_record`; None: it is read.
 
         Raises:
             DamagedSample: it is not what was written.
         """
-        row, array = self.row(token), self.arrays[name]
-        try:
-            commit = self.place.read(commit_name(row))
-        except FileNotFoundError as error:
-            raise InputError(f"sample {token} is not in {self.path}: dump it with occ-dump") from error
+        row, array, commit = self.row(token), self.arrays[name], record or self.commit_record(token)
         try:
             chunk = self.place.read(array.chunk(row))
         except FileNotFoundError:
