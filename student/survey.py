@@ -165,9 +165,9 @@ def take_splits(plan: Plan, labels: dict[str, LabelSource]) -> dict[str, Invento
     """Inventories of "train" and "val"."""
     free = instantiate(plan.config.classes).free
     scans = {"train": plan.needs_scans, "val": plan.lidar}
+    needed = {"cameras": True, "history": plan.config.student.inputs.history}
     return {
-        split: take_stock(plan.keyframes(split), labels[split], free, cameras=True, lidar=scans[split])
-        for split in scans
+        split: take_stock(plan.keyframes(split), labels[split], free, lidar=scans[split], **needed) for split in scans
     }
 
 

@@ -270,7 +270,14 @@ def survey(config: DictConfig, index: NuScenesIndex, teacher: Teacher, store: Te
     """
     labels = open_labels(config.data, teacher.grid)
     free = instantiate(config.classes).free
-    stock = take_stock(index.select(chosen_tokens(config, index)), labels, free, cameras=True, lidar=has_scans(teacher))
+    stock = take_stock(
+        index.select(chosen_tokens(config, index)),
+        labels,
+        free,
+        cameras=True,
+        lidar=has_scans(teacher),
+        history=teacher.inputs.get("history", 0),
+    )
     splits = {"+".join(config.dump.splits): stock}
     settle_missing(splits, config.data.missing, beside(config, ".missing_files.txt"))
     ranks.check_enough(len(stock.keyframes), "keyframes")

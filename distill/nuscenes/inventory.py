@@ -80,7 +80,9 @@ class Inventory:
         return told.hexdigest()
 
 
-def take_stock(keyframes: Keyframes, labels: LabelSource, free: int, cameras: bool, lidar: bool) -> Inventory:
+def take_stock(
+    keyframes: Keyframes, labels: LabelSource, free: int, cameras: bool, lidar: bool, history: int = 0
+) -> Inventory:
     """Look at the files of keyframes, in parallel.
 
     Args:
@@ -88,12 +90,16 @@ def take_stock(keyframes: Keyframes, labels: LabelSource, free: int, cameras: bo
         labels: where their labels are.
         free: id of the free class.
         cameras, lidar: whether images, and scans, are needed.
+        history: of how many earlier keyframes of the scene images are needed, too.
 
     Raises:
         InputError: a file cannot be read, or a label file that was looked at is bad.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
-        looks = pool.map(lambda keyframe: _look_at(keyframe, labels, cameras, lidar), keyframes)
+        looks = pool.map(
+            lambda i: _look_at(keyframes[i], keyframes.before(i, history), labels, cameras, lidar),
+            range(len(keyframes)),
+        )
         bar = tqdm(looks, "check files", len(keyframes), unit="keyframe", delay=_PATIENCE, disable=ranks.rank() > 0)
         found = dict(zip(keyframes.tokens, bar, strict=True))
     digests = {token: values for token, (values, _) in found.items()}
@@ -117,7 +123,8 @@ def settle_missing(splits: dict[str, Inventory], missing: str, listing: Path, ad
     Raises:
         InputError: some were, and `missing` is "error".
     """
-    files = [path for stock in splits.values() for paths in stock.left_out.values() for path in paths]
+    # an image may be in the past of several
+    files = list({path: None for stock in splits.values() for paths in stock.left_out.values() for path in paths})
     if not files:
         return
     if ranks.rank() == 0:
@@ -200,8 +207,10 @@ def _without_cameras(splits: dict[str, Inventory]) -> Iterator[str]:
             yield f"{count} of {len(stock.keyframes)} keyframes of {name} have no {channel}"
 
 
-def _look_at(keyframe: Keyframe, labels: LabelSource, cameras: bool, lidar: bool) -> tuple[np.ndarray, list[Path]]:
-    """The digests of a keyframe, and its files that are needed, but absent or empty."""
+def _look_at(
+    keyframe: Keyframe, past: Sequence[Keyframe], labels: LabelSource, cameras: bool, lidar: bool
+) -> tuple[np.ndarray, list[Path]]:
+    """The digests of a keyframe, and its files, and images of its past, that are needed, but absent or empty."""
     images, label_file = [camera.path for camera in keyframe.cameras], labels.path(keyframe)
     files = [*images, keyframe.lidar_path]
     values = [*map(_file_digest, files), _calibration_digest(keyframe), _file_digest(label_file)]
@@ -209,6 +218,9 @@ def _look_at(keyframe: Keyframe, labels: LabelSource, cameras: bool, lidar: bool
     lacking = [path for path, digest in zip(needed, values, strict=False) if path is not None and not digest]
     if label_file is not None and not values[-1] and label_file.exists():
         lacking.append(label_file)
+    if cameras:
+        earlier = [camera.path for each in past for camera in each.cameras if camera.path is not None]
+        lacking += [path for path in earlier if not (path.exists() and path.stat().st_size)]
     return np.array(values, np.uint32), lacking
 
 

@@ -147,6 +147,7 @@ def _take_stock(
         _CLASSES[labels.grid].free,
         cameras=bool(networks or config.pictures),
         lidar=any(network.config["student"]["inputs"]["lidar"] for network in networks),
+        history=max((network.config["student"]["inputs"].get("history", 0) for network in networks), default=0),
     )
     settle_missing({settings.split: stock}, settings.data.missing, output / "missing_files.txt")
     if settings.data.missing == "skip":

@@ -33,9 +33,10 @@ def label(root: Path, token: str, scene: str, visible: float = 0.5) -> Path:
     return path
 
 
-def stock_of(root: Path, split: str = "all", lidar: bool = True) -> Inventory:
+def stock_of(root: Path, split: str = "all", lidar: bool = True, history: int = 0) -> Inventory:
     index = load_index(root, VERSION, root.parent / "cache", 5)
-    return take_stock(index.keyframes(split), Occ3DLabels(root / "gts"), FREE, cameras=True, lidar=lidar)
+    labels = Occ3DLabels(root / "gts")
+    return take_stock(index.keyframes(split), labels, FREE, cameras=True, lidar=lidar, history=history)
 
 
 def test_everything_there(dataroot):
@@ -63,6 +64,19 @@ def test_missing_files_are_counted_listed_and_left_out_or_refused(dataroot, tmp_
     assert listing.read_text().splitlines() == [str(path) for path in lost]
     settle_missing(splits, "skip", listing)
     assert "left out: 1 of 2 keyframes of train" in capsys.readouterr().out
+
+
+def test_whoever_looks_back_needs_the_images_of_the_past(dataroot, tmp_path, capsys):
+    """Of "late", in whose scene "early" comes before it; scans of the past are nobody's business."""
+    lost = dataroot / "samples/CAM_BACK/early.jpg"
+    lost.unlink()
+    (dataroot / "samples/LIDAR_TOP/early.pcd.bin").unlink()
+    assert stock_of(dataroot, lidar=False).keyframes.tokens == ["alone", "late"]
+    stock = stock_of(dataroot, lidar=False, history=2)
+    assert stock.keyframes.tokens == ["alone"]
+    assert stock.left_out == {"early": [lost], "late": [lost]}
+    settle_missing({"all": stock}, "skip", tmp_path / "missing_files.txt")
+    assert "left out: 2 of 3 keyframes of all lack files: 1 are absent or empty" in capsys.readouterr().out
 
 
 def test_an_empty_label_file_is_a_missing_one_and_no_keyframe_without_labels(dataroot, tmp_path):
