@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from workshop import SMALL_STUDENT, STORE, Workshop
+from workshop import SMALL_STUDENT, STORE, Workshop, rewrite
 
 from distill.files import owned
 
@@ -130,10 +130,9 @@ def test_labels_that_score_nothing_are_refused(here, changes, message):
 def test_a_store_of_another_teacher_is_not_shown_as_the_teacher(workshop, trained, tmp_path):
     """It lies where the checkpoint's store lay, and is told by what it is."""
     other = shutil.copytree(workshop.folder / STORE, tmp_path / "other.zarr")
-    metadata = json.loads((other / "zarr.json").read_text())
-    taught = metadata["attributes"]["checkpoint_sha256"]
-    metadata["attributes"]["checkpoint_sha256"] = "ab" * 32
-    (other / "zarr.json").write_text(json.dumps(metadata))
+    attributes = json.loads((other / "zarr.json").read_text())["attributes"]
+    taught = attributes["checkpoint_sha256"]
+    rewrite(other, attributes | {"checkpoint_sha256": "ab" * 32})
     given = (f"checkpoint={trained}", "max_samples=1", *QUICK)
     printed = workshop.ok("occ-eval", *given, f"teachers.stored.paths=[{other}]", f"output={tmp_path / 'report'}")
     assert f"another teacher (fusion {'ab' * 6}) than the one that taught" in printed

@@ -174,7 +174,7 @@ class StoreSource:
 
     @property
     def _as_stored(self) -> bool:
-        return "covered" not in self.teacher.answers
+        return self.teacher.answers["voxels"].name == "voxels"
 
     def missing(self, tokens: Sequence[str]) -> list[str]:
         """Those of the keyframes that no store holds."""

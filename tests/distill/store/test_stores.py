@@ -153,7 +153,7 @@ def test_a_damaged_basis_is_found(path: Path, tmp_path: Path, run, refused) -> N
     flip_a_byte(file, 100)
     assert "is damaged in column_basis" in refused("do=verify", f"path={new}")
     flip_a_byte(path / "scenes" / "c" / "0", 20)
-    assert "the scenes of" in refused("do=verify", f"path={path}")
+    assert "is damaged in scenes" in refused("do=verify", f"path={path}")
 
 
 @pytest.mark.parametrize("schema", [2, 3, 5])
