@@ -103,6 +103,7 @@ class Stored(Provider):
             store.check(grid, classes, self._read)
         for signal in self.answers.values():
             self._check_comparable(signal)
+            self._check_encoding(signal)
 
     def _check_comparable(self, signal: Signal) -> None:
         """Raise InputError where the stores are of several teachers, of whom a signal does not mean the same."""
@@ -114,6 +115,16 @@ class Stored(Provider):
             raise InputError(
                 f"teachers.{self.name}.paths: {signal.name} of different teachers ({self.speakers()}) do not compare: "
                 "give each a name of its own in teachers, and a term that listens to it alone"
+            )
+
+    def _check_encoding(self, signal: Signal) -> None:
+        """Raise InputError where stores encode a signal differently: frames of one batch must bring the same."""
+        other = next((store for store in self.stores if type(store.signals[signal.name]) is not type(signal)), None)
+        if other is not None:
+            raise InputError(
+                f"teachers.{self.name}.paths: {self.stores[0].path} and {other.path} encode {signal.name} differently "
+                f"({type(signal).__name__}, {type(other.signals[signal.name]).__name__}): make them alike with "
+                "occ-store do=convert store.encoding=..."
             )
 
     def holds(self, token: str) -> bool:

@@ -19,6 +19,7 @@ from distill.signals.columns import ColumnVoxels
 from distill.signals.voxels import Voxels
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
 from distill.store.keeping import encoded, encoded_as_in, kept
+from distill.teaching.stored import Stored
 
 GRID = VoxelGrid("tiny", "ego", (0.0, 0.0, 0.0), 1.0, (10, 8, 4))
 NAMES, FREE = OCC3D_CLASSES.names, 17
@@ -125,6 +126,18 @@ def test_what_cameras_show_is_kept_and_columns_stay_what_they_are(tmp_path, enco
     index_K = (index_V // 4).unique()
     found_KC = heard["bev"].columns(index_K).log_softmax(-1)
     assert (columns_KC[index_K].exp() * (columns_KC[index_K] - found_KC)).sum(-1).max() < 3e-3
+
+
+def test_stores_of_different_encodings_do_not_teach_together(tmp_path) -> None:
+    """Frames of both would meet in one batch."""
+    by_columns, _ = encoded(LEVELS, asked(encoding="columns"), lambda: first(of_a_head))
+    stores = [make_store(tmp_path / "a.zarr", LEVELS).store, make_store(tmp_path / "b.zarr", by_columns).store]
+    given = "error", None, 1.0, GRID, OCC3D_CLASSES
+    with pytest.raises(
+        InputError, match=r"a\.zarr and .*b\.zarr encode voxels differently .*: make them alike with occ-store"
+    ):
+        Stored("stored", stores, *given, {"voxels"})
+    assert Stored("stored", stores, *given, {"columns"}).answers["columns"].name == "bev"
 
 
 def test_keyframes_without_labels_are_kept_whole() -> None:
