@@ -1,0 +1,88 @@
+"""What the values of data may be: the demo world, grids, keyframes, augmentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from conf.schema.values import (
+    Built,
+    Count,
+    Known,
+    Name,
+    Node,
+    Number,
+    Place,
+    Positive,
+    Probability,
+    Seed,
+    Size,
+    Split,
+    Text,
+)
+
+
+class World(Known):
+    """`distill.demo.WorldConfig`."""
+
+    seed: Seed
+    train_scenes: Count
+    val_scenes: Count
+    keyframes_per_scene: Count
+    image_size: Size
+    jpeg_quality: Annotated[int, Field(ge=1, le=95)]
+
+
+class Grid(Known):
+    """`distill.grids.named_grid`."""
+
+    name: Literal["occ3d", "surroundocc"]
+
+
+class Data(Node):
+    """Where the keyframes are, and what to do about those that are not whole."""
+
+    name: Name
+    root: Place
+    version: Name
+    surroundocc: Text | None
+    labels: Built | None
+    train_split: Split
+    val_split: Split
+    missing: Literal["error", "skip"]
+    lidar_columns: Annotated[int, Field(ge=4, le=64)]
+    cache_dir: Place
+    world: Built | None
+
+
+class DataOfCheckpoint(Node):
+    """`Data`; null stands for what the checkpoint says."""
+
+    name: Name | None
+    root: Place | None
+    version: Name | None
+    surroundocc: Text | None
+    labels: Built | None
+    train_split: Split | None
+    val_split: Split | None
+    missing: Literal["error", "skip"] | None
+    lidar_columns: Annotated[int, Field(ge=4, le=64)] | None
+    cache_dir: Place
+    world: Built | None
+
+
+class Augmentation(Known):
+    """`distill.augment.Augmentation`."""
+
+    resize: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    image_flip: Probability
+    colour: Annotated[Number, Field(ge=0, lt=1)]
+    bev_flip: Probability
+
+
+BUILT: dict[str, type[Known]] = {
+    "distill.demo.WorldConfig": World,
+    "distill.grids.named_grid": Grid,
+    "distill.augment.Augmentation": Augmentation,
+}
