@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Collection, Sequence
 
@@ -29,6 +30,7 @@ from distill.located import import_from_working_folder
 
 USER_ERROR = 2
 INTERRUPTED = 130
+UNREAD = 141  # what a shell says of a program whose output nobody reads any more
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # what no program can mend, wherever it happens to write
 _SHOWN = 3  # problems of a configuration in one line
 _LONGEST_NAME = 120  # characters; file systems take 255 bytes
@@ -75,6 +77,8 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
             function(*arguments)
         except KeyboardInterrupt:
             _leave("interrupted; run the same command again to go on where it stopped", INTERRUPTED)
+        except BrokenPipeError:
+            _leave_unread()
         except Exception as error:
             message = user_mistake(error)
             if message is None:
@@ -93,6 +97,8 @@ def script(program: Callable[[], None]) -> Callable[[], None]:
             program()
         except KeyboardInterrupt:
             _leave("interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            _leave_unread()
         except InputError as error:
             _leave(_one_line(error), USER_ERROR)
 
@@ -197,3 +203,14 @@ def _leave(message: str, code: int) -> None:
     program = os.path.basename(sys.argv[0]).removesuffix(".py")
     print(f"{program}: error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _leave_unread() -> None:
+    """End where whoever read our output has gone, as in `occ-eval --help | head`; any other pipe is its owner's."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)  # of a pipe without a reader an error is told unasked
+    if not poll.poll(0):
+        raise  # what is being handled
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python flushes once more when it ends
+    sys.exit(UNREAD)

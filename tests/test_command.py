@@ -1,6 +1,8 @@
 """How the programs end: one line and an exit code for a user's mistake, a traceback for ours."""
 
 import shlex
+import subprocess
+import sys
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -9,7 +11,7 @@ from hydra.errors import ConfigCompositionException, InstantiationException, Ove
 from omegaconf.errors import ConfigAttributeError
 from torch.utils.data import DataLoader
 
-from distill.command import distinct, user_mistake
+from distill.command import UNREAD, distinct, user_mistake
 from distill.errors import InputError
 
 
@@ -100,3 +102,14 @@ def test_calls_that_differ_in_a_number_have_names_that_differ():
     assert all(len(name) < 140 for name in long)
     for name in (*long, distinct(["trainer.init=/a/b c/[d].pt"], but)):
         assert not set(name) & set("/=[]{}() ,~")
+
+
+def test_a_reader_of_the_output_that_has_enough_is_no_error(tmp_path):
+    program = tmp_path / "talks.py"
+    program.write_text(
+        "from distill.command import script\n@script\ndef main():\n    while True:\n        print('line')\nmain()\n"
+    )
+    talking = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    talking.stdout.readline()
+    talking.stdout.close()
+    assert (talking.wait(), talking.stderr.read()) == (UNREAD, b"")
