@@ -11,9 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from distill.errors import InputError
-from distill.store.packs import Layout, Pack, PackedRow, pack_content, withdrawn_name
+from distill.store.packs import DESCRIPTION, Layout, Pack, PackedRow, pack_content, withdrawn_name
 from distill.store.reader import DamagedSample, Sample, TeacherStore
-from distill.store.schema import COMMITS, PACKS, commit_name, read_attributes, read_whole
+from distill.store.schema import COMMITS, commit_name, read_attributes, read_whole
 from distill.store.writer import StoreWriter, disk_errors
 
 LONGEST = 64  # rows of a pack, which is made in memory
@@ -44,8 +44,9 @@ class Packing:
         self.store, self.writer, self.place = store, StoreWriter(store), store.place
         self.damaged: list[str] = []
         self.in_use = 0
-        with disk_errors(f"cannot tidy the store {store.path}"):
+        with disk_errors(f"cannot pack keyframes of {store.path}"):
             self.writer.tidy()
+            self._describe()
         attributes = read_attributes(self.place)
         self._attributes = {name: value for name, value in attributes.items() if name not in ("files", "seal")}
         self._shared = self._files_of_all_rows()
@@ -53,11 +54,20 @@ class Packing:
         begins = np.flatnonzero(np.append(True, scenes[1:] != scenes[:-1])).tolist()
         self._cuts = [cut for first, end in pairwise([*begins, len(scenes)]) for cut in range(first, end, LONGEST)]
 
+    def _describe(self) -> None:
+        """Let zarr know what the folder is."""
+        first = self.store.tokens[0]
+        if not self.place.exists(DESCRIPTION) and self.writer.claim(first):
+            self.place.write(DESCRIPTION, _group({"about": _ABOUT}))
+            self.writer.release(first)
+
     def run(self) -> int:
         """Pack whatever is not; how many keyframes were."""
         layout, packed = self.store.look(), 0
         groups = [group for group in self.groups(layout) if not self._is_packed(layout, group)]
-        with tqdm(desc=self.store.path.name, total=sum(map(len, groups)), unit="keyframe") as progress:
+        with tqdm(
+            desc=self.store.path.name, total=sum(map(len, groups)), unit="keyframe", disable=not groups
+        ) as progress:
             for group in groups:
                 packed += self.pack(group) or 0
                 progress.update(len(group))
@@ -135,8 +145,6 @@ class Packing:
         samples = [self._sample(token) for token in tokens]
         attributes = {**self._attributes, "rows": list(pack), "tokens": tokens}
         shared = {"zarr.json": _group(attributes), **self._shared}
-        if not self.place.exists(f"{PACKS}/zarr.json"):  # so that zarr knows what the folder is
-            self.place.write(f"{PACKS}/zarr.json", _group({"about": _ABOUT}))
         arrays = list(self.store.arrays.values())
         self.place.write(pack.name, pack_content(pack, self.store.seal, arrays, shared, samples))
 

@@ -35,6 +35,7 @@ from distill.signals.arrays import StoredArray, crc, is_sealed, seal
 from distill.store.place import Place
 from distill.store.schema import COMMITS, PACKS, commit_name, committed_rows
 
+DESCRIPTION = f"{PACKS}/zarr.json"
 INDEX = f"{COMMITS}/index"
 _PACK = re.compile(r"(\d+)-(\d+)\.zip")
 _WITHDRAWN = re.compile(r"(\d+)\.withdrawn")

@@ -15,7 +15,7 @@ from distill.errors import InputError
 from distill.files import leaves
 from distill.signals import NOT_COVERED, Signal
 from distill.signals.arrays import seal
-from distill.store.packs import DamagedIndex, Layout, withdrawn_name
+from distill.store.packs import DESCRIPTION, DamagedIndex, Layout, withdrawn_name
 from distill.store.place import Local, Place
 from distill.store.reader import TeacherStore
 from distill.store.schema import CLAIMS, COMMITS, PACKS, SCHEMA, StoreIdentity, commit_name, new_store
@@ -257,7 +257,9 @@ class StoreWriter:
 
 
 def _row_of(name: str) -> int | None:
-    """The row that a file is of, or the first one of a pack."""
+    """The row that a file is of, or whose claim stands for it: the first one of a pack."""
+    if name == DESCRIPTION:
+        return 0
     found = _OF_ROW.fullmatch(name)
     return int(found[found.lastindex or 0]) if found else None
 
