@@ -106,7 +106,7 @@ class Packing:
             try:
                 for run in runs:
                     if anew or not self._is_right(layout, run):
-                        self._write(run)
+                        self.write(run, [self.sample(self.store.tokens[row]) for row in run.rows])
             except DamagedSample as error:
                 self.damaged.append(error.what)
                 return None
@@ -135,22 +135,20 @@ class Packing:
         others = (layout.loose[rows] | layout.withdrawn[rows]).any()
         return bool(of_runs and not others and all(map(layout.has, runs)))
 
-    def _write(self, pack: Pack) -> None:
-        """Make a pack of what is current.
+    def sample(self, token: str) -> PackedRow:
+        """What is current of a sample.
 
         Raises:
-            DamagedSample: a sample is not intact. Nothing is written.
+            DamagedSample: it is not intact.
         """
-        tokens = [self.store.tokens[row] for row in pack.rows]
-        samples = [self._sample(token) for token in tokens]
-        attributes = {**self._attributes, "rows": list(pack), "tokens": tokens}
-        shared = {"zarr.json": _group(attributes), **self._shared}
-        arrays = list(self.store.arrays.values())
-        self.place.write(pack.name, pack_content(pack, self.store.seal, arrays, shared, samples))
-
-    def _sample(self, token: str) -> PackedRow:
         read = Sample(self.store, token, self.store.arrays)
         return PackedRow(read.found.version(), read.found.record, [read.chunk(name) for name in self.store.arrays])
+
+    def write(self, pack: Pack, samples: list[PackedRow]) -> None:
+        """Make a pack of these samples, one for each of its rows; the files that these have elsewhere stay."""
+        attributes = {**self._attributes, "rows": list(pack), "tokens": [self.store.tokens[row] for row in pack.rows]}
+        shared, arrays = {"zarr.json": _group(attributes), **self._shared}, list(self.store.arrays.values())
+        self.place.write(pack.name, pack_content(pack, self.store.seal, arrays, shared, samples))
 
     def _remove_replaced(self, layout: Layout, group: range, runs: list[Pack]) -> None:
         """Remove what the packs of a group replace; the order keeps anything old from coming back."""

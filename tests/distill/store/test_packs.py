@@ -243,7 +243,7 @@ def one_sample(version: str) -> list[bytes]:
 
 
 def test_packing_is_killed_before_every_change(path: Path) -> None:
-    """In this process; nothing is lost, what is left over is tidied away, and it ends like one that nobody disturbed."""
+    """In this process; nothing is lost, and whoever goes on leaves what an undisturbed one does."""
     expected = said(TeacherStore(path))
     undisturbed = Memory()
     undisturbed._files.update({name: (content, 0) for name, content in contents(path).items()})
