@@ -120,17 +120,19 @@ class _Found(NamedTuple):
 
 def _check_pack(store: TeacherStore, layout: Layout, pack: Pack) -> _Found:
     """Of the whole file at once; if that is not what was written, of its samples one by one."""
-    tokens = [store.tokens[row] for row in layout.rows_of(pack)]
+    tokens, elsewhere = [store.tokens[row] for row in layout.rows_of(pack)], list[str]()
     try:
         layout.index(pack)
         if is_sealed(store.place.read(pack.name)):
             return _Found([], [])
+        elsewhere = [f"{store.path / pack.name} is damaged beside its keyframes, which are intact"]
     except DamagedIndex as error:
         return _Found([f"{len(tokens)} samples are damaged with {error}"], tokens)
+    except FileNotFoundError:
+        pass  # another process has just replaced it
     lines = {token: damages(store, token) for token in tokens}
     damaged = [token for token in tokens if lines[token]]
-    told = [line for token in damaged for line in lines[token]]
-    return _Found(told or [f"{store.path / pack.name} is damaged beside its keyframes, which are intact"], damaged)
+    return _Found([line for token in damaged for line in lines[token]] or elsewhere, damaged)
 
 
 def _tell(lines: list[str], progress: tqdm, done: int) -> None:

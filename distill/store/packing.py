@@ -65,9 +65,8 @@ class Packing:
         """Pack whatever is not; how many keyframes were."""
         layout, packed = self.store.look(), 0
         groups = [group for group in self.groups(layout) if not self._is_packed(layout, group)]
-        with tqdm(
-            desc=self.store.path.name, total=sum(map(len, groups)), unit="keyframe", disable=not groups
-        ) as progress:
+        progress = tqdm(desc=self.store.path.name, total=sum(map(len, groups)), unit="keyframe", disable=not groups)
+        with progress:
             for group in groups:
                 packed += self.pack(group) or 0
                 progress.update(len(group))
@@ -94,12 +93,13 @@ class Packing:
             InputError: the disk refuses; everything is read as before.
         """
         with self._claimed(group) as mine, disk_errors(f"cannot pack keyframes of {self.store.path}"):
-            if not mine:
-                self.in_use += len(group)
-                return None
             # again, now that nobody writes any of it
             loose = [row for row in group if self.place.exists(commit_name(row))]
             layout = self.store.layout = self.store.look(loose)
+            packs = [pack for pack in layout.packs if pack.first < group.stop and pack.last >= group.start]
+            if not mine or not all(pack.first in group and pack.last in group for pack in packs):
+                self.in_use += len(group)
+                return None
             if not anew and self._is_packed(layout, group):
                 return 0
             runs = self._runs(layout, group)
@@ -110,7 +110,7 @@ class Packing:
             except DamagedSample as error:
                 self.damaged.append(error.what)
                 return None
-            self._remove_replaced(layout, group, runs)
+            self._remove_replaced(layout, group, set(packs) - set(runs))
             return sum(len(run.rows) for run in runs)
 
     def _runs(self, layout: Layout, group: range) -> list[Pack]:
@@ -150,11 +150,10 @@ class Packing:
         shared, arrays = {"zarr.json": _group(attributes), **self._shared}, list(self.store.arrays.values())
         self.place.write(pack.name, pack_content(pack, self.store.seal, arrays, shared, samples))
 
-    def _remove_replaced(self, layout: Layout, group: range, runs: list[Pack]) -> None:
-        """Remove what the packs of a group replace; the order keeps anything old from coming back."""
-        for pack in layout.packs:
-            if pack.first in group and pack not in runs:
-                self.place.delete(pack.name)
+    def _remove_replaced(self, layout: Layout, group: range, packs: set[Pack]) -> None:
+        """Remove what the new packs of a group replace; the order keeps anything old from coming back."""
+        for pack in packs:
+            self.place.delete(pack.name)
         for row in group:
             if layout.withdrawn[row]:
                 self.place.delete(withdrawn_name(row))

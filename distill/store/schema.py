@@ -307,7 +307,9 @@ def read_attributes(place: Place) -> dict[str, Any]:
     if schema not in READABLE:
         found = "is a zarr group but no teacher store" if schema is None else f"has store schema {schema}"
         readable = f"{', '.join(map(str, READABLE[:-1]))} and {READABLE[-1]}"
-        raise InputError(f"{path} {found}, this version reads schemas {readable}: dump it again to another store.path")
+        newer = isinstance(schema, int) and schema > SCHEMA
+        advice = "read it with the version that made it" if newer else "dump it again to another store.path"
+        raise InputError(f"{path} {found}, this version reads schemas {readable}: {advice}")
     return attributes
 
 

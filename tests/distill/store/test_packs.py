@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import os
 import signal
@@ -401,15 +402,50 @@ def test_what_is_packed_is_converted_and_merged(packed: Path, tmp_path: Path, ru
     assert TeacherStore(merged).present == set(TOKENS)
 
 
-@pytest.mark.parametrize("schema", [2, 3])
-def test_stores_of_earlier_schemas(path: Path, schema: int, run) -> None:
-    make_earlier(path, schema)
-    if schema == 2:
-        code, _, err = run("do=pack", f"path={path}")
-        assert (code, "has store schema 2: make a new one of it, with do=convert" in err) == (2, True)
-        return
-    expected = said(TeacherStore(path))
+def make_schema_4(path: Path) -> None:
+    """What the version before has left: nothing was sealed, and all was kept."""
+    description = json.loads((path / "zarr.json").read_text())
+    later = ("keep", "files", "seal", "made_of")
+    attributes = {name: value for name, value in description["attributes"].items() if name not in later}
+    (path / "zarr.json").write_text(json.dumps({**description, "attributes": {**attributes, "schema": 4}}))
+
+
+@pytest.mark.parametrize("schema", [3, 4])
+def test_stores_of_earlier_schemas_are_packed_and_continued(path: Path, schema: int) -> None:
+    expected = {token: set(chunks[1:]) for token, chunks in said(TeacherStore(path)).items()}  # all but the records
+    make_schema_4(path) if schema == 4 else make_earlier(path, schema)
+    attributes = (path / "zarr.json").read_bytes()
     pack(path)
-    assert said(TeacherStore(path)) == expected
-    write(open_writer(path), *TOKENS)
-    assert TeacherStore(path).present == set(TOKENS)
+    assert {token: set(chunks[1:]) for token, chunks in said(TeacherStore(path)).items()} == expected
+    write(open_writer(path), *TOKENS[2:])
+    pack(path)
+    store = TeacherStore(path)
+    assert (store.schema, store.present) == (schema, set(TOKENS))
+    assert (path / "zarr.json").read_bytes() == attributes  # the version before goes on with it, too
+    np.testing.assert_array_equal(store.coverage(TOKENS[1]), coverage(TOKENS[1]))
+
+
+def test_what_only_another_version_can_pack_is_refused(path: Path, run) -> None:
+    make_earlier(path, 2)
+    code, _, err = run("do=pack", f"path={path}")
+    assert (code, "has store schema 2: make a new one of it, with do=convert" in err) == (2, True)
+    description = json.loads((path / "zarr.json").read_text())
+    description["attributes"]["schema"] = 6
+    (path / "zarr.json").write_text(json.dumps(description))
+    for do in ("info", "verify", "pack"):
+        code, _, err = run(f"do={do}", f"path={path}")
+        assert code == 2
+        assert "has store schema 6, this version reads schemas 2, 3, 4 and 5: read it with the version that made" in err
+
+
+def test_a_version_without_packs_writes_beside_them(packed: Path) -> None:
+    """To it, packed keyframes are absent; what it writes again is what counts."""
+    other, place = Memory(), TeacherStore(packed).place
+    write_version(open_writer(other), TOKENS[1], OTHER)
+    files = {name: content for name, (content, _) in other._files.items() if "/c.1." in name}
+    for name in sorted(files, key=lambda name: name.startswith("checksums")):
+        np.testing.assert_array_equal(TeacherStore(packed).coverage(TOKENS[1]), coverage(TOKENS[1]))
+        place.write(name, files[name])
+    np.testing.assert_array_equal(TeacherStore(packed).coverage(TOKENS[1]), coverage(OTHER))
+    pack(packed)
+    np.testing.assert_array_equal(TeacherStore(packed).coverage(TOKENS[1]), coverage(OTHER))
