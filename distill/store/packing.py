@@ -52,7 +52,9 @@ class Packing:
         self._shared = self._files_of_all_rows()
         scenes = read_whole(self.place, "scenes")
         begins = np.flatnonzero(np.append(True, scenes[1:] != scenes[:-1])).tolist()
-        self._cuts = [cut for first, end in pairwise([*begins, len(scenes)]) for cut in range(first, end, LONGEST)]
+        self._cuts = np.zeros(len(scenes), bool)  # of each row, whether a pack may begin there
+        for first, end in pairwise([*begins, len(scenes)]):
+            self._cuts[first:end:LONGEST] = True
 
     def _describe(self) -> None:
         """Let zarr know what the folder is."""
@@ -74,11 +76,10 @@ class Packing:
 
     def groups(self, layout: Layout) -> list[range]:
         """All rows, cut where scenes end or get too long, but nowhere inside a pack."""
-        inside = np.zeros(len(self.store.tokens) + 1, bool)
+        cuts = self._cuts.copy()
         for pack in layout.packs:
-            inside[pack.first + 1 : pack.last + 1] = True
-        cuts = [cut for cut in self._cuts if not inside[cut]]
-        return [range(first, end) for first, end in pairwise([*cuts, len(self.store.tokens)])]
+            cuts[pack.first + 1 : pack.last + 1] = False
+        return [range(first, end) for first, end in pairwise([*np.flatnonzero(cuts).tolist(), len(cuts)])]
 
     def pack(self, group: range, anew: bool = False) -> int | None:
         """Pack the rows of a group that are present; how many are packed now, 0 if they were before.
@@ -116,8 +117,7 @@ class Packing:
     def _runs(self, layout: Layout, group: range) -> list[Pack]:
         """The packs that a group should have."""
         rows = slice(group.start, group.stop)
-        present = layout.present[rows]
-        cuts = np.isin(np.arange(group.start, group.stop), self._cuts)
+        present, cuts = layout.present[rows], self._cuts[rows]
         begins = present & (cuts | ~np.append(False, present[:-1]))
         ends = present & np.append(cuts[1:] | ~present[1:], True)
         pairs = zip(np.flatnonzero(begins).tolist(), np.flatnonzero(ends).tolist(), strict=True)

@@ -25,6 +25,7 @@ import io
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 from zipfile import ZipFile, ZipInfo
 
@@ -127,7 +128,7 @@ class Layout:
         self.withdrawn[[row for row in withdrawn if row < rows]] = True
         self.packed[self.withdrawn] = -1
 
-    @property
+    @cached_property
     def present(self) -> np.ndarray:
         """Of each row, whether it is there."""
         return self.loose | (self.packed >= 0)
