@@ -377,7 +377,7 @@ def outstanding(config: DictConfig, writer: StoreWriter, mine: list[str]) -> dic
     """
     if config.dump.verify:
         say(f"{writer.discard_damaged(mine)} damaged samples found and discarded")
-    versions = {token: writer.version(token) for token in mine}
+    versions = writer.versions(mine)
     return {token: version for token, version in versions.items() if config.dump.overwrite or version is None}
 
 

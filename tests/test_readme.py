@@ -19,6 +19,8 @@ from conf.renamed import renamed
 from conf.schema import checked
 from distill.demo import WorldConfig, ensure_world
 from distill.nuscenes.index import load_index
+from distill.store import TeacherStore
+from distill.store.packing import Packing
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -110,9 +112,8 @@ def test_a_demo_world_says_where_it_is_made(tmp_path, monkeypatch, capsys):
 
 
 def code(text: str) -> str:
-    """The Python of a text."""
-    (block,) = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
-    return block
+    """The first Python of a text."""
+    return re.findall(r"```python\n(.+?)```", text, re.DOTALL)[0]
 
 
 def test_the_store_reads_as_shown(workshop: Workshop, monkeypatch):
@@ -125,6 +126,19 @@ def test_the_store_reads_as_shown(workshop: Workshop, monkeypatch):
     assert (logits.argmax(-1) == semantics)[semantics != 255].mean() > 0.99
     assert store["tokens"][row] != ""
     assert names["dumped"].all()
+
+
+def test_a_pack_reads_as_shown(workshop: Workshop, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "stores/demo-fusion-occ3d.zarr"
+    shutil.copytree(workshop.folder / "stores/demo-fusion-occ3d.zarr", path)
+    store = TeacherStore(path)
+    Packing(store).run()
+    names: dict = {}
+    exec(code(STORE.partition("## Packs")[2]), names)
+    pack, token = names["pack"], names["pack"].attrs["tokens"][0]
+    assert (names["first"], token) == (pack.attrs["rows"][0], store.tokens[names["first"]])
+    assert (pack["voxel_semantics"][names["first"]] == store.semantics(token)).all()
 
 
 def test_arrays_and_attributes_of_a_store_are_documented(workshop: Workshop):

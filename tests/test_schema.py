@@ -144,7 +144,7 @@ def test_no_value_goes_unchecked(program, wrong):
         ("pool_labels", "scales=[3]", "scales.0=3: should be 2, 4 or 8"),
         ("pool_labels", "scales=[2,2]", "scales=[2, 2]: names one of them twice"),
         ("pool_labels", "threads=0", "threads=0: should be greater than or equal to 1"),
-        ("stores", "do=look", "do=look: should be 'info', 'verify', 'convert' or 'merge'"),
+        ("stores", "do=look", "do=look: should be 'info', 'verify', 'pack', 'convert' or 'merge'"),
         ("stores", "path=[]", "path=[]: "),
         ("stores", "path=[s.zarr,./s.zarr]", "names one of them twice"),
         ("stores", "discard=1", "discard=1: should be a valid boolean"),

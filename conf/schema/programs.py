@@ -288,7 +288,7 @@ class Stores(Node):
 
     cache_dir: Place
     data: Data | None
-    do: Literal["info", "verify", "convert", "merge"]
+    do: Literal["info", "verify", "pack", "convert", "merge"]
     path: Annotated[list[Place], BeforeValidator(_one_or_several), Field(min_length=1), AfterValidator(distinct)]
     discard: bool
     threads: Count

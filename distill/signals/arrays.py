@@ -179,7 +179,12 @@ class _Blocks:
 
 def seal(content: bytes) -> bytes:
     """Append the CRC-32C, as zarr's `crc32c` codec does."""
-    return content + google_crc32c.value(content).to_bytes(4, "little")
+    return content + crc(content)
+
+
+def crc(content: bytes) -> bytes:
+    """The CRC-32C as it is appended."""
+    return int(google_crc32c.value(content)).to_bytes(4, "little")
 
 
 def is_sealed(chunk: bytes) -> bool:

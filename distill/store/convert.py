@@ -108,7 +108,7 @@ class Conversion:
                 return False
             self.writer.put(token, self._chunks(source, token, again))
         except DamagedSample as error:
-            self.damaged[token] = str(error).partition(":")[0]
+            self.damaged[token] = error.what
             return False
         finally:
             self.writer.release(token)
@@ -131,13 +131,13 @@ class Conversion:
         if again or self.shown is not None:
             with teacher_errors(token):
                 values |= self._encoded(source, token, again)
-        chunks = {}
-        for name, array in self.writer.store.arrays.items():
+        arrays = self.writer.store.arrays
+        chunks = source.chunks(token, [name for name in arrays if name not in values])
+        for name, array in arrays.items():
             if name in values:
                 chunks[name] = array.pack(values[name])
-            else:
-                chunk, theirs = source.chunk(token, name), source.arrays[name]
-                chunks[name] = chunk if array == theirs else array.pack(theirs.unpack(chunk))
+            elif array != source.arrays[name]:
+                chunks[name] = array.pack(source.arrays[name].unpack(chunks[name]))
         return chunks
 
     def _encoded(self, source: TeacherStore, token: str, again: Sequence[str]) -> dict[str, np.ndarray]:

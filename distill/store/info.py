@@ -46,19 +46,23 @@ def _keyframes(store: TeacherStore) -> str:
     partly, missing = len(present) - whole, len(store.tokens) - len(store.present)
     return (
         f"{len(store.present)} of {len(store.tokens)}, {missing} missing; of {len(of_scene)} scenes {whole} are whole, "
-        f"{partly} partly there, {len(of_scene) - len(present)} absent"
+        f"{partly} partly there, {len(of_scene) - len(present)} absent{_packed(store)}"
     )
+
+
+def _packed(store: TeacherStore) -> str:
+    """How many keyframes are in packs, if any."""
+    layout = store.layout
+    count = int((layout.present & ~layout.loose).sum())
+    return f"; {count} in {len(layout.packs)} packs" if count else ""
 
 
 def _sizes(store: TeacherStore, pool: ThreadPoolExecutor) -> list[str]:
     """A table of bytes."""
-    rows = [store.row(token) for token in store.present]
-    sizes = {
-        name: sum(pool.map(lambda row, array=array: store.place.size(array.chunk(row)), rows))
-        for name, array in store.arrays.items()
-    }
+    found = store.sizes(pool.map)
+    sizes = {name: found[name] for name in store.arrays}
     heads = f"{'array':20s}{'bytes per keyframe':>20s}{'MB':>12s}"
-    count, total = max(len(rows), 1), sum(sizes.values())
+    count, total = max(len(store.present), 1), sum(sizes.values())
     table = [f"{name:20s}{size / count:20.0f}{size / 1e6:12.2f}" for name, size in {**sizes, "all": total}.items()]
     return [heads, *table]
 

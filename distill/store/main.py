@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from omegaconf import DictConfig
@@ -13,8 +16,11 @@ from tqdm import tqdm
 from distill.command import command
 from distill.errors import InputError
 from distill.nuscenes.dataroot import open_dataroot, open_labels
+from distill.signals.arrays import is_sealed
 from distill.store.convert import Conversion, Shown, overlap
 from distill.store.info import report
+from distill.store.packing import Packing
+from distill.store.packs import DamagedIndex, Layout, Pack
 from distill.store.reader import DamagedSample, TeacherStore
 from distill.store.schema import read_whole
 from distill.store.writer import StoreWriter
@@ -31,6 +37,8 @@ def main(config: DictConfig) -> None:
         return
     if config.do == "verify":
         damaged = sum(verify(store, config.threads, config.discard) for store in stores)
+    elif config.do == "pack":
+        damaged = sum(map(pack, stores))
     else:
         damaged = make(stores, config)
     if damaged:
@@ -43,10 +51,10 @@ def verify(store: TeacherStore, threads: int, discard: bool) -> int:
     Args:
         store: that one.
         threads: that read.
-        discard: whether damaged samples are taken out.
+        discard: whether damaged samples are taken out, and damaged packs made again without them.
 
     Returns:
-        How many damaged samples are left.
+        How many damaged samples and packs are left.
 
     Raises:
         InputError: what is kept once is damaged.
@@ -55,33 +63,105 @@ def verify(store: TeacherStore, threads: int, discard: bool) -> int:
     for signal in store.signals.values():  # each is built of what it keeps once, which is read and checked
         signal.constants()
     tokens = [token for token in store.tokens if token in store.present]
-    with ThreadPoolExecutor(threads) as pool:
-        checked = pool.map(lambda token: damaged_arrays(store, token), tokens)
-        found = dict(zip(tokens, tqdm(checked, store.path.name, len(tokens), unit="keyframe"), strict=True))
-    damaged = {token: arrays for token, arrays in found.items() if arrays}
-    for token, arrays in damaged.items():
-        for name in arrays:
-            file = store.path / store.arrays[name].chunk(store.row(token))
-            print(f"sample {token} is damaged in array {name}, file {file}")
-    discarded = StoreWriter(store).discard_damaged(list(damaged)) if discard else 0
+    damaged, packs = check(store, tokens, threads)
     told = f"{store.path}: {len(tokens)} of {len(store.tokens)} keyframes, {len(damaged)} damaged"
-    if discarded:
-        told += f", {discarded} discarded: occ-dump does them again"
-    elif damaged:
+    told += f", {len(packs)} packs damaged" if packs else ""
+    left = len(damaged) + len(packs)
+    if left and not discard:
         told += ": take them out with discard=true, and occ-dump does them again"
+    elif left:
+        discarded = StoreWriter(store).discard_damaged(damaged)
+        told += f", {discarded} discarded: occ-dump does them again"
+        renewed = renew(store, packs) if packs else 0
+        told += f"; {renewed} packs made again of what is intact" if packs else ""
+        left -= discarded + renewed
     print(told, flush=True)
-    return len(damaged) - discarded
+    return left
 
 
-def damaged_arrays(store: TeacherStore, token: str) -> list[str]:
-    """The arrays whose chunk of a present sample is not what was written."""
-    damaged = []
+def check(store: TeacherStore, tokens: list[str], threads: int) -> tuple[list[str], list[Pack]]:
+    """Those of these present samples that are damaged, and the packs that are; both are printed."""
+    layout, damaged, packs = store.layout, list[str](), list[Pack]()
+    in_files = [token for token in tokens if layout.pack(store.row(token)) is None]
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(desc=store.path.name, total=len(tokens), unit="keyframe") as progress,
+    ):
+        for token, lines in zip(in_files, pool.map(partial(damages, store), in_files), strict=True):
+            damaged += [token] * bool(lines)
+            _tell(lines, progress, 1)
+        for pack, found in zip(layout.packs, pool.map(partial(_check_pack, store, layout), layout.packs), strict=True):
+            damaged += found.tokens
+            packs += [pack] * bool(found.lines)
+            _tell(found.lines, progress, len(layout.rows_of(pack)))
+    return damaged, packs
+
+
+def damages(store: TeacherStore, token: str) -> list[str]:
+    """A line for each array whose chunk of a present sample is not what was written."""
+    with suppress(DamagedSample):
+        store.verify(token)
+        return []
+    lines = []
     for name in store.arrays:
         try:
             store.chunk(token, name)
-        except DamagedSample:
-            damaged.append(name)
-    return damaged
+        except DamagedSample as error:
+            lines.append(error.what)
+    return lines
+
+
+class _Found(NamedTuple):
+    """What is wrong with a pack, and which samples cannot be read from it."""
+
+    lines: list[str]
+    tokens: list[str]
+
+
+def _check_pack(store: TeacherStore, layout: Layout, pack: Pack) -> _Found:
+    """Of the whole file at once; if that is not what was written, of its samples one by one."""
+    tokens, elsewhere = [store.tokens[row] for row in layout.rows_of(pack)], list[str]()
+    try:
+        layout.index(pack)
+        if is_sealed(store.place.read(pack.name)):
+            return _Found([], [])
+        elsewhere = [f"{store.path / pack.name} is damaged beside its keyframes, which are intact"]
+    except DamagedIndex as error:
+        return _Found([f"{len(tokens)} samples are damaged with {error}"], tokens)
+    except FileNotFoundError:
+        pass  # another process has just replaced it
+    lines = {token: damages(store, token) for token in tokens}
+    damaged = [token for token in tokens if lines[token]]
+    return _Found([line for token in damaged for line in lines[token]] or elsewhere, damaged)
+
+
+def _tell(lines: list[str], progress: tqdm, done: int) -> None:
+    for line in lines:
+        print(line)
+    progress.update(done)
+
+
+def renew(store: TeacherStore, packs: list[Pack]) -> int:
+    """Make packs again of what is intact in them; how many were."""
+    packing, renewed = Packing(store), 0
+    for group in packing.groups(store.look()):
+        of_group = sum(pack.first in group for pack in packs)
+        if of_group and packing.pack(group, anew=True) is not None:
+            renewed += of_group
+    return renewed
+
+
+def pack(store: TeacherStore) -> int:
+    """Move the keyframes of a store into packs; how many damaged samples kept others from it."""
+    packing = Packing(store)
+    packed = packing.run()
+    for line in packing.damaged:
+        print(f"{line}: its scene was not packed, take it out with do=verify discard=true")
+    if packing.in_use:
+        print(f"{packing.in_use} keyframes of scenes that others are writing were left alone: pack them later")
+    print(f"{packed} keyframes were packed")
+    print(store.summary(), flush=True)
+    return len(packing.damaged)
 
 
 def make(stores: list[TeacherStore], config: DictConfig) -> int:

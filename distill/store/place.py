@@ -57,8 +57,18 @@ class Place(ABC):
         """
 
     @abstractmethod
+    def read_part(self, name: str, start: int, length: int) -> bytes:
+        """`length` bytes of a file from `start` on; fewer where it ends before.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    @abstractmethod
     def write(self, name: str, content: bytes) -> None:
         """Make or replace a file. It is, after a crash, as before or as it should be, and the latter after returning.
+
+        The folder in `address` that it lies in need not be there.
 
         Raises:
             OSError: it cannot; the file is as before.
@@ -78,7 +88,7 @@ class Place(ABC):
 
     @abstractmethod
     def version(self, name: str) -> int | None:
-        """Changes when a file is written again; None if there is none."""
+        """Changes when a file is written again, below 2^64; None if there is none."""
 
     @abstractmethod
     def names(self, folder: str) -> list[str]:
@@ -162,7 +172,16 @@ class Local(Place):
         return (self.root / name).read_bytes()
 
     @override
+    def read_part(self, name: str, start: int, length: int) -> bytes:
+        with (self.root / name).open("rb") as file:
+            return os.pread(file.fileno(), length, start)
+
+    @override
     def write(self, name: str, content: bytes) -> None:
+        folder = (self.root / name).parent
+        if not folder.exists():
+            folder.mkdir(exist_ok=True)
+            sync(folder.parent)
         write_durably(self.root / name, content)
 
     @override
@@ -263,6 +282,10 @@ class Memory(Place):
         if name not in self._files:
             raise FileNotFoundError(name)
         return self._files[name][0]
+
+    @override
+    def read_part(self, name: str, start: int, length: int) -> bytes:
+        return self.read(name)[start : start + length]
 
     @override
     def write(self, name: str, content: bytes) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from itertools import compress
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,35 +15,132 @@ from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.frame import Told
 from distill.grids import VoxelGrid
-from distill.signals.arrays import is_sealed
+from distill.signals.arrays import is_sealed, seal
+from distill.store.packs import DamagedIndex, Layout, Pack
 from distill.store.place import Local, Place
 from distill.store.schema import (
     CONTINUED,
     StoreIdentity,
     check_files,
     commit_name,
-    committed_rows,
     read_arrays,
     read_attributes,
     read_whole,
+    seal_of,
 )
 
+_AGAIN = "re-dump it with dump.verify=true, or with dump.overwrite=true"
+T = TypeVar("T")
 
-class DamagedSample(InputError):  # noqa: N818 - it names what was met, as InputError's one line does
+
+class AbsentSample(InputError):  # noqa: N818 - it names what was met, as InputError's one line does
+    """A sample that is not in the store."""
+
+
+class DamagedSample(InputError):  # noqa: N818
     """A committed sample whose chunks are not what was written."""
 
+    @property
+    def what(self) -> str:
+        """Which it is and where, without advice."""
+        return str(self).removesuffix(f": {_AGAIN}")
 
-class _Sample:
-    """The arrays of a store as they stand for one keyframe."""
 
-    def __init__(self, store: TeacherStore, token: str) -> None:
-        self.store, self.token, self.record = store, token, store.commit_record(token)
+class _InFiles:
+    """A sample in files of its own."""
+
+    def __init__(self, store: TeacherStore, row: int) -> None:
+        self.store, self.row = store, row
+        self.record = store.place.read(commit_name(row))
+
+    def version(self) -> int:
+        return self.store.place.version(commit_name(self.row)) or 0
+
+    def file(self, name: str) -> str:
+        return self.store.arrays[name].chunk(self.row)
+
+    def chunk(self, name: str) -> bytes:
+        return self.store.place.read(self.file(name))
+
+
+class _InPack:
+    """A sample in a pack, of which the chunks that are `wanted` are read at once."""
+
+    def __init__(self, store: TeacherStore, row: int, pack: Pack, wanted: Collection[str]) -> None:
+        self.store, self.pack, self.index = store, pack, store.layout.index(pack)[row - pack.first]
+        self.record = seal(self.index["checksum"].tobytes())
+        spans = [self._span(name) for name in wanted] or [(0, 0)]
+        self._start, end = min(start for start, _ in spans), max(end for _, end in spans)
+        self._content = store.place.read_part(pack.name, self._start, end - self._start) if end else b""
+
+    def version(self) -> int:
+        return int(self.index["version"])
+
+    def _span(self, name: str) -> tuple[int, int]:
+        start, size = (int(self.index[field][self.store.column(name)]) for field in ("start", "size"))
+        return start, start + size
+
+    def file(self, name: str) -> str:
+        return self.pack.name
+
+    def chunk(self, name: str) -> bytes:
+        start, end = self._span(name)
+        if self._start <= start and end <= self._start + len(self._content):
+            return self._content[start - self._start : end - self._start]
+        return self.store.place.read_part(self.pack.name, start, end - start)
+
+
+class Sample:
+    """The arrays of a store as they stand for one keyframe, wherever they lie.
+
+    Args:
+        store: whose.
+        token: of the keyframe.
+        wanted: the arrays that are going to be read, as far as that is known.
+
+    Raises:
+        AbsentSample: it is not there, where the store has last looked.
+        DamagedSample: the pack that it should be in is damaged, or no longer there.
+    """
+
+    def __init__(self, store: TeacherStore, token: str, wanted: Collection[str] = ()) -> None:
+        self.store, self.token = store, token
+        row = store.row(token)
+        pack = store.layout.pack(row)
+        try:
+            self.found = _InFiles(store, row) if pack is None else _InPack(store, row, pack, wanted)
+        except FileNotFoundError as error:
+            if pack is None:
+                raise AbsentSample(f"sample {token} is not in {store.path}: dump it with occ-dump") from error
+            raise self._damaged(f"with {store.path / pack.name}, which is gone") from error
+        except DamagedIndex as error:
+            raise self._damaged(f"with {error}") from error
 
     def __call__(self, name: str) -> np.ndarray:
-        return self.store.arrays[name].unpack(self.store.chunk(self.token, name, self.record))
+        """See `Reading`."""
+        return self.store.arrays[name].unpack(self.chunk(name))
 
     def slices(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        return self.store.arrays[name].unpack_slices(self.store.chunk(self.token, name, self.record))
+        """See `Reading`."""
+        return self.store.arrays[name].unpack_slices(self.chunk(name))
+
+    def chunk(self, name: str) -> bytes:
+        """What an array holds of it, as it lies there.
+
+        Raises:
+            DamagedSample: it is not what was written.
+        """
+        try:
+            chunk = self.found.chunk(name)
+        except FileNotFoundError:
+            chunk = b""
+        record, column = self.found.record, self.store.column(name)
+        if not (is_sealed(chunk) and is_sealed(record) and chunk[-4:] == record[4 * column :][:4]):
+            raise self._damaged(f"in array {name}, file {self.store.path / self.found.file(name)}")
+        return chunk
+
+    def _damaged(self, where: str) -> DamagedSample:
+        return DamagedSample(f"sample {self.token} is damaged {where}: {_AGAIN}")
 
 
 class TeacherStore:
@@ -60,6 +160,8 @@ class TeacherStore:
         tokens: the sample tokens of all rows, dumped or not.
         present: the tokens that were dumped when the store was opened.
         arrays: the data arrays by name, in the order of the columns of the commit record.
+        layout: where they lie, as it was when the store was opened, or had to look again.
+        seal: of its attributes.
 
     Raises:
         InputError: there is no store, or it has another schema.
@@ -70,14 +172,24 @@ class TeacherStore:
         attributes = read_attributes(self.place)
         check_files(self.place, attributes)
         self.schema: int = attributes["schema"]
+        self.seal = seal_of(attributes)
         self.identity = StoreIdentity.from_dict(attributes)
         self.made_of: list[str] = attributes.get("made_of", [])
         self.signals = self.identity.build_signals(partial(read_whole, self.place))
-        self.tokens = [str(token) for token in read_whole(self.place, "tokens")]
-        self.present = frozenset(self.tokens[row] for row in committed_rows(self.place))
+        self.tokens: list[str] = read_whole(self.place, "tokens").tolist()
         self.arrays = read_arrays(self.place, attributes)
         self._columns = {name: column for column, name in enumerate(self.arrays)}
         self._rows = {token: row for row, token in enumerate(self.tokens)}
+        self.refresh()
+        self.present = frozenset(compress(self.tokens, self.layout.present))
+
+    def refresh(self) -> None:
+        """Look again where keyframes lie; `present` stays."""
+        self.layout = self.look()
+
+    def look(self, loose: Iterable[int] | None = None) -> Layout:
+        """Where keyframes lie now; see `Layout`."""
+        return Layout(self.place, self.seal, len(self.tokens), len(self.arrays), loose)
 
     @property
     def path(self) -> Path:
@@ -124,13 +236,20 @@ class TeacherStore:
         Raises:
             InputError: the sample is not in the store (`DamagedSample`: it is, but not intact). So do all readers.
         """
-        read = _Sample(self, token)
-        return Told(
-            taught=True,
-            covered=self.coverage(token) if coverage else None,
-            in_columns=self.in_columns(token) if in_columns else None,
-            signals={name: self.signals[name].decode(read) for name in names},
-        )
+        wanted = [array.name for name in names for array in self.signals[name].arrays()]
+        wanted += [
+            name for name in ("voxel_coverage", "column_coverage")[: coverage + in_columns] if name in self.arrays
+        ]
+
+        def told(read: Sample) -> Told:
+            return Told(
+                taught=True,
+                covered=np.ascontiguousarray(read("voxel_coverage")) if coverage else None,
+                in_columns=self._in_columns(read) if in_columns else None,
+                signals={name: self.signals[name].decode(read) for name in names},
+            )
+
+        return self._reading(token, told, wanted)
 
     def silence(self, names: Collection[str], coverage: bool, in_columns: bool = False) -> Told:
         """The same of a keyframe that the store does not teach."""
@@ -143,16 +262,18 @@ class TeacherStore:
 
     def semantics(self, token: str) -> np.ndarray:
         """The teacher's voxel classes, uint8 (X, Y, Z); 255 where it has not modelled the voxel."""
-        return np.ascontiguousarray(_Sample(self, token)("voxel_semantics"))
+        return self._reading(token, lambda read: np.ascontiguousarray(read("voxel_semantics")))
 
     def coverage(self, token: str) -> np.ndarray:
         """Of which voxels the teacher says anything, bool (X, Y, Z)."""
-        return np.ascontiguousarray(_Sample(self, token)("voxel_coverage"))
+        return self._reading(token, lambda read: np.ascontiguousarray(read("voxel_coverage")))
 
     def in_columns(self, token: str) -> np.ndarray:
         """Which voxels have a part in what is said of their columns, bool (X, Y, Z)."""
-        kept_all = "column_coverage" not in self.arrays
-        return self.coverage(token) if kept_all else np.ascontiguousarray(_Sample(self, token)("column_coverage"))
+        return self._reading(token, self._in_columns)
+
+    def _in_columns(self, read: Sample) -> np.ndarray:
+        return np.ascontiguousarray(read("column_coverage" if "column_coverage" in self.arrays else "voxel_coverage"))
 
     @property
     def knows_frames(self) -> bool:
@@ -166,7 +287,7 @@ class TeacherStore:
         """
         if not self.knows_frames:
             return None
-        return _Sample(self, token)("frame_digests")
+        return self._reading(token, lambda read: read("frame_digests"))
 
     def other_frames(self, digests: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
         """Which keyframes were dumped from other files than those at hand, and which of their files these are.
@@ -196,15 +317,35 @@ class TeacherStore:
         Raises:
             DamagedSample: one differs.
         """
-        for name in self.arrays:
-            self.chunk(token, name)
+        self.chunks(token, list(self.arrays))
 
     def summary(self) -> str:
         """One line: samples present and their size."""
-        rows = committed_rows(self.place)
-        sizes = [self.place.size(array.chunk(row)) for array in self.arrays.values() for row in rows]
-        size = sum(sizes) / max(len(rows), 1)
-        return f"{self.path}: {len(rows)} of {len(self.tokens)} keyframes, {size / 1e6:.2f} MB per keyframe"
+        self.refresh()
+        count, size = int(self.layout.present.sum()), sum(self.sizes().values())
+        told = f"{self.path}: {count} of {len(self.tokens)} keyframes, {size / max(count, 1) / 1e6:.2f} MB per keyframe"
+        packed = count - int(self.layout.loose.sum())
+        return told + (f", {packed} of them in {len(self.layout.packs)} packs" if packed else "")
+
+    def sizes(self, apply: Callable[..., Iterable[Counter[str]]] = map) -> Counter[str]:
+        """Bytes of the chunks of all present keyframes, by array; none of what is lost.
+
+        Args:
+            apply: `map`, or that of a pool.
+        """
+        loose = np.flatnonzero(self.layout.loose).tolist()
+        in_files = apply(lambda row: Counter({n: self.place.size(a.chunk(row)) for n, a in self.arrays.items()}), loose)
+        in_packs = apply(self._sizes_in, self.layout.packs)
+        return sum((*in_files, *in_packs), Counter(dict.fromkeys(self.arrays, 0)))
+
+    def _sizes_in(self, pack: Pack) -> Counter[str]:
+        """Of the keyframes that are read from a pack."""
+        try:
+            sizes = self.layout.index(pack)["size"]
+        except (DamagedIndex, FileNotFoundError):
+            return Counter()
+        read_here = [row - pack.first for row in self.layout.rows_of(pack)]
+        return Counter(dict(zip(self.arrays, sizes[read_here].sum(0, np.int64).tolist(), strict=True)))
 
     def row(self, token: str) -> int:
         """The row of a keyframe.
@@ -216,36 +357,34 @@ class TeacherStore:
             raise InputError(f"{self.path} is about another dataset version: it has no keyframe {token}")
         return self._rows[token]
 
+    def column(self, name: str) -> int:
+        """Of an array in the commit record."""
+        return self._columns[name]
+
     def commit_record(self, token: str) -> bytes:
         """The CRC-32C of each array's chunk of a keyframe, sealed.
 
         Raises:
             InputError: the keyframe is not in the store.
         """
-        try:
-            return self.place.read(commit_name(self.row(token)))
-        except FileNotFoundError as error:
-            raise InputError(f"sample {token} is not in {self.path}: dump it with occ-dump") from error
+        return self._reading(token, lambda read: read.found.record)
 
-    def chunk(self, token: str, name: str, record: bytes | None = None) -> bytes:
+    def chunk(self, token: str, name: str) -> bytes:
         """What an array holds of a keyframe, as it lies there.
-
-        Args:
-            token: of the keyframe.
-            name: of the array.
-            record: its `commit_record`; None: it is read.
 
         Raises:
             DamagedSample: it is not what was written.
         """
-        row, array, commit = self.row(token), self.arrays[name], record or self.commit_record(token)
+        return self.chunks(token, [name])[name]
+
+    def chunks(self, token: str, names: Collection[str]) -> dict[str, bytes]:
+        """The same of several arrays, by name."""
+        return self._reading(token, lambda read: {name: read.chunk(name) for name in names}, names)
+
+    def _reading(self, token: str, work: Callable[[Sample], T], wanted: Collection[str] = ()) -> T:
+        """Do something with a sample; once more where it is no longer what it was, as it may be packed since."""
         try:
-            chunk = self.place.read(array.chunk(row))
-        except FileNotFoundError:
-            chunk = b""
-        if not (is_sealed(chunk) and is_sealed(commit) and chunk[-4:] == commit[4 * self._columns[name] :][:4]):
-            raise DamagedSample(
-                f"sample {token} is damaged in array {name}, file {self.path / array.chunk(row)}: "
-                "re-dump it with dump.verify=true, or with dump.overwrite=true"
-            )
-        return chunk
+            return work(Sample(self, token, wanted))
+        except (AbsentSample, DamagedSample):
+            self.refresh()
+            return work(Sample(self, token, wanted))

@@ -29,8 +29,10 @@ The attribute `keep` says of which voxels anything is kept: "all", or what the c
 
 One chunk per row and array, written whole, so that writers of different rows share nothing. A row is *present* when its
 chunk of `checksums` exists; that chunk is written last, when the others are durable, and removed first when the row is
-redone. Rows that were never written read as NaN, 255, False and, in frame_digests, 0. The empty file `claims` beside
-the chunks of `checksums` is no chunk: who writes row i holds a claim of it (`StoreWriter.claim`).
+redone. Or it is in a pack (`distill.store.packs`), a file into which `occ-store do=pack` moves all chunks of rows that
+follow each other. Rows that were never written, or are packed, read as NaN, 255, False and, in frame_digests, 0. The
+empty file `claims` beside the chunks of `checksums` is no chunk: who writes row i holds a claim of it
+(`StoreWriter.claim`).
 All codecs are of the zarr v3 core specification. Group attributes carry the `StoreIdentity`, whose `frame_digests`
 names the columns of that array, `columns`, the names of the arrays in the order of the columns of `checksums`, `files`,
 a digest of each file that all rows share, and `seal`, a digest of the attributes. `made_of` says in words of which
@@ -71,6 +73,7 @@ CONTINUED = (3, 4, SCHEMA)
 DIGESTS = (*CAMERAS, LIDAR, "calibration")  # the columns of frame_digests for the rig of nuScenes
 COMMITS = "checksums"
 CLAIMS = f"{COMMITS}/claims"
+PACKS = "packs"
 # up to schema 3, the arrays in the order of the columns of `checksums`, as far as a store has them
 _EARLIER_COLUMNS = (
     "voxel_logits", "voxel_semantics", "voxel_coverage", "bev_probs", "bev_semantics", "gaussians", "frame_digests",
@@ -167,7 +170,7 @@ def new_arrays(identity: StoreIdentity, signals: Mapping[str, Signal]) -> list[S
     ]
     if identity.keep != "all":
         arrays.append(StoredArray("column_coverage", "bool", shape, (0, 1, 2), repeats(1)))
-    taken = {COMMITS, "tokens", "scenes", *(array.name for array in arrays)}
+    taken = {COMMITS, PACKS, "tokens", "scenes", *(array.name for array in arrays)}
     for name, signal in signals.items():
         for array in (*(each.name for each in signal.arrays()), *signal.constants()):
             if array in taken:
@@ -276,12 +279,12 @@ def read_whole(place: Place, name: str) -> np.ndarray:
 
 
 def commit_name(row: int) -> str:
-    """The file whose existence makes a row present."""
+    """The file whose existence makes a row present, whether or not a pack holds it."""
     return f"{COMMITS}/c.{row}.0"
 
 
 def committed_rows(place: Place) -> list[int]:
-    """The rows that are present now."""
+    """The rows that have a commit of their own."""
     names = [name.split(".") for name in place.names(COMMITS)]
     return [int(name[1]) for name in names if name[0] == "c" and name[-1] == "0"]
 
@@ -304,7 +307,9 @@ def read_attributes(place: Place) -> dict[str, Any]:
     if schema not in READABLE:
         found = "is a zarr group but no teacher store" if schema is None else f"has store schema {schema}"
         readable = f"{', '.join(map(str, READABLE[:-1]))} and {READABLE[-1]}"
-        raise InputError(f"{path} {found}, this version reads schemas {readable}: dump it again to another store.path")
+        newer = isinstance(schema, int) and schema > SCHEMA
+        advice = "read it with the version that made it" if newer else "dump it again to another store.path"
+        raise InputError(f"{path} {found}, this version reads schemas {readable}: {advice}")
     return attributes
 
 

@@ -15,11 +15,12 @@ from distill.errors import InputError
 from distill.files import leaves
 from distill.signals import NOT_COVERED, Signal
 from distill.signals.arrays import seal
+from distill.store.packs import DESCRIPTION, DamagedIndex, Layout, withdrawn_name
 from distill.store.place import Local, Place
 from distill.store.reader import TeacherStore
-from distill.store.schema import CLAIMS, COMMITS, SCHEMA, StoreIdentity, commit_name, committed_rows, new_store
+from distill.store.schema import CLAIMS, COMMITS, PACKS, SCHEMA, StoreIdentity, commit_name, new_store
 
-_CHUNK = re.compile(r".*/c\.(\d+)(\.0)+")
+_OF_ROW = re.compile(rf".*/c\.(\d+)(?:\.0)+|{PACKS}/(\d+)-\d+\.zip|{PACKS}/(\d+)\.withdrawn")
 
 
 class StoreWriter:
@@ -57,8 +58,8 @@ class StoreWriter:
         store = TeacherStore(place)
         _check_same(store, identity, tokens)
         writer = cls(store)
-        with _disk_errors(f"cannot tidy the store {place.address}"):
-            writer._remove_leftovers()
+        with disk_errors(f"cannot tidy the store {place.address}"):
+            writer.tidy()
         return writer
 
     @staticmethod
@@ -84,7 +85,7 @@ class StoreWriter:
         constants = {name: values for signal in signals for name, values in signal.constants().items()}
         files = new_store(identity, tokens, scenes, code_version(), constants, made_of)
         told = f"cannot create the store {place.address}", "free some space, or give another store.path"
-        with _disk_errors(*told):
+        with disk_errors(*told):
             place.create(files)
 
     def claim(self, token: str) -> bool:
@@ -96,7 +97,7 @@ class StoreWriter:
         Raises:
             InputError: the store cannot be written.
         """
-        with _disk_errors(f"cannot claim sample {token} of {self.store.path}"):
+        with disk_errors(f"cannot claim sample {token} of {self.store.path}"):
             return self.place.claim(CLAIMS, self.store.row(token))
 
     def release(self, token: str) -> None:
@@ -104,13 +105,26 @@ class StoreWriter:
         self.place.release(CLAIMS, self.store.row(token))
 
     def version(self, token: str) -> int | None:
-        """Tells whether a sample was written since; None if it is not present."""
-        return self.place.version(self._commit(token))
+        """Tells whether a sample was written since, be it packed or not; None if it is not present."""
+        return self.versions([token])[token]
+
+    def versions(self, tokens: Sequence[str]) -> dict[str, int | None]:
+        """The same of several."""
+        versions = {token: self.place.version(self._commit(token)) for token in tokens}
+        others = [token for token, version in versions.items() if version is None]
+        if others:
+            layout = self.store.look(loose=[])
+            try:
+                versions |= {token: _packed_version(layout, self.store.row(token)) for token in others}
+            except FileNotFoundError:  # a pack was replaced just now
+                return self.versions(tokens)
+        return versions
 
     def missing(self, tokens: list[str]) -> list[str]:
         """Those of `tokens` that are not present now."""
-        rows = set(committed_rows(self.place))
-        return [token for token in tokens if self.store.row(token) not in rows]
+        self.store.refresh()
+        present = self.store.layout.present
+        return [token for token in tokens if not present[self.store.row(token)]]
 
     def discard_damaged(self, tokens: list[str]) -> int:
         """Un-commit those of `tokens` that are present but not intact; return how many."""
@@ -120,8 +134,8 @@ class StoreWriter:
                 continue
             # again, now that nobody is writing it
             if self.version(token) is not None and not self._is_intact(token):
-                with _disk_errors(f"cannot discard the damaged sample {token} of {self.store.path}"):
-                    self.place.delete(self._commit(token))
+                with disk_errors(f"cannot discard the damaged sample {token} of {self.store.path}"):
+                    self.withdraw(token)
                 damaged += 1
             self.release(token)
         return damaged
@@ -167,11 +181,21 @@ class StoreWriter:
             InputError: another process has claimed the sample, or the disk refuses.
         """
         row, arrays = self.store.row(token), self.store.arrays.values()
-        with _disk_errors(f"cannot write sample {token} to {self.store.path}"), self._claimed(token):
-            self.place.delete(self._commit(token))
+        with disk_errors(f"cannot write sample {token} to {self.store.path}"), self._claimed(token):
+            if self.place.exists(self._commit(token)):
+                self.withdraw(token)
+            # what a pack holds of it stays until there is another commit
             for array in arrays:
                 self.place.write(array.chunk(row), chunks[array.name])
             self.place.write(self._commit(token), seal(b"".join(chunks[array.name][-4:] for array in arrays)))
+
+    def withdraw(self, token: str) -> None:
+        """Make a sample absent, which this process has claimed; killed, it is as it was or absent."""
+        row = self.store.row(token)
+        # before its own commit goes, that what a pack holds does not come back
+        if self.store.look(loose=[]).packed[row] >= 0:
+            self.place.write(withdrawn_name(row), b"")
+        self.place.delete(commit_name(row))
 
     def summary(self) -> str:
         """One line: samples present and their size."""
@@ -206,14 +230,49 @@ class StoreWriter:
             return False
         return True
 
-    def _remove_leftovers(self) -> None:
+    def tidy(self) -> None:
         """Remove what processes that were killed have left of rows that nobody is writing."""
-        for folder in (COMMITS, *self.store.arrays):
+        arrays, layout = self.store.arrays, self.store.layout
+        for folder in (COMMITS, PACKS, *arrays):
             for name, leftover in self.place.leftovers(folder):
-                chunk = _CHUNK.fullmatch(name)
-                if chunk is not None and self.claim(token := self.store.tokens[int(chunk[1])]):
-                    self.place.delete(leftover)
-                    self.release(token)
+                with self._nobody_writing(name) as row:
+                    if row is not None:
+                        self.place.delete(leftover)
+        for name in (f"{folder}/{file}" for folder in arrays if layout.packs for file in self.place.names(folder)):
+            if layout.pack(_row_of(name) or 0) is None:
+                continue
+            with self._nobody_writing(name) as row:
+                if row is not None and not self.place.exists(commit_name(row)):
+                    self.place.delete(name)
+
+    @contextmanager
+    def _nobody_writing(self, name: str) -> Iterator[int | None]:
+        """The row that a file is of, claimed; None if it is of none, or somebody is writing that."""
+        row = _row_of(name)
+        if row is None or not self.claim(token := self.store.tokens[row]):
+            yield None
+            return
+        yield row
+        self.release(token)
+
+
+def _row_of(name: str) -> int | None:
+    """The row that a file is of, or whose claim stands for it: the first one of a pack."""
+    if name == DESCRIPTION:
+        return 0
+    found = _OF_ROW.fullmatch(name)
+    return int(found[found.lastindex or 0]) if found else None
+
+
+def _packed_version(layout: Layout, row: int) -> int | None:
+    """Of a row without files of its own."""
+    pack = layout.pack(row)
+    if pack is None:
+        return None
+    try:
+        return int(layout.index(pack)["version"][row - pack.first])
+    except DamagedIndex:
+        return 0  # it is present, whatever it says
 
 
 def _check_same(store: TeacherStore, identity: StoreIdentity, tokens: Sequence[str]) -> None:
@@ -247,7 +306,7 @@ def teacher_errors(token: str) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_errors(what: str, advice: str = "what was committed is intact, run again to go on") -> Iterator[None]:
+def disk_errors(what: str, advice: str = "what was committed is intact, run again to go on") -> Iterator[None]:
     """Say what the file system refused in one line."""
     try:
         yield

@@ -86,6 +86,21 @@ def test_bytes_are_those_that_were_written(filled: Place) -> None:
     assert filled.read("folder/new") == b"view"
 
 
+def test_a_part_of_a_file(filled: Place) -> None:
+    filled.write("folder/a", bytes(range(100)))
+    assert filled.read_part("folder/a", 10, 20) == bytes(range(10, 30))
+    assert filled.read_part("folder/a", 0, 100) == bytes(range(100))
+    assert filled.read_part("folder/a", 90, 20) == bytes(range(90, 100))
+    assert filled.read_part("folder/a", 200, 20) == b""
+    with pytest.raises(FileNotFoundError):
+        filled.read_part("folder/nothing", 0, 1)
+
+
+def test_a_folder_begins_with_its_first_file(filled: Place) -> None:
+    filled.write("new/a", b"1")
+    assert filled.names("new") == ["a"]
+
+
 def test_what_is_absent_is_said_to_be(filled: Place) -> None:
     with pytest.raises(FileNotFoundError):
         filled.read("folder/nothing")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,37 +36,6 @@ from distill.signals.levels import MAX_BEV_KL, MAX_VOXEL_KL
 from distill.signals.voxels import Voxels
 from distill.store import StoreWriter, TeacherStore
 from distill.store.convert import Conversion
-from distill.store.main import main
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Run the program with overrides; its exit code, what it printed and what it complained of."""
-
-    def run(*overrides: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["occ-store", "hydra/job_logging=none", *overrides])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
-def refused(run):
-    """Run the program, which must refuse; the line."""
-
-    def refused(*overrides: str) -> str:
-        code, _, err = run(*overrides)
-        lines = [line for line in err.splitlines() if "error:" in line]
-        assert (code, len(lines)) == (2, 1), err
-        return lines[0]
-
-    return refused
 
 
 def voxels(store: TeacherStore, token: str) -> np.ndarray:
