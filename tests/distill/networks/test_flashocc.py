@@ -253,6 +253,9 @@ def pictured(detfill, tmp_path):
     ("name", "transform"),
     [
         ("test", ImageTransform.cover((900, 1600), SIZE)),
+        ("train0", ImageTransform(0.47, (20.0, 167.0), flip=True, rotation=4.3, bicubic=True)),
+        ("train1", ImageTransform(0.40, (0.0, 104.0), flip=False, rotation=-5.1, bicubic=True)),
+        ("train2", ImageTransform(0.55, (150.0, 239.0), flip=True, rotation=-2.0, bicubic=True)),
         ("train3", ImageTransform(0.44, (0.0, 140.0), flip=True, bicubic=True)),
     ],
 )
