@@ -8,6 +8,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from distill.networks.flashocc.rig import rigs_of
 from distill.networks.flashocc.stereo import cost_volume
 from distill.networks.flashocc.stereo_network import motion, warped
 from distill.networks.flashocc.weights import PUBLISHED
+from distill.networks.network import streamed
 from distill.networks.prediction import DepthBins, depth_bin
 from distill.networks.published import recognised
 from distill.nuscenes.images import read_images
@@ -406,7 +408,7 @@ def test_frames_that_it_cannot_look_at():
         built(Frame(images=images, channels=[("CAM_FRONT", "CAM_BACK")]))
 
 
-def small(cameras=("CAM_FRONT", "CAM_BACK")) -> Frame:
+def small(cameras=("CAM_FRONT", "CAM_BACK"), place: int = 8) -> Frame:
     """Two cameras that look along x and against it, 1.5 m above the ground; the car drives 1 m between keyframes.
 
     They sit so that no point lies on a border between two cells.
@@ -433,10 +435,10 @@ def small(cameras=("CAM_FRONT", "CAM_BACK")) -> Frame:
 
     def past(metres: float) -> Frame:
         ego2present = torch.eye(4)[None].clone()
-        ego2present[:, 0, 3] = metres - 8
+        ego2present[:, 0, 3] = metres - place
         return replace(at(metres), ego2present=ego2present)
 
-    return replace(at(8), past=(past(7), past(6)))
+    return replace(at(place), past=(past(place - 1), past(place - 2)))
 
 
 def test_a_rig_without_the_key_camera():
@@ -515,6 +517,38 @@ def test_m2_looks_back_and_learns(convention, align):
     with torch.no_grad():
         other = built(replace(frame, past=(frame.past[0], further)))
     assert not torch.equal(found.voxel_logits_BXYZC, other.voxel_logits_BXYZC)
+
+
+def drive(*places: int) -> Frame:
+    """A batch of keyframes of a drive with their past, a metre apart; each place has images of its own."""
+
+    def together(frames) -> Frame:
+        parts = [frame.calibration for frame in frames]
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name, _ in vars(parts[0]).items()}
+        more = {} if frames[0].ego2present is None else {"ego2present": torch.cat([each.ego2present for each in frames])}
+        for name in ("images", "cam2ego"):
+            more[name] = torch.cat([getattr(frame, name) for frame in frames])
+        return Frame(channels=[frame.channels[0] for frame in frames], calibration=Calibration(**joined), **more)
+
+    frames = [small((KEY, "CAM_BACK"), place) for place in places]
+    return replace(together(frames), past=tuple(together([frame.past[step] for frame in frames]) for step in range(2)))
+
+
+@pytest.mark.parametrize("convention", ["upstream", "own"])
+def test_m2_looks_at_no_image_twice_and_answers_alike(convention, monkeypatch):
+    """In the order of time, out of it, and in batches."""
+    built = network("flashocc_m2", *NARROW, f"student.network.convention={convention}")
+    looked = Mock(wraps=built.encoder.forward)
+    with torch.no_grad():
+        expected = [built(drive(8 + place)).voxel_logits_BXYZC for place in range(4)]
+        monkeypatch.setattr(built.encoder, "forward", looked)
+        answer = streamed(built, calls=1)
+        for calls, place in ((3, 0), (1, 1), (1, 2), (1, 3), (3, 0)):
+            looked.reset_mock()
+            assert torch.equal(answer(drive(8 + place)).voxel_logits_BXYZC, expected[place])
+            assert looked.call_count == calls
+        together = answer(drive(9, 10)).voxel_logits_BXYZC
+    torch.testing.assert_close(together, torch.cat(expected[1:3]), rtol=1e-4, atol=1e-4)
 
 
 def test_shortcuts_are_bare_convolutions():

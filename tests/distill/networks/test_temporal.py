@@ -359,12 +359,12 @@ class TestStreaming:
                     batch = replace(batch, past=tuple(map(worse, batch.past))) if change is worse else batch
                     assert torch.equal(logits(answer(batch)), logits(network(batch)))
 
-    def test_no_more_is_kept_than_the_last_calls_looked_at(self, network):
+    def test_no_more_is_kept_than_this_call_and_the_last_ones_looked_at(self, network):
         answer = network.streaming(calls=2)
         with torch.inference_mode():
             for place in range(6):
                 answer(batch_of(place))
-        assert [len(call) for call in answer.remembered] == [2, 2]
+        assert [len(call) for call in answer.memory.looked_at] == [2, 2, 2]
 
     def test_views_are_remembered_apart(self, network, monkeypatch):
         views = [View(images, world) for images in (False, True) for world in (False, True)]
