@@ -197,7 +197,14 @@ def test_turned_image_turns_its_coordinates():
 
 @pytest.mark.parametrize(
     "values",
-    [{"resize": (1.2, 0.9)}, {"resize": (0.0, 1.0)}, {"image_flip": 1.5}, {"bev_flip": -0.1}, {"colour": 1.0}, {"rotation": -1.0}],
+    [
+        {"resize": (1.2, 0.9)},
+        {"resize": (0.0, 1.0)},
+        {"image_flip": 1.5},
+        {"bev_flip": -0.1},
+        {"colour": 1.0},
+        {"rotation": -1.0},
+    ],
 )
 def test_values_out_of_range_are_refused(values):
     good = {"resize": (0.9, 1.1), "image_flip": 0.5, "rotation": 5.4, "colour": 0.2, "bev_flip": 0.5}

@@ -183,7 +183,9 @@ class Streaming:
             return [self.network.image_features(images_1N3HW, channels) for images_1N3HW in seen.images.split(1)]
 
         features_T = [self.memory.recall(seen, made) for seen in self.network.frames(frame)]
-        return self.network.predict(frame, [[torch.cat(level) for level in zip(*rows, strict=True)] for rows in features_T])
+        return self.network.predict(
+            frame, [[torch.cat(level) for level in zip(*rows, strict=True)] for rows in features_T]
+        )
 
 
 def _order(channels: Sequence[str]) -> list[int]:

@@ -16,9 +16,11 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from made import FREE
+from omegaconf import OmegaConf
 from PIL import Image
 
 from distill.augment import ImageTransform
+from distill.checkpoint import save_training_state
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.frame import Calibration, Frame, Mirror
@@ -39,7 +41,7 @@ from distill.nuscenes.index import Camera, Keyframe
 from distill.rigid import from_quaternion
 from student.evaluation.request import _open_network
 from student.evaluation.sources import NetworkSource
-from student.train import load_initial
+from student.train import load_initial, take_convention
 from teacher_dump.border import open_teacher
 
 KEY = "CAM_FRONT_LEFT"
@@ -362,6 +364,28 @@ def test_training_begins_from_a_file_of_theirs(published):
         load_initial(own, file)
 
 
+def test_weights_bring_their_convention_along(published, tmp_path, capsys):
+    """Those of upstream's file, those of a checkpoint that was fine-tuned from it, and those of a run that goes on."""
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", ["student=flashocc_m0", "kd=none"])
+    network = config.student.network
+    take_convention(config, None)
+    assert network.convention == "own" and not capsys.readouterr().out
+    config.trainer.init = str(published("flashocc-r50-M0"))
+    take_convention(config, None)
+    assert network.convention == "upstream"
+    assert "its weights are used to student.network.convention=upstream, which is set" in capsys.readouterr().out
+    saved = {"config": OmegaConf.to_container(config, resolve=True), "network": {}, "ema": {}}
+    facts = {"epoch": 1, "step": 1, "code": "", "teachers": {}, "scores": {}, "data": {}, "files": {}}
+    save_training_state(tmp_path / "tuned.pt", saved | facts)
+    network.convention = "own"
+    take_convention(config, saved)
+    assert network.convention == "upstream"
+    network.convention, config.trainer.init = "own", str(tmp_path / "tuned.pt")
+    take_convention(config, None)
+    assert network.convention == "upstream"
+
+
 def test_it_is_scored_and_it_is_said_whose_weights_they_are(published, capsys):
     found = _open_network(str(published("flashocc-r50-M0")), "ema")
     said = "by its names and shapes weights of student=flashocc_m0 student.network.convention=upstream"
@@ -525,7 +549,9 @@ def drive(*places: int) -> Frame:
     def together(frames) -> Frame:
         parts = [frame.calibration for frame in frames]
         joined = {name: torch.cat([getattr(part, name) for part in parts]) for name, _ in vars(parts[0]).items()}
-        more = {} if frames[0].ego2present is None else {"ego2present": torch.cat([each.ego2present for each in frames])}
+        more = (
+            {} if frames[0].ego2present is None else {"ego2present": torch.cat([each.ego2present for each in frames])}
+        )
         for name in ("images", "cam2ego"):
             more[name] = torch.cat([getattr(frame, name) for frame in frames])
         return Frame(channels=[frame.channels[0] for frame in frames], calibration=Calibration(**joined), **more)

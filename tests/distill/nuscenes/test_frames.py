@@ -18,7 +18,9 @@ from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
 from distill.nuscenes.layout import CAMERAS
 from distill.nuscenes.points import depth_maps, project
 
-STRONG = Augmentation(resize=(1.0, 1.3), image_flip=0.5, rotation=0.0, colour=0.2, bev_flip=0.5)  # leaves no black borders
+STRONG = Augmentation(
+    resize=(1.0, 1.3), image_flip=0.5, rotation=0.0, colour=0.2, bev_flip=0.5
+)  # leaves no black borders
 SIZE, STRIDE = (48, 112), 16
 
 

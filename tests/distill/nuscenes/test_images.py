@@ -236,9 +236,7 @@ def test_covering_is_the_test_pipeline_of_gaussianformer(index, tmp_path, size):
     left, top = (resized.width - width) // 2, resized.height - height
     expected = np.asarray(resized.crop((left, top, left + width, top + height))).transpose(2, 0, 1)
 
-    images, intrinsics, shown = read_images(
-        keyframe, Transform.fit([(900, 1600)] * 6, size, bicubic=True).images, size
-    )
+    images, intrinsics, shown = read_images(keyframe, Transform.fit([(900, 1600)] * 6, size, bicubic=True).images, size)
     np.testing.assert_array_equal(images, np.broadcast_to(expected, images.shape))
     matrix = np.array([[scale, 0, -left], [0, scale, -top], [0, 0, 1]])
     np.testing.assert_allclose(intrinsics[2], matrix @ original.cameras[2].intrinsics, rtol=1e-6)
