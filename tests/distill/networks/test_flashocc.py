@@ -240,6 +240,23 @@ def test_the_lift_of_m2(detfill, shared):
     np.testing.assert_array_equal(counts, golden.content["bda00/points_per_cell"])
 
 
+def test_m2_compares_each_keyframe_with_the_one_before(m0, detfill, shared):
+    """The present with the latest of the past, and that with a third one; of the first camera."""
+    golden = np.load(shared / "fixtures/flashocc/m2.npz")
+    images = torch.from_numpy(detfill.images(0, 3)[:3])  # the latest first
+    with torch.no_grad():
+        fine = m0[0].encoder.fine(images)[:, None, None]  # stages of the backbone are those of M0
+    rigs = [
+        rig._replace(**{name: value[:, :1] for name, value in rig._asdict().items() if name != "world_B33"})
+        for rig in rigs_of(rigged(detfill, 3), KEY)
+    ]
+    pixels = frustum(torch.from_numpy(golden["depth_bins"]), SIZE, 4, corners=True)
+    for now, name in enumerate(("cost_volume_key", "cost_volume_prev")):
+        found = cost_volume(fine[now], fine[now + 1], rigs[now], rigs[now + 1], pixels, SIZE)[0, 0, ::8, ::8, ::16]
+        assert np.abs(found.numpy() - golden[name][0]).max() < 1e-4
+        assert np.abs(found.numpy() - golden["cost_volume_prev" if now == 0 else "cost_volume_key"][0]).max() > 0.1
+
+
 @pytest.fixture(scope="module")
 def pipeline(shared):
     return np.load(shared / "fixtures/flashocc/pipeline.npz")
