@@ -8,12 +8,15 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from same import assert_same
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from distill.errors import InputError
 from distill.frame import Frame, Mirror, stack
@@ -312,6 +315,39 @@ FLAT = (
     "student.network.bev_encoder.blocks=[]",
     "student.network.lift.bev_stride=1",
 )
+
+
+class Squared(nn.Module):
+    """The mean square of a network's logits."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, frame):
+        return logits(self.network(frame)).square().mean()
+
+
+def on_rank(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    module = Squared(configured())
+    distributed = DistributedDataParallel(module)  # while it lives, gradients are shared
+    distributed(batch_of(1 + 2 * rank)).backward()
+    torch.save({name: p.grad for name, p in module.named_parameters() if p.requires_grad}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ranks_that_look_back_learn_what_one_does_of_their_whole_batch(tmp_path):
+    """Without statistics of batches, which every rank has of its own."""
+    torch.multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=2)
+    alone = Squared(configured())
+    alone(batch_of(1, 3)).backward()
+    for rank in range(2):
+        shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, parameter in alone.named_parameters():
+            if parameter.requires_grad:
+                scale = parameter.grad.abs().max().item()
+                torch.testing.assert_close(shared[name], parameter.grad, rtol=1e-4, atol=1e-5 * scale)
 
 
 class TestStreaming:
