@@ -23,8 +23,8 @@ FREE_TO_CHANGE = (
     "trainer.workers", "trainer.checkpoint_every", "trainer.gradient_norms_every", "output", "name", "variant",
     "not_in_name", "device", "cache_dir", "data.",
 )  # fmt: skip
-# what runs of earlier versions did that do not say it, in kd and in its terms
-MEANT = {"warmup_steps": 0, "unlabelled": "all", "confidence": "none", "balance_by": "class"}
+# what runs of earlier versions did that do not say it, in kd and its terms and in augmentation
+MEANT = {"warmup_steps": 0, "unlabelled": "all", "confidence": "none", "balance_by": "class", "rotation": 0.0}
 SQRT = 0.5  # the power of class weights that they called sqrt
 # values that name a file; a run is told from another by what the file holds
 FILES = (
@@ -64,7 +64,11 @@ def check_same_run(state: dict[str, Any], facts: dict[str, Any], last: Path, dev
     """
     before, now = (_said(each["config"]) for each in (state, facts))
     before = {key: SQRT if (_last(key), value) == ("balance", "sqrt") else value for key, value in before.items()}
-    before = {key: MEANT[_last(key)] for key in now if key.startswith("kd.") and _last(key) in MEANT} | before
+    before = {
+        key: MEANT[_last(key)]
+        for key in now
+        if key.startswith(("kd.", "trainer.augmentation.")) and _last(key) in MEANT
+    } | before
     before["torchrun ranks"], now["torchrun ranks"] = state["world_size"], ranks.world_size()
     before["kind of device"], now["kind of device"] = state["device"], device.type
     files = facts["files"].keys() & state["files"].keys()

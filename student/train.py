@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -56,6 +57,7 @@ def prepare(config: DictConfig, output: Path, device: torch.device) -> Trainer:
     """The trainer, standing where the run begins or goes on; everything it needs is checked, and said."""
     last = load_training_state(output / LAST) if (output / LAST).exists() else None
     index = open_dataroot(config.data)
+    take_convention(config, last)
     network = make_network(config, fresh=last is None)
     objective = make_objective(config, network)
     plan = Plan(config, index, network, objective)
@@ -79,6 +81,27 @@ def prepare(config: DictConfig, output: Path, device: torch.device) -> Trainer:
         if ranks.rank() == 0:
             print(f"going on from {output / LAST}: step {trainer.step} of {trainer.total_steps}", flush=True)
     return trainer
+
+
+def take_convention(config: DictConfig, last: dict[str, Any] | None) -> None:
+    """Configure a network to the convention that the weights it begins with are used to, and say so.
+
+    No name and no shape tells it (`distill.networks.flashocc.convention`), so that weights would be loaded and mean
+    something else.
+    """
+    init, network = config.trainer.init, config.student.network
+    if init is None or "convention" not in network:
+        return
+    if last is not None:
+        theirs = last["config"]["student"]["network"]["convention"]
+    elif is_checkpoint(init):
+        theirs = load_checkpoint(init, "ema").config["student"]["network"].get("convention", network.convention)
+    else:
+        theirs = "upstream"
+    if theirs != network.convention:
+        network.convention = theirs
+        if ranks.rank() == 0:
+            print(f"{init}: its weights are used to student.network.convention={theirs}, which is set", flush=True)
 
 
 def make_network(config: DictConfig, fresh: bool) -> nn.Module:

@@ -147,7 +147,8 @@ def _check_members(teacher: Teacher, where: str) -> None:
             f"{where} makes a {_name(teacher)} without {', '.join(absent)}: see teacher_dump.teachers.Teacher"
         )
     kinds: dict[str, Any] = {"grid": VoxelGrid, "inputs": Mapping, "checkpoint_sha256": str}
-    kinds |= {"gaussians": GaussianKind | None, "features": FeatureKind | None, "points": PointKind | None}
+    kinds |= {"gaussians": GaussianKind | None, "points": PointKind | None}
+    kinds |= {"features": FeatureKind | None, "voxel_features": FeatureKind | None}
     for name, kind in kinds.items():
         value = getattr(teacher, name, None)
         if not isinstance(value, kind):

@@ -57,6 +57,7 @@ KD_TERMS = {
     "affinity": ["kd_voxel", "kd_bev", "kd_affinity"],
     "ray_termination": ["kd_voxel", "kd_bev", "kd_rays"],
     "features": ["kd_voxel", "kd_bev", "kd_features"],
+    "voxel_features": ["kd_voxel", "kd_bev", "kd_voxel_features"],
     "proposals": ["kd_voxel", "kd_bev", "kd_proposals"],
     "jaccard": ["kd_jaccard"],
     "pseudo": ["pseudo_ce", "pseudo_lovasz"],
@@ -118,7 +119,8 @@ def test_the_objective_has_the_terms_that_are_asked_for(kd):
     distilled = KD_TERMS[kd]
     assert [name for name, _ in with_depth.items()] == ["ce", "lovasz", "depth", *distilled]
     assert [name for name, _ in without.items()] == ["ce", "lovasz", *distilled]
-    asked = {name: {"kd_bev": "columns", "kd_features": "features"}.get(name, "voxels") for name in distilled}
+    others = {"kd_bev": "columns", "kd_features": "features", "kd_voxel_features": "voxel_features"}
+    asked = {name: others.get(name, "voxels") for name in distilled}
     assert with_depth.asked("stored") == {*asked.values()} | ({"voxels"} if kd.endswith("occupied") else set())
 
 

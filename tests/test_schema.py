@@ -303,6 +303,20 @@ def test_values_of_monoocc(override, said):
     assert any(said in problem for problem in problems), problems
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("student.inputs.image_size=[240,704]", "should be multiples of 32, the stride of the network"),
+        ("student.inputs.history=1", "student.inputs.history=1: FlashOcc M2 looks at 2 earlier keyframes: set it to 2"),
+        ("student.inputs.calibration=false", "FlashOcc is told its cameras part by part: set it to true"),
+        ("trainer.augmentation.rotation=90", "trainer.augmentation.rotation=90: should be less than 90"),
+    ],
+)
+def test_values_of_flashocc(override, said):
+    problems = checked("train", configuration("train", "student=flashocc_m2", override))[1]
+    assert any(said in problem for problem in problems), problems
+
+
 def test_who_teaches_proposals_tells_of_free_voxels_too():
     (problem,) = checked("train", configuration("train", "kd=proposals", "kd.mask=occupied"))[1]
     assert problem == "kd.terms.kd_proposals.mask=occupied: should be 'camera', 'lidar' or 'all'"

@@ -40,6 +40,23 @@ def test_two_stages_are_trained_with_a_teacher_exported_scored_and_dumped(worksh
     workshop.ok("occ-dump", *teacher, *told)
 
 
+def test_a_privileged_branch_teaches_its_voxel_features(workshop: Workshop):
+    """With more keyframes and another backbone; the student learns them in the form that has a minimum."""
+    larger = ("encoder.name=resnet18", "encoder.weights=none", "attention.voxel_channels=24")
+    branch = ("student.inputs.history=2", *(f"student.network.{each}" for each in larger), "trainer.max_samples=1")
+    workshop.ok("occ-train-student", *TINY, *branch, "kd=none", "output=runs/privileged")
+    teacher = ("teacher=checkpoint", "teacher.name=privileged", "teacher.checkpoint=runs/privileged/last.pt")
+    told = ("dump.signals=[voxels,bev,seen,voxel_features]", "dump.splits=[train]", "gate.min_miou=0")
+    workshop.ok("occ-dump", *teacher, *told, "store.path=stores/privileged.zarr")
+    listens = ("kd=voxel_features", "teachers.stored.paths=[stores/privileged.zarr]", "output=runs/by_voxels")
+    channels = "kd.terms.kd_voxel_features.student_channels=16"
+    line = workshop.refused("occ-train-student", *TINY, *listens, channels)
+    assert "set teacher_channels=24" in line
+    channels = (channels, "kd.terms.kd_voxel_features.teacher_channels=24")
+    workshop.ok("occ-train-student", *TINY, *listens, *channels)
+    assert terms_of(workshop, "runs/by_voxels") >= {"proposals", "kd_voxel", "kd_bev", "kd_voxel_features"}
+
+
 def test_one_stage_has_no_term_of_stage_1(workshop: Workshop):
     given = ("kd=none", "student.network.proposals=null", "trainer.max_samples=1", "output=runs/monoocc_one")
     workshop.ok("occ-train-student", *TINY, *given)

@@ -32,15 +32,17 @@ def checked(program: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[
     config = _check_built(_check_node(PROGRAMS[program], config, "", problems), "", problems)
     if not problems and "student" in config:
         student = config["student"]
-        problems += [*_whole_cells(student), *_depth_of_proposals(student), *_something_to_minimise(config)]
+        problems += [*_whole_cells(student), *_depth_of_proposals(student), *_for_flashocc(student)]
+        problems += _something_to_minimise(config)
     # the weight of a term is looked at as that of any term, and as its own
     return config, list(dict.fromkeys(problems))
 
 
 def _whole_cells(student: dict[str, Any]) -> Iterator[str]:
     """What is wrong between the values of a student, each of which is right."""
-    levels = student["network"].get("encoder", {}).get("levels", [])
-    stride = max([2 ** (level + 1) for level in levels], default=1)
+    encoder = student["network"].get("encoder", {})
+    coarsest = 32 if encoder.get("_target_") == "distill.networks.flashocc.encoder.ImageEncoder" else 1
+    stride = max([2 ** (level + 1) for level in encoder.get("levels", [])], default=coarsest)
     size = student["inputs"]["image_size"]
     if any(side % stride for side in size):
         yield f"student.inputs.image_size={size}: should be multiples of {stride}, the stride of the network"
@@ -50,6 +52,14 @@ def _depth_of_proposals(student: dict[str, Any]) -> Iterator[str]:
     stage = student["network"].get("proposals")
     if isinstance(stage, dict) and stage.get("depth", MISSING) is None and not student["inputs"]["lidar"]:
         yield "student.network.proposals.depth=null: depth is that of the LiDAR, then: set student.inputs.lidar=true"
+
+
+def _for_flashocc(student: dict[str, Any]) -> Iterator[str]:
+    kind, inputs = student["network"].get("_target_", ""), student["inputs"]
+    if kind.startswith("distill.networks.flashocc.") and not inputs.get("calibration"):
+        yield "student.inputs.calibration=false: FlashOcc is told its cameras part by part: set it to true"
+    if kind.endswith(".FlashOccStereo") and inputs["history"] < 2:
+        yield f"student.inputs.history={inputs['history']}: FlashOcc M2 looks at 2 earlier keyframes: set it to 2"
 
 
 def _something_to_minimise(config: dict[str, Any]) -> Iterator[str]:

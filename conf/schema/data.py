@@ -77,6 +77,7 @@ class Augmentation(Known):
 
     resize: Annotated[list[Positive], Field(min_length=2, max_length=2)]
     image_flip: Probability
+    rotation: Annotated[Number, Field(ge=0, lt=90)]
     colour: Annotated[Number, Field(ge=0, lt=1)]
     bev_flip: Probability
 

@@ -187,7 +187,7 @@ class RayTerminationKL(RegionTerm):
 
 
 class FeatureDistillation(RegionTerm):
-    """`distill.losses.features.FeatureDistillation`."""
+    """`distill.losses.features.FeatureDistillation` and `.VoxelFeatureDistillation`."""
 
     kind: Literal["mfd", "cosine", "kl"]
     published: bool
@@ -261,6 +261,7 @@ BUILT: dict[str, type[Known]] = {
     "distill.losses.affinity.PrototypeAffinity": RegionTerm,
     "distill.losses.termination.RayTerminationKL": RayTerminationKL,
     "distill.losses.features.FeatureDistillation": FeatureDistillation,
+    "distill.losses.features.VoxelFeatureDistillation": FeatureDistillation,
     "distill.losses.features.ImageFeatureCosine": ImageFeatureCosine,
     "distill.losses.pseudo.PseudoCrossEntropy": PseudoCrossEntropy,
     "distill.losses.pseudo.PseudoLovasz": PseudoTerm,

@@ -32,11 +32,12 @@ class FeatureDistillation(RegionTerm):
         kind: "mfd", "cosine" or "kl": the distance of a cell, see `mean_square`, `cosine_distance`, `channel_kl`.
         published: of "kl": `published_kl` in its place.
         foreground_share: of the foreground, in [0, 1]; the rest is of the background.
-        student_channels: of the student's map "bev".
+        student_channels: of the student's map.
         teacher_channels: of the teacher's.
     """
 
     needs = Needs(answers=frozenset({"features"}), answers_unlabelled=frozenset({"voxels"}))
+    map, axes = "bev", 2  # of the student, of the grid
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class FeatureDistillation(RegionTerm):
         super().__init__(**region)
         self.distance = published_kl if published else DISTANCES[kind]
         self.foreground_share = foreground_share
-        self.adapter = nn.Conv2d(student_channels, teacher_channels, 1)
+        self.adapter = (nn.Conv2d if self.axes == 2 else nn.Conv3d)(student_channels, teacher_channels, 1)
 
     def forward(self, lesson: Lesson) -> Tensor:
         """Of its only teacher."""
@@ -59,37 +60,68 @@ class FeatureDistillation(RegionTerm):
 
     def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
         """The teacher's part; 0 with zero gradient without cells."""
-        taught = _checked(teacher.features(), "teacher", self.adapter.out_channels)
-        distance_BXY = self.distance(self.adapted(lesson, taught), taught.values.detach())
+        taught = _checked(self.told(teacher), "teacher", self.adapter.out_channels, 1)
+        distance = self.distance(self.adapted(lesson, taught), taught.values.detach())
         shares = self.foreground_share, 1 - self.foreground_share
         parts = zip(shares, self.cells(lesson, teacher, taught.stride), strict=True)
-        return torch.stack([share * _mean(distance_BXY[cells_BXY]) for share, cells_BXY in parts]).sum()
+        return torch.stack([share * _mean(distance[cells]) for share, cells in parts]).sum()
+
+    def told(self, teacher: Taught) -> FeatureMap:
+        """The teacher's map."""
+        return teacher.features()
 
     def adapted(self, lesson: Lesson, taught: FeatureMap) -> Tensor:
-        """The student's map as the teacher's would be, (B, C, X, Y).
+        """The student's map as the teacher's would be, (B, C, X, Y) or (B, C, X, Y, Z).
 
         Raises:
             InputError: it has other channels than the term, or does not cover the grid.
         """
-        found = _checked(lesson.prediction.features.get("bev"), "student", self.adapter.in_channels)
-        cells, columns = found.values.shape[2:], lesson.prediction.voxel_logits_BXYZC.shape[1:3]
-        if any(side * found.stride != all_of for side, all_of in zip(cells, columns, strict=True)):
+        found = _checked(lesson.prediction.features.get(self.map), "student", self.adapter.in_channels, 1)
+        cells, grid = found.values.shape[2:], lesson.prediction.voxel_logits_BXYZC.shape[1 : 1 + self.axes]
+        if any(side * found.stride != all_of for side, all_of in zip(cells, grid, strict=True)):
+            sides, whole = (" x ".join(map(str, each)) for each in (cells, grid))
             raise InputError(
-                f"the student's map of BEV features has {cells[0]} x {cells[1]} cells of stride {found.stride}, the "
-                f"grid {columns[0]} x {columns[1]} columns: a term compares maps that cover the grid"
+                f"the student's map of features has {sides} cells of stride {found.stride}, the grid {whole}: a term "
+                "compares maps that cover the grid"
             )
-        student_BCXY = self.adapter(wide(found.values))
+        student = self.adapter(wide(found.values))
         if found.stride == taught.stride:
-            return student_BCXY
-        mode = "area" if found.stride < taught.stride else "bilinear"
-        return F.interpolate(student_BCXY, taught.values.shape[2:], mode=mode)
+            return student
+        mode = "area" if found.stride < taught.stride else "bilinear" if self.axes == 2 else "trilinear"
+        return F.interpolate(student, taught.values.shape[2:], mode=mode)
 
     def cells(self, lesson: Lesson, teacher: Taught, stride: int) -> tuple[Tensor, Tensor]:
-        """Foreground and background, bool (B, X, Y)."""
+        """Foreground and background, bool in the shape of the map without channels."""
         index_V, shape = self.region(lesson, teacher), lesson.frame.semantics.shape
         occupied_V = _occupied(lesson, teacher, index_V, self.classes.free)
-        foreground_BXY = cells_with(index_V[occupied_V], shape, stride)
-        return foreground_BXY, cells_with(index_V, shape, stride) & ~foreground_BXY
+        foreground = self.holding(index_V[occupied_V], shape, stride)
+        return foreground, self.holding(index_V, shape, stride) & ~foreground
+
+    def holding(self, index_V: Tensor, shape_BXYZ: torch.Size, stride: int) -> Tensor:
+        """The cells in which any of these voxels lies; see `cells_with`."""
+        return cells_with(index_V, shape_BXYZ, stride)
+
+
+class VoxelFeatureDistillation(FeatureDistillation):
+    """The same of the map "voxels", whose cells are blocks of voxels; what MonoOcc's privileged branch teaches.
+
+    With `kind` "kl" and all weight on the foreground it is the well-posed form of MonoOcc's.
+    """
+
+    needs = Needs(answers=frozenset({"voxel_features"}), answers_unlabelled=frozenset({"voxels"}))
+    map, axes = "voxels", 3
+
+    def told(self, teacher: Taught) -> FeatureMap:
+        """The teacher's map."""
+        return teacher.voxel_features()
+
+    def holding(self, index_V: Tensor, shape_BXYZ: torch.Size, stride: int) -> Tensor:
+        """The blocks of stride^3 voxels in which any of these lies, bool (B, X / stride, Y / stride, Z / stride)."""
+        voxels_N = torch.zeros(shape_BXYZ.numel(), dtype=torch.bool, device=index_V.device)
+        voxels_N[index_V] = True
+        batch, *sides = shape_BXYZ
+        blocks = [part for side in sides for part in (side // stride, stride)]
+        return voxels_N.view(batch, *blocks).any(6).any(4).any(2)
 
 
 class ImageFeatureCosine(ListeningTerm):
@@ -130,8 +162,8 @@ class ImageFeatureCosine(ListeningTerm):
 
     def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
         """The teacher's part over the frames that it teaches; 0 with zero gradient without any."""
-        found = _checked(lesson.prediction.features.get("image"), "student", self.channels[0])
-        taught = _checked(teacher.ask("image_features")(), "teacher", self.channels[1])
+        found = _checked(lesson.prediction.features.get("image"), "student", self.channels[0], 2)
+        taught = _checked(teacher.ask("image_features")(), "teacher", self.channels[1], 2)
         student_NHWC = wide(found.values[teacher.taught_B]).flatten(0, 1).movedim(1, -1)
         teacher_NCHW = taught.values[teacher.taught_B].flatten(0, 1).detach()
         resized_NCHW = F.interpolate(teacher_NCHW, student_NHWC.shape[1:3], mode="bilinear", align_corners=True)
@@ -148,14 +180,14 @@ def _check_alone(term: ListeningTerm, lesson: Lesson) -> None:
         )
 
 
-def _checked(found: FeatureMap | None, whose: str, channels: int) -> FeatureMap:
-    """The map, if there is one of so many channels; they are the axis before the last two."""
+def _checked(found: FeatureMap | None, whose: str, channels: int, axis: int) -> FeatureMap:
+    """The map, if there is one of so many channels along this axis."""
     if found is None:
         raise InputError(f"the {whose}'s network has no map of the features that a term is about: take another kd")
-    if found.values.shape[-3] != channels:
+    if found.values.shape[axis] != channels:
         raise InputError(
-            f"the {whose}'s map of features has {found.values.shape[-3]} channels, the term expects {channels}: set "
-            f"{whose}_channels={found.values.shape[-3]} (kd.terms.NAME.{whose}_channels)"
+            f"the {whose}'s map of features has {found.values.shape[axis]} channels, the term expects {channels}: set "
+            f"{whose}_channels={found.values.shape[axis]} (kd.terms.NAME.{whose}_channels)"
         )
     return found
 

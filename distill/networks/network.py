@@ -15,7 +15,8 @@ from distill.networks.prediction import Occupancy
 class OccupancyNetwork(Protocol):
     """An `nn.Module` whose forward takes a batch of frames.
 
-    One whose map "bev" can be kept in a store has `bev_features`, a `distill.networks.prediction.FeatureKind`, too; one
+    One whose map "bev" can be kept in a store has `bev_features`, a `distill.networks.prediction.FeatureKind`, too, and
+    one whose map "voxels" can has `voxel_features`; one
     that says `proposes` has scores of proposals (`Occupancy.proposals`), one with `proposals_of`, the name of a
     teacher, is given that teacher's while it learns (`Frame.proposals`), and one whose last set of points can be kept
     has `point_kind`, a `distill.signals.PointKind`.

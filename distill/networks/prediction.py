@@ -41,9 +41,10 @@ class FeatureMap(NamedTuple):
     """A map of features that a term may look into.
 
     Attributes:
-        values: (B, N, C, H, W) on the cells of the images, or (B, C, X, Y) on cells of the grid's columns.
+        values: (B, N, C, H, W) on the cells of the images; (B, C, X, Y) on cells of the grid's columns, or
+            (B, C, X, Y, Z) on blocks of its voxels.
         frame: which of the two, "image" or "grid".
-        stride: image pixels, or voxel columns, along the edge of one cell.
+        stride: image pixels, voxel columns or voxels along the edge of one cell.
     """
 
     values: Tensor
@@ -52,11 +53,11 @@ class FeatureMap(NamedTuple):
 
 
 class FeatureKind(NamedTuple):
-    """What is known of a map "bev" before there is one.
+    """What is known of a map "bev" or "voxels" before there is one.
 
     Attributes:
         channels: of a cell.
-        stride: voxel columns along the edge of a cell.
+        stride: voxels along the edges of a cell.
     """
 
     channels: int

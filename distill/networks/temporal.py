@@ -5,8 +5,6 @@ Letters: B batch, C channels, X Y cells of the BEV.
 
 from __future__ import annotations
 
-import hashlib
-from collections import ChainMap, deque
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +20,7 @@ from distill.networks.blocks.head import ChannelToHeight
 from distill.networks.blocks.layers import conv_norm_act
 from distill.networks.camera import CameraNetwork, Lifted
 from distill.networks.lift import LiftSplat
+from distill.networks.memory import Memory
 from distill.networks.prediction import Occupancy
 
 
@@ -145,46 +144,25 @@ def _places(size: Sequence[int], ego2present_B44: Tensor, grid: VoxelGrid) -> Te
 class Streaming:
     """A `TemporalNetwork` that looks at no keyframe twice if they come in the order of time; in any order it is right.
 
-    What was lifted is known by the digest of all that it was made of, images and calibration: a keyframe seen in a
-    mirror, or through a broken camera, is another one, and a token is not asked for. The answers are those of the
-    network: bit for bit for batches of one keyframe, and up to rounding for others.
+    The answers are those of the network: bit for bit for batches of one keyframe, and up to rounding for others.
 
     Args:
         network: in evaluation mode; its weights stay as they are.
-        calls: what was lifted in so many of the last calls is remembered: 1 where keyframes follow each other.
+        calls: see `Memory`, which keeps what was lifted of images and calibration.
     """
 
     def __init__(self, network: TemporalNetwork, calls: int) -> None:
         self.network = network
-        self.remembered: deque[dict[bytes, Tensor]] = deque(maxlen=calls)
+        self.memory: Memory[Tensor] = Memory(("images", "intrinsics", "cam2ego"), calls)
 
     @torch.no_grad()
     def __call__(self, frame: Frame) -> Occupancy:
         """As `TemporalNetwork.forward`."""
+        self.memory.begin()
         present = self.network.lifted(frame, None)
-        looked_at = dict(zip(_digests(frame), present.bev_BCXY.split(1), strict=True))
-        past = [self._recall(earlier, looked_at) for earlier in frame.past or ()]
-        self.remembered.append(looked_at)
+        self.memory.keep(frame, present.bev_BCXY.split(1))
+        past = [torch.cat(self.memory.recall(earlier, self._lifted)) for earlier in frame.past or ()]
         return self.network.after(past, frame, present)
 
-    def _recall(self, earlier: Frame, looked_at: dict[bytes, Tensor]) -> Tensor:
-        """What was lifted of a frame in the past, (B, C, X, Y), and into `looked_at`; what is not known is lifted."""
-        digests, known = _digests(earlier), ChainMap(looked_at, *self.remembered)
-        looked_at |= {digest: known[digest] for digest in digests if digest in known}
-        missing = {digest: row for row, digest in enumerate(digests) if digest not in looked_at}
-        if missing:
-            rows = list(missing.values())
-            frame = Frame(**{name: getattr(earlier, name)[rows] for name in _LIFTED_FROM})
-            looked_at |= zip(missing, self.network.lifted(frame, None).bev_BCXY.split(1), strict=True)
-        return torch.cat([looked_at[digest] for digest in digests])
-
-
-_LIFTED_FROM = ("images", "intrinsics", "cam2ego")
-
-
-def _digests(frame: Frame) -> list[bytes]:
-    """What tells each row of a batch from others, for a network that lifts it."""
-    fields = [getattr(frame, name).cpu().contiguous().numpy() for name in _LIFTED_FROM]
-    return [
-        hashlib.sha256(b"".join(field[row].tobytes() for field in fields)).digest() for row in range(len(fields[0]))
-    ]
+    def _lifted(self, earlier: Frame) -> Sequence[Tensor]:
+        return self.network.lifted(earlier, None).bev_BCXY.split(1)

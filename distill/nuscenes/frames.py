@@ -100,13 +100,13 @@ class FrameDataset(Dataset[Frame]):
         index, turn = drawn if isinstance(drawn, Draw) else Draw(drawn, 0)
         keyframe = self.keyframes[index]
         transform = self._transform(keyframe, index, turn)
-        frame, windows = self._seen(keyframe, transform)
+        frame, shown = self._seen(keyframe, transform)
         if self.lidar or self.depth_stride is not None:
             points = self._scan(keyframe)
             frame = replace(frame, points=points if self.lidar else None)
             if self.depth_stride is not None:
                 cam2ego = self._ego2grid(keyframe) @ keyframe.cam2ego()
-                depth = depth_maps(points, frame.intrinsics, cam2ego, windows, self.image_size, self.depth_stride)
+                depth = depth_maps(points, frame.intrinsics, cam2ego, shown, self.depth_stride)
                 frame = replace(frame, depth=depth)
         if self.rays is not None:
             frame = replace(frame, rays=self._rays(self.rays, keyframe, index, turn))
@@ -117,7 +117,7 @@ class FrameDataset(Dataset[Frame]):
         return (frame if self.labels is None else with_labels(frame, self.labels, keyframe)), transform.mirror
 
     def _seen(self, keyframe: Keyframe, transform: Transform) -> tuple[Frame, np.ndarray]:
-        """Images and calibration, and where the images hold content; remembered for the next keyframe's past."""
+        """Images and calibration, and where the images show anything; remembered for the next keyframe's past."""
         key = keyframe.token, transform.images
         if key not in self._recent:
             self._recent[key] = self._look(keyframe, transform)
@@ -125,7 +125,7 @@ class FrameDataset(Dataset[Frame]):
         return self._recent[key]
 
     def _look(self, keyframe: Keyframe, transform: Transform) -> tuple[Frame, np.ndarray]:
-        images, intrinsics, windows = read_images(keyframe, transform.images, self.image_size)
+        images, intrinsics, shown = read_images(keyframe, transform.images, self.image_size)
         ego2grid = self._ego2grid(keyframe)
         frame = Frame(
             token=keyframe.token,
@@ -137,14 +137,14 @@ class FrameDataset(Dataset[Frame]):
             lidar2ego=(ego2grid @ keyframe.lidar2ego).astype(np.float32),
             calibration=self._calibration(keyframe, transform) if self.calibration else None,
         )
-        return frame, windows
+        return frame, shown
 
     def _calibration(self, keyframe: Keyframe, transform: Transform) -> Calibration:
         """That of the cameras as recorded, and what `transform` does to their images."""
-        width, cameras = self.image_size[1], keyframe.cameras
+        cameras = keyframe.cameras
         parts = {
             "intrinsics": [camera.intrinsics for camera in cameras],
-            "source2image": [image.matrix(width) for image in transform.images],
+            "source2image": [image.matrix(self.image_size) for image in transform.images],
             "cam2ego": [camera.cam2ego for camera in cameras],
             "ego2global": [camera.ego2global for camera in cameras],
             "world": np.eye(4),

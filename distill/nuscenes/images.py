@@ -19,7 +19,7 @@ _MODES = frozenset({"RGB", "L", "P", "RGBA", "LA", "PA", "RGBX", "CMYK", "YCbCr"
 def read_images(
     keyframe: Keyframe, transforms: Sequence[ImageTransform], image_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The images of a keyframe, their intrinsics and where they hold content; of absent cameras black images.
+    """The images of a keyframe, their intrinsics and where they show anything; of absent cameras black images.
 
     Args:
         keyframe: whose images.
@@ -29,7 +29,7 @@ def read_images(
     Returns:
         images: RGB uint8 (N, 3, H, W), in the order of the keyframe's cameras.
         intrinsics: float32 (N, 3, 3) after the transform; a mirrored image has a negative focal length fx.
-        windows: int (N, 4) left, top, right, bottom of the content; around it the images are black.
+        shown: bool (N, H, W), which pixels show what the camera saw; the others are black.
 
     Raises:
         InputError: an image is missing, cannot be decoded, is not of the size the calibration is for, not of 8 bits a
@@ -38,16 +38,16 @@ def read_images(
     height, width = image_size
     images = np.zeros((len(keyframe.cameras), 3, height, width), dtype=np.uint8)
     intrinsics = np.empty((len(keyframe.cameras), 3, 3), dtype=np.float32)
-    windows = np.zeros((len(keyframe.cameras), 4), dtype=np.int64)
+    shown = np.zeros((len(keyframe.cameras), height, width), dtype=bool)
     for i, (camera, transform) in enumerate(zip(keyframe.cameras, transforms, strict=True)):
-        intrinsics[i] = transform.matrix(width) @ camera.intrinsics
+        intrinsics[i] = transform.matrix(image_size) @ camera.intrinsics
         if camera.path is None:
             continue
-        windows[i] = transform.window((camera.height, camera.width), image_size)
+        window = transform.window((camera.height, camera.width), image_size)
         image = open_image(camera, keyframe.token, 1.0 if transform.bicubic else transform.scale)
-        image = _transformed(image, camera, transform, windows[i].tolist(), image_size)
-        images[i] = np.asarray(image).transpose(2, 0, 1)
-    return images, intrinsics, windows
+        images[i] = np.asarray(_transformed(image, camera, transform, window, image_size)).transpose(2, 0, 1)
+        shown[i] = _shown(transform, window, image_size)
+    return images, intrinsics, shown
 
 
 def open_image(camera: Camera, token: str, scale: float) -> Image.Image:
@@ -99,12 +99,16 @@ def _kind(image: ImageFile.ImageFile) -> str:
 
 
 def _transformed(
-    image: Image.Image, camera: Camera, transform: ImageTransform, window: list[int], image_size: tuple[int, int]
+    image: Image.Image,
+    camera: Camera,
+    transform: ImageTransform,
+    window: tuple[int, int, int, int],
+    image_size: tuple[int, int],
 ) -> Image.Image:
-    """Resize (antialiased) and crop, mirror, recolour."""
+    """Resize (antialiased) and crop, mirror, turn, recolour."""
     left, top, right, bottom = window
     height, width = image_size
-    in_source = np.sort((np.linalg.inv(transform.matrix(width)) @ [[left, right], [top, bottom], [1, 1]])[:2])
+    in_source = np.sort((np.linalg.inv(transform.upright(width)) @ [[left, right], [top, bottom], [1, 1]])[:2])
     if transform.bicubic:
         image = image.resize(transform.scaled((camera.height, camera.width))[::-1], Image.Resampling.BICUBIC)
         image = image.crop(tuple(np.rint(transform.scale * in_source).astype(int).T.ravel().tolist()))
@@ -119,6 +123,7 @@ def _transformed(
         canvas = Image.new("RGB", (width, height))
         canvas.paste(image, (left, top))
         image = canvas
+    image = image.rotate(transform.rotation)
     for enhance, factor in (
         (ImageEnhance.Brightness, transform.brightness),
         (ImageEnhance.Contrast, transform.contrast),
@@ -127,3 +132,11 @@ def _transformed(
         if factor != 1.0:
             image = enhance(image).enhance(factor)
     return image
+
+
+def _shown(transform: ImageTransform, window: tuple[int, int, int, int], image_size: tuple[int, int]) -> np.ndarray:
+    """Which pixels of the result show anything, bool (H, W)."""
+    left, top, right, bottom = window
+    upright = np.zeros(image_size, dtype=np.uint8)
+    upright[top:bottom, left:right] = 1
+    return np.asarray(Image.fromarray(upright).rotate(transform.rotation)) > 0

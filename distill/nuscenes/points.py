@@ -59,8 +59,7 @@ def depth_maps(
     points: np.ndarray,
     intrinsics: np.ndarray,
     cam2ego: np.ndarray,
-    windows: np.ndarray,
-    image_size: tuple[int, int],
+    shown: np.ndarray,
     stride: int,
 ) -> np.ndarray:
     """The nearest return in every feature cell of every camera.
@@ -71,22 +70,21 @@ def depth_maps(
         points: (P, 3+) ego frame, metres.
         intrinsics: (N, 3, 3) of the images as fed to the network.
         cam2ego: (N, 4, 4), with the ego motion between camera and LiDAR time.
-        windows: (N, 4) left, top, right, bottom of the image content, pixels; what lies in black borders is not seen.
-        image_size: (H, W), multiples of `stride`.
-        stride: pixels per cell.
+        shown: bool (N, H, W), which pixels of these images show anything; what lies in black borders is not seen.
+        stride: pixels per cell, divides H and W.
 
     Returns:
         float32 (N, H / stride, W / stride) metres, 0 = no return.
     """
     u_NP, v_NP, depth_NP = project(points, intrinsics, cam2ego)
-    left_N1, top_N1, right_N1, bottom_N1 = np.moveaxis(np.asarray(windows)[:, :, None], 1, 0)
-    in_window_NP = (u_NP >= left_N1) & (u_NP < right_N1) & (v_NP >= top_N1) & (v_NP < bottom_N1)
-    seen_NP = (depth_NP > 0) & in_window_NP
-    camera, _ = np.nonzero(seen_NP)
-    row, column = (v_NP[seen_NP] // stride).astype(np.int64), (u_NP[seen_NP] // stride).astype(np.int64)
-    shape = (len(intrinsics), image_size[0] // stride, image_size[1] // stride)
+    _, height, width = shown.shape
+    inside_NP = (depth_NP > 0) & (u_NP >= 0) & (u_NP < width) & (v_NP >= 0) & (v_NP < height)
+    (camera, _), u, v, depth = np.nonzero(inside_NP), u_NP[inside_NP], v_NP[inside_NP], depth_NP[inside_NP]
+    seen = shown[camera, v.astype(np.int64), u.astype(np.int64)]
+    camera, row, column = camera[seen], *((each[seen] // stride).astype(np.int64) for each in (v, u))
+    shape = (len(intrinsics), height // stride, width // stride)
     nearest = np.full(np.prod(shape), np.inf, dtype=np.float32)
-    np.minimum.at(nearest, np.ravel_multi_index((camera, row, column), shape), depth_NP[seen_NP])
+    np.minimum.at(nearest, np.ravel_multi_index((camera, row, column), shape), depth[seen])
     nearest[np.isinf(nearest)] = 0
     return nearest.reshape(shape)
 

@@ -17,7 +17,7 @@ from distill.located import located
 from distill.signals.bev import NOT_COVERED, Bev
 from distill.signals.coarse import LevelBev, LevelVoxels
 from distill.signals.columns import ColumnVoxels
-from distill.signals.features import Features
+from distill.signals.features import Features, VoxelFeatures
 from distill.signals.gaussians import GaussianKind, GaussianSet
 from distill.signals.points import PointKind, Points
 from distill.signals.seen import Seen
@@ -43,6 +43,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "gaussians": GaussianSet,
     "seen": Seen,
     "features": Features,
+    "voxel_features": VoxelFeatures,
     "points": Points,
 }
 

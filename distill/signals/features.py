@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -28,7 +29,7 @@ class FeatureCodes(Record):
     """What travels of the map.
 
     Attributes:
-        codes: uint8 (X, Y, C), how many steps a value is above the smallest of its channel.
+        codes: uint8 (X, Y, C) or (X, Y, Z, C), how many steps a value is above the smallest of its channel.
         scales: float32 (C, 2), that smallest value, and the step.
     """
 
@@ -42,12 +43,15 @@ class Features(Signal):
 
     Attributes:
         channels: of a cell.
-        stride: voxel columns along the edge of a cell.
+        stride: voxels along the edges of a cell.
     """
 
     name: ClassVar[str] = "features"
     answers: ClassVar[frozenset[str]] = frozenset({"features"})
     comparable: ClassVar[bool] = False
+    kept_as: ClassVar[str] = "bev"
+    called: ClassVar[str] = "BEV features"
+    axes: ClassVar[int] = 2  # of the grid
 
     channels: int
     stride: int
@@ -55,20 +59,21 @@ class Features(Signal):
     @override
     @classmethod
     def of(cls, teacher: Any, grid: VoxelGrid, classes: tuple[str, ...]) -> Self:
-        kind: FeatureKind | None = getattr(teacher, "features", None)
+        kind: FeatureKind | None = getattr(teacher, cls.name, None)
         if kind is None:
-            raise InputError("has no map of BEV features: leave features out of dump.signals")
-        if any(side % kind.stride for side in grid.shape[:2]):
+            raise InputError(f"has no map of {cls.called}: leave {cls.name} out of dump.signals")
+        if any(side % kind.stride for side in grid.shape[: cls.axes]):
+            sides = " x ".join(map(str, grid.shape[: cls.axes]))
             raise InputError(
-                f"has BEV features of stride {kind.stride}, which does not divide the grid of {grid.shape[0]} x "
-                f"{grid.shape[1]} columns: leave features out of dump.signals"
+                f"has {cls.called} of stride {kind.stride}, which does not divide the grid of {sides}: leave "
+                f"{cls.name} out of dump.signals"
             )
         return cls(grid, classes, *kind)
 
     @property
-    def cells(self) -> tuple[int, int]:
-        """X and Y of the map."""
-        return self.grid.shape[0] // self.stride, self.grid.shape[1] // self.stride
+    def cells(self) -> tuple[int, ...]:
+        """Sides of the map."""
+        return tuple(side // self.stride for side in self.grid.shape[: self.axes])
 
     @override
     def describe(self) -> dict[str, Any]:
@@ -76,26 +81,37 @@ class Features(Signal):
 
     @override
     def arrays(self) -> Sequence[StoredArray]:
+        by_channel = (self.axes, *range(self.axes))  # as neighbours are alike
         return (
-            # channel by channel, as neighbours are alike
-            StoredArray("bev_features", "uint8", (*self.cells, self.channels), (2, 0, 1), bit_planes(1)),
-            StoredArray("bev_feature_scales", "float32", (self.channels, 2), (1, 0), bit_planes(4)),
+            StoredArray(f"{self.kept_as}_features", "uint8", (*self.cells, self.channels), by_channel, bit_planes(1)),
+            StoredArray(f"{self.kept_as}_feature_scales", "float32", (self.channels, 2), (1, 0), bit_planes(4)),
         )
 
     @override
     def encode(self, said: np.ndarray) -> dict[str, np.ndarray]:
         if said.shape != (self.channels, *self.cells):
-            raise ValueError(f"its BEV features have the shape {said.shape}, not {(self.channels, *self.cells)}")
-        codes_XYC, scales_C2 = encode_features(said)
-        return {"bev_features": codes_XYC, "bev_feature_scales": scales_C2}
+            raise ValueError(f"its {self.called} have the shape {said.shape}, not {(self.channels, *self.cells)}")
+        codes, scales_C2 = encode_features(said)
+        return {f"{self.kept_as}_features": codes, f"{self.kept_as}_feature_scales": scales_C2}
 
     @override
     def decode(self, read: Reading) -> FeatureCodes:
-        return FeatureCodes(codes=read("bev_features"), scales=read("bev_feature_scales"))
+        return FeatureCodes(codes=read(f"{self.kept_as}_features"), scales=read(f"{self.kept_as}_feature_scales"))
 
     @override
-    def listen(self, record: FeatureCodes, frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]) -> StoredFeatures:
-        return StoredFeatures(record, self.stride)
+    def listen(self, record: FeatureCodes, frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]) -> Any:
+        return SimpleNamespace(**{self.name: StoredFeatures(record, self.stride)})
+
+
+@dataclass(frozen=True)
+class VoxelFeatures(Features):
+    """The map "voxels" of the teacher's network, such as MonoOcc's, at its own stride."""
+
+    name: ClassVar[str] = "voxel_features"
+    answers: ClassVar[frozenset[str]] = frozenset({"voxel_features"})
+    kept_as: ClassVar[str] = "voxel"
+    called: ClassVar[str] = "voxel features"
+    axes: ClassVar[int] = 3
 
 
 class StoredFeatures:
@@ -104,35 +120,36 @@ class StoredFeatures:
     def __init__(self, record: FeatureCodes, stride: int) -> None:
         self.record, self.stride = record, stride
 
-    def features(self) -> FeatureMap:
-        """The map, float32 (B, C, X, Y); zeros of frames that nobody teaches."""
+    def __call__(self) -> FeatureMap:
+        """The map, float32 (B, C, X, Y) or (B, C, X, Y, Z); zeros of frames that nobody teaches."""
         return self._map
 
     @cached_property
     def _map(self) -> FeatureMap:
-        lowest_BC, step_BC = self.record.scales.unbind(-1)
-        values_BXYC = lowest_BC[:, None, None] + step_BC[:, None, None] * self.record.codes
-        return FeatureMap(values_BXYC.permute(0, 3, 1, 2), "grid", self.stride)
+        codes, scales_BC2 = self.record.codes, self.record.scales
+        over_cells = (slice(None), *[None] * (codes.ndim - 2))
+        lowest, step = (part_BC[over_cells] for part_BC in scales_BC2.unbind(-1))
+        return FeatureMap((lowest + step * codes).movedim(-1, 1), "grid", self.stride)
 
 
-def encode_features(features_CXY: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def encode_features(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Round features to 256 steps between the smallest and the largest value of each channel.
 
     Args:
-        features_CXY: finite, of any floating-point type.
+        features: finite, of any floating-point type, (C, X, Y) or (C, X, Y, Z).
 
     Returns:
-        Codes, uint8 (X, Y, C), and the smallest value and the step of each channel, float32 (C, 2).
+        Codes, uint8 (X, Y, C) or (X, Y, Z, C), and the smallest value and the step of each channel, float32 (C, 2).
 
     Raises:
         ValueError: not all are numbers.
     """
-    features_CXY = features_CXY.astype(np.float32)
-    lowest_C, highest_C = features_CXY.min((1, 2)), features_CXY.max((1, 2))
+    features_CK = features.astype(np.float32).reshape(len(features), -1)
+    lowest_C, highest_C = features_CK.min(1), features_CK.max(1)
     with np.errstate(over="ignore", invalid="ignore"):
         step_C = (highest_C - lowest_C) / np.float32(255)
     if not np.isfinite(step_C).all():
-        raise ValueError("its BEV features are not all finite numbers")
+        raise ValueError("its features are not all finite numbers")
     divisor_C = np.where(step_C > 0, step_C, 1)  # of a channel that is the same everywhere
-    codes_CXY = np.rint((features_CXY - lowest_C[:, None, None]) / divisor_C[:, None, None])
-    return codes_CXY.astype(np.uint8).transpose(1, 2, 0), np.stack([lowest_C, step_C], 1)
+    codes_CK = np.rint((features_CK - lowest_C[:, None]) / divisor_C[:, None]).astype(np.uint8)
+    return np.moveaxis(codes_CK.reshape(features.shape), 0, -1), np.stack([lowest_C, step_C], 1)

@@ -80,7 +80,7 @@ class Signal(ABC):
         name: its own, in stores, configurations and `TeacherPrediction.more`.
         answers: the questions that a term may ask. Of "voxels" and "columns" the answers are log-probabilities, of
             "covered" whether the teacher has modelled voxels; a store knows the latter of every teacher. Of "features"
-            it is a `FeatureMap`.
+            and "voxel_features" it is a `FeatureMap`.
         class_ids: whose names a student must share, beside the grid.
         comparable: whether it means the same of whatever teacher; if not, nobody listens to several at once.
         grid: where the teacher's voxels lie.

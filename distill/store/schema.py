@@ -22,6 +22,7 @@ and the arrays of its signals (`distill.signals`), which the attribute `signals`
     seen       seen           bool    (N, X, Y, Z)     whether the images that the teacher was given show the voxel
     features   bev_features   uint8   (N, X/s, Y/s, F) codes of F features on cells of s x s columns
                bev_feature_scales  float32  (N, F, 2)  smallest value and step of each: value = smallest + step * code
+    voxel_features, alike: voxel_features uint8 (N, X/s, Y/s, Z/s, F) and voxel_feature_scales
 
 What a signal keeps once stands in arrays without rows: column_basis float32 (K, Z, C) and column_mean float32 (Z, C).
 The attribute `keep` says of which voxels anything is kept: "all", or what the cameras of labelled keyframes show,

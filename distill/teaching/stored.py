@@ -275,7 +275,7 @@ def _answering(
     )
     of = "" if signals is None else f" of teachers.{name}.signals=[{', '.join(signals)}]"
     fix = f"give other stores (teachers.{name}.paths) or signals, or dump what is missing with dump.signals"
-    if question in ("seen", "features"):
+    if question in ("seen", "features", "voxel_features"):
         wanted = ",".join([*stores[0].identity.signals, question])
         fix = f"dump into a new store.path with dump.signals=[{wanted}]"
         fix += ", or set kd.unlabelled=all" if question == "seen" else ""

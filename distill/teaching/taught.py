@@ -61,7 +61,7 @@ class Taught:
         return self.told.taught
 
     def ask(self, question: str) -> Callable[..., Any]:
-        """The answer to a question: a function of flat positions, but for "features"."""
+        """The answer to a question: a function of flat positions, but for maps of features."""
         speaker = self.answers[question]
         if speaker.name not in self._listeners:
             record = self.told.signals[speaker.name]
@@ -85,6 +85,10 @@ class Taught:
     def features(self) -> FeatureMap:
         """Its map of BEV features, float32 (B, C, X, Y) at its own stride; zeros of frames that it does not teach."""
         return self.ask("features")()
+
+    def voxel_features(self) -> FeatureMap:
+        """Its map of voxel features, float32 (B, C, X, Y, Z), alike."""
+        return self.ask("voxel_features")()
 
     def covered(self, index: Tensor) -> Tensor:
         """Whether it says anything of voxels, bool in the shape of `index`."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from distill.checkpoint import Checkpoint
 from distill.store import StoreIdentity
 from student.evaluation.sources import CheckpointSource, Source, StoreSource
-from student.identity import FREE_TO_CHANGE, stores_of
+from student.identity import FREE_TO_CHANGE, MEANT, stores_of
 
 _TRAINING = ("seed", "grid", "classes", "student", "objective", "trainer")  # of a configuration; data have an identity
 # what chooses the epoch that is kept; and what is in no number
@@ -83,7 +83,9 @@ def _differences(own: Any, others: Any, key: str = "") -> dict[str, tuple[Any, A
         return {key: (own, others)}
     found: dict[str, tuple[Any, Any]] = {}
     for name in {**own, **others}:
-        found |= _differences(own.get(name), others.get(name), f"{key}.{name}" if key else name)
+        found |= _differences(
+            own.get(name, MEANT.get(name)), others.get(name, MEANT.get(name)), f"{key}.{name}" if key else name
+        )
     return found
 
 

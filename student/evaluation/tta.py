@@ -85,7 +85,7 @@ def average_views(
 
 def _with_mirrored_images(frame: Frame) -> Frame:
     """With every image mirrored left to right, and the intrinsics that fit them; the past, too."""
-    mirror_33 = torch.from_numpy(ImageTransform(1.0, (0.0, 0.0), flip=True).matrix(frame.images.shape[-1]))
+    mirror_33 = torch.from_numpy(ImageTransform(1.0, (0.0, 0.0), flip=True).upright(frame.images.shape[-1]))
     return replace(
         frame.seen_through(mirror_33.to(frame.intrinsics)),
         images=frame.images.flip(-1),

@@ -29,6 +29,7 @@ class Teacher(Protocol):
         gaussians: what Gaussians it predicts; None, or no such member, for a teacher without.
         features: of the maps of BEV features, (C, X, Y) of each keyframe, that it gives in
             `TeacherPrediction.more["features"]`; None, or no such member, for a teacher without.
+        voxel_features: alike of maps of voxel features, (C, X, Y, Z).
         points: of the sets of points that it gives in `TeacherPrediction.more["points"]`, see
             `distill.signals.points.packed`; None, or no such member, for a teacher without.
     """
@@ -38,6 +39,7 @@ class Teacher(Protocol):
     checkpoint_sha256: str
     gaussians: GaussianKind | None
     features: FeatureKind | None
+    voxel_features: FeatureKind | None
     points: PointKind | None
 
     def to(self, device: torch.device) -> Teacher:

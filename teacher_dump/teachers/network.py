@@ -31,6 +31,7 @@ class OccupancyTeacher:
         self.inputs = {**inputs, "depth_stride": None}
         self.gaussians = None
         self.features = getattr(network, "bev_features", None)
+        self.voxel_features = getattr(network, "voxel_features", None)
         self.points = getattr(network, "point_kind", None)
         self.answer = streamed(self.network, calls=1)
 
@@ -41,9 +42,10 @@ class OccupancyTeacher:
 
     @torch.inference_mode()
     def predict(self, frame: Frame) -> TeacherPrediction:
-        """Log-probabilities of all voxels, and BEV features and points if it says what they are."""
+        """Log-probabilities of all voxels, and features and points if it says what they are."""
         found = self.answer(frame)
         more: dict[str, Any] = {} if self.features is None else {"features": found.features["bev"].values}
+        more |= {} if self.voxel_features is None else {"voxel_features": found.features["voxels"].values}
         more |= {} if self.points is None else {"points": packed(found.points[-1])}
         return TeacherPrediction(found.voxel_logits_BXYZC.float().log_softmax(-1), more=more)
 

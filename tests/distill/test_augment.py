@@ -15,7 +15,7 @@ from distill.signals.voxels import VoxelCodes
 
 SHAPE = (10, 10, 4)  # voxels of 1 m around the origin, from z = -1
 SIZE = (64, 128)
-STRONG = Augmentation(resize=(0.5, 1.5), image_flip=0.5, colour=0.3, bev_flip=0.5)
+STRONG = Augmentation(resize=(0.5, 1.5), image_flip=0.5, rotation=9.0, colour=0.3, bev_flip=0.5)
 MIRRORS = [Mirror(x, y) for x in (False, True) for y in (False, True)]
 
 
@@ -152,7 +152,8 @@ def test_drawn_transforms_keep_the_lowest_rows_and_fill_or_float(seed):
     transform = STRONG.draw(np.random.default_rng(seed), [(90, 160)] * 6, SIZE)
     for image in transform.images:
         assert 0.5 <= image.scale / (width / 160) <= 1.5
-        matrix = image.matrix(width)
+        assert -9 <= image.rotation <= 9
+        matrix = image.upright(width)
         left, right = sorted((matrix @ [0, 0, 1])[0] + np.array([0, matrix[0, 0] * 160]))
         assert (left <= 1e-9 and right >= width - 1e-9) or (left >= -1e-9 and right <= width + 1e-9)
         assert (matrix @ [0, 90, 1])[1] == pytest.approx(height)
@@ -170,7 +171,7 @@ def test_draws_follow_their_probabilities():
 
 
 def test_zero_strength_is_the_plain_fit():
-    off = Augmentation(resize=(1.0, 1.0), image_flip=0.0, colour=0.0, bev_flip=0.0)
+    off = Augmentation(resize=(1.0, 1.0), image_flip=0.0, rotation=0.0, colour=0.0, bev_flip=0.0)
     sizes = [(900, 1600)] * 6
     assert off.draw(np.random.default_rng(0), sizes, (256, 704)) == Transform.fit(sizes, (256, 704))
 
@@ -184,15 +185,28 @@ def test_rounding_leaves_no_black_seam(flip):
 
 
 def test_mirrored_image_mirrors_its_coordinates():
-    mirrored = ImageTransform(scale=0.5, offset=(3.0, 4.0), flip=True).matrix(100)
+    mirrored = ImageTransform(scale=0.5, offset=(3.0, 4.0), flip=True).upright(100)
     np.testing.assert_allclose(mirrored @ [20, 30, 1], [100 - (10 - 3), 15 - 4, 1])
+
+
+def test_turned_image_turns_its_coordinates():
+    """By 90 degrees counter-clockwise what lies right of the middle comes to lie above it."""
+    turned = ImageTransform(scale=0.5, offset=(0.0, 0.0), flip=False, rotation=90.0).matrix((60, 100))
+    np.testing.assert_allclose(turned @ [120, 60, 1], [50, 20, 1])
 
 
 @pytest.mark.parametrize(
     "values",
-    [{"resize": (1.2, 0.9)}, {"resize": (0.0, 1.0)}, {"image_flip": 1.5}, {"bev_flip": -0.1}, {"colour": 1.0}],
+    [
+        {"resize": (1.2, 0.9)},
+        {"resize": (0.0, 1.0)},
+        {"image_flip": 1.5},
+        {"bev_flip": -0.1},
+        {"colour": 1.0},
+        {"rotation": -1.0},
+    ],
 )
 def test_values_out_of_range_are_refused(values):
-    good = {"resize": (0.9, 1.1), "image_flip": 0.5, "colour": 0.2, "bev_flip": 0.5}
+    good = {"resize": (0.9, 1.1), "image_flip": 0.5, "rotation": 5.4, "colour": 0.2, "bev_flip": 0.5}
     with pytest.raises(InputError, match=f"augmentation {next(iter(values))}="):
         Augmentation(**(good | values))

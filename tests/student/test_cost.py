@@ -7,9 +7,11 @@ import platform
 import time
 from pathlib import Path
 
+import opus
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from distill.frame import Frame
 from student.evaluation.cost import cpu_name, milliseconds, network_cost, peak_bytes, precision_name
@@ -118,6 +120,17 @@ def test_a_cpu_is_told_with_the_threads_that_compute(threads):
 
 def test_half_precision_has_its_name():
     assert precision_name(torch.float16, CPU) == "float16"
+
+
+def test_the_keyframe_is_a_new_one_to_a_network_that_remembers_images():
+    """Its own image features are counted, those of its past are not."""
+    network, frame = opus.small().eval(), opus.batch(1)
+    with torch.inference_mode(), FlopCounterMode(display=False) as both:
+        network(frame)
+    with torch.inference_mode(), FlopCounterMode(display=False) as past:
+        network.image_features(frame.past[0].images, frame.channels[0])
+    found = network_cost(network, frame, CPU, torch.float32, warmup=0, runs=1)
+    assert found["gflop"] == pytest.approx((both.get_total_flops() - past.get_total_flops()) / 1e9)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

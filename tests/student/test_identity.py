@@ -82,6 +82,14 @@ def test_runs_of_earlier_versions_did_not_warm_their_teachers_up():
         check(facts_of("kd.warmup_steps=5"), earlier)
 
 
+def test_runs_of_earlier_versions_turned_no_images():
+    earlier = facts_of()
+    del earlier["config"]["trainer"]["augmentation"]["rotation"]
+    check(facts_of(), earlier)
+    with pytest.raises(InputError, match=r"trainer\.augmentation\.rotation=0\.0 became 5\.4"):
+        check(facts_of("trainer.augmentation.rotation=5.4"), earlier)
+
+
 def test_runs_of_earlier_versions_called_a_power_by_its_name():
     earlier = facts_of("kd=balanced", "kd.balance=0.5")
     for node in (earlier["config"]["kd"], earlier["config"]["kd"]["terms"]["kd_voxel"]):

@@ -148,7 +148,7 @@ def configured(student, grid):
 def by_hand(network, grid, seeds):
     """Mean probabilities of the four views, mirrored keyframe by keyframe as training does, float64."""
     axis = 1 if grid.frame == "ego" else 0
-    mirror_33 = ImageTransform(scale=1.0, offset=(0.0, 0.0), flip=True).matrix(WIDTH).astype(np.float32)
+    mirror_33 = ImageTransform(scale=1.0, offset=(0.0, 0.0), flip=True).upright(WIDTH).astype(np.float32)
     total = 0
     for images in (False, True):
         for world in (False, True):

@@ -103,6 +103,15 @@ def test_other_differences_are_named(overrides, said):
     assert unlike(checkpoint(), checkpoint("kd=none", *overrides)) == [said]
 
 
+def test_an_option_that_an_earlier_version_lacked_is_what_it_did():
+    earlier = checkpoint("kd=none")
+    del earlier.config["trainer"]["augmentation"]["rotation"]
+    assert unlike(checkpoint(), earlier) == []
+    assert unlike(checkpoint("trainer.augmentation.rotation=5.4"), earlier) == [
+        "trainer.augmentation.rotation 5.4 vs 0.0"
+    ]
+
+
 def test_another_budget_is_told_in_steps():
     lines = unlike(checkpoint(), checkpoint("trainer.epochs=48", "trainer.batch_size=8", step=960))
     assert lines == ["steps 240 vs 960", "trainer.epochs 24 vs 48", "trainer.batch_size 16 vs 8"]

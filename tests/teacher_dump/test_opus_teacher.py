@@ -61,7 +61,7 @@ def test_images_are_looked_at_once_and_nothing_else_comes_of_it(file, monkeypatc
         looks.clear()
         cached = asked(teacher, opus.batch(1, history=2, first=number))
         assert len(looks) == (3 if number == 0 else 1)
-        assert len(teacher.answer.remembered[-1]) == 3
+        assert len(teacher.answer.memory.looked_at[-1]) == 3
         alone = asked(opened(file), opus.batch(1, history=2, first=number))
         assert torch.equal(cached.voxel_log_probs_BXYZC, alone.voxel_log_probs_BXYZC)
         assert torch.equal(cached.more["points"][0], alone.more["points"][0])

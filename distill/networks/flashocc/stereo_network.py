@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,12 +13,13 @@ from distill.errors import InputError
 from distill.frame import Frame
 from distill.networks.flashocc.bev_encoder import BEVEncoder, Block
 from distill.networks.flashocc.depth_net import camera_numbers
-from distill.networks.flashocc.encoder import ImageEncoder
+from distill.networks.flashocc.encoder import ImageEncoder, ImageFeatures, normalised
 from distill.networks.flashocc.head import ChannelToHeight
 from distill.networks.flashocc.lift import StereoLift, frustum
 from distill.networks.flashocc.network import FlashOcc
 from distill.networks.flashocc.rig import Rig, key_camera, rigs_of
 from distill.networks.flashocc.stereo import cost_volume
+from distill.networks.memory import Memory
 from distill.networks.prediction import Occupancy
 
 _PAST = 2  # keyframes: one is splatted too, and one is what that is compared with
@@ -74,23 +76,34 @@ class FlashOccStereo(FlashOcc):
 
     def predict(self, images: list[Tensor], frame: Frame) -> Occupancy:
         """As `FlashOcc.predict`, of three frames."""
-        present, past = self._seen(images, rigs_of(frame, self.convention.key))
+        cameras = images[0].shape[:2]
+        present = self.encoder(images[0].flatten(0, 1))
+        with torch.no_grad():  # as upstream trains
+            past, reference_MCHW = self.encoder(images[1].flatten(0, 1)), self.encoder.fine(images[2].flatten(0, 1))
+        merged = [each.merged_MCHW.unflatten(0, cameras) for each in (present, past)]
+        fine = [each.unflatten(0, cameras) for each in (present.fine_MCHW, past.fine_MCHW, reference_MCHW)]
+        return self.after(merged, fine, frame)
+
+    def after(self, merged: Sequence[Tensor], fine: Sequence[Tensor], frame: Frame) -> Occupancy:
+        """The answer to a batch, features of its images being given.
+
+        Args:
+            merged: (B, N, C, H, W), of the present and the latest of the past.
+            fine: of these two and of the one before them.
+            frame: the batch.
+        """
+        rigs = rigs_of(frame, self.convention.key)
+        present, past = (_Seen(rigs[i], merged[i], fine[i], rigs[i + 1], fine[i + 1]) for i in range(_PAST))
         numbers_BN27 = camera_numbers(present.rig)  # those of the present for the past, too
         depth_BNDHW, context_BNCHW = self._predicted(present, numbers_BN27, frame)
         bev_BCYX = self._splatted(depth_BNDHW, context_BNCHW, self._cells(frame, present.rig))
-        with torch.no_grad():  # as upstream trains
+        with torch.no_grad():
             past_BCYX = self._past_bev(past, present.rig, numbers_BN27, frame)
         return self._answer(present.image_BNCHW, depth_BNDHW, self.bev_encoder(torch.cat([past_BCYX, bev_BCYX], 1)))
 
-    def _seen(self, images: list[Tensor], rigs: list[Rig]) -> list[_Seen]:
-        """The present and the latest of the past."""
-        cameras = images[0].shape[:2]
-        present = self.encoder(images[0].flatten(0, 1))
-        with torch.no_grad():
-            past, reference_MCHW = self.encoder(images[1].flatten(0, 1)), self.encoder.fine(images[2].flatten(0, 1))
-        fine = [each.unflatten(0, cameras) for each in (present.fine_MCHW, past.fine_MCHW, reference_MCHW)]
-        merged = [each.merged_MCHW.unflatten(0, cameras) for each in (present, past)]
-        return [_Seen(rigs[i], merged[i], fine[i], rigs[i + 1], fine[i + 1]) for i in range(_PAST)]
+    def streaming(self, calls: int) -> Streaming:
+        """See `distill.networks.network.Streams`."""
+        return Streaming(self, calls)
 
     def _predicted(self, seen: _Seen, numbers_BN27: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
         height, width = frame.images.shape[-2:]
@@ -108,6 +121,35 @@ class FlashOccStereo(FlashOcc):
             return self._splatted(*predicted, self._cells(frame, past.rig))
         bev_BCYX = self._splatted(*predicted, self._cells(frame, present))
         return warped(bev_BCYX, motion(present, past.rig, key_camera(frame, self.convention.key)), self.lift)
+
+
+class Streaming:
+    """A `FlashOccStereo` that looks at no image twice if keyframes come in the order of time; in any order it is right.
+
+    Features of images alone are remembered: what becomes of those of the past depends on the cameras of the present.
+
+    Args:
+        network: in evaluation mode; its weights stay as they are.
+        calls: see `Memory`.
+    """
+
+    def __init__(self, network: FlashOccStereo, calls: int) -> None:
+        self.network = network
+        self.memory: Memory[ImageFeatures] = Memory(("images",), calls)
+
+    @torch.no_grad()
+    def __call__(self, frame: Frame) -> Occupancy:
+        """As `FlashOccStereo.forward`."""
+        self.memory.begin()
+        rows_T = [self.memory.recall(seen, self._features) for seen in self.network.times(frame)]
+        merged = [torch.stack([row.merged_MCHW for row in rows]) for rows in rows_T[:_PAST]]
+        fine = [torch.stack([row.fine_MCHW for row in rows]) for rows in rows_T]
+        return self.network.after(merged, fine, frame)
+
+    def _features(self, seen: Frame) -> list[ImageFeatures]:
+        # one by one, so that they are the same whoever asks for them first
+        images_BN3HW = normalised(seen.images, self.network.convention.bgr)
+        return [self.network.encoder(images_N3HW) for images_N3HW in images_BN3HW]
 
 
 def motion(present: Rig, past: Rig, camera: int) -> Tensor:

@@ -81,6 +81,11 @@ class MonoOcc(nn.Module):
         """Of the map "bev"."""
         return FeatureKind(self.bev_encoder.out_channels, SCALE)
 
+    @property
+    def voxel_features(self) -> FeatureKind:
+        """Of the map "voxels", what proposed voxels gathered from the images; of others the mask token."""
+        return FeatureKind(self.attention.out_channels, SCALE)
+
     def forward(self, frame: Frame) -> Occupancy:
         """Predict from `images`, `intrinsics` and `cam2ego`, and from `points` where depth is the LiDAR's."""
         return self._predict(frame, None)
@@ -101,7 +106,11 @@ class MonoOcc(nn.Module):
         voxels_BXYZC = self.attention(self._cameras(frame, image_BNCHW), frame.images.shape[-2:], proposals_BXYZ)
         # columns of voxels are the channels of a map, as height slices are those of a lift
         bev_BCXY = self.bev_encoder(voxels_BXYZC.flatten(3).permute(0, 3, 1, 2))
-        features = {"image": FeatureMap(image_BNCHW, "image", stride), "bev": FeatureMap(bev_BCXY, "grid", SCALE)}
+        features = {
+            "image": FeatureMap(image_BNCHW, "image", stride),
+            "voxels": FeatureMap(voxels_BXYZC.movedim(-1, 1), "grid", SCALE),
+            "bev": FeatureMap(bev_BCXY, "grid", SCALE),
+        }
         return Occupancy(self.head(bev_BCXY), features, first.depth, proposals=first.scores)
 
     def _see(self, frame: Frame) -> Tensor:

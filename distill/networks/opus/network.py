@@ -5,8 +5,6 @@ Letters: B batch, T frames, N cameras, H W rows and columns, C channels, X Y Z v
 
 from __future__ import annotations
 
-import hashlib
-from collections import ChainMap, deque
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +16,7 @@ from distill.frame import Frame
 from distill.grids import VoxelGrid
 from distill.networks.adapter import Adapter
 from distill.networks.blocks.pretrained import Pretrained, classifier, features
+from distill.networks.memory import Memory
 from distill.networks.opus.decoder import Decoder
 from distill.networks.opus.image_network import COARSEST_STRIDE, FPN, normalised
 from distill.networks.opus.sampling import Views
@@ -164,36 +163,29 @@ class OPUS(nn.Module):
 class Streaming:
     """An `OPUS` that looks at no keyframe twice if they come in the order of time; in any order it is right.
 
-    Features of images are known by the digest of these. Those of a keyframe are worked out by themselves, so that they
-    are the same whoever asks for them first.
-
     Args:
         network: in evaluation mode; its weights stay as they are.
-        calls: what was looked at in so many of the last calls is remembered: 1 where keyframes follow each other.
+        calls: see `Memory`, which keeps features of images, of each level.
     """
 
     def __init__(self, network: OPUS, calls: int) -> None:
         self.network = network
-        self.remembered: deque[dict[bytes, list[Tensor]]] = deque(maxlen=calls)
+        self.memory: Memory[list[Tensor]] = Memory(("images",), calls)
 
     @torch.no_grad()
     def __call__(self, frame: Frame) -> Occupancy:
         """As `OPUS.forward`."""
-        looked_at: dict[bytes, list[Tensor]] = {}
-        features_T = [self._features(seen, frame.channels[0], looked_at) for seen in self.network.frames(frame)]
-        self.remembered.append(looked_at)
-        return self.network.predict(frame, features_T)
+        self.memory.begin()
+        channels = frame.channels[0]
 
-    def _features(self, seen: Frame, channels: Sequence[str], looked_at: dict[bytes, list[Tensor]]) -> list[Tensor]:
-        """Of a batch, (B, N, H, W, C) of each level, and into `looked_at`."""
-        known, digests = ChainMap(looked_at, *self.remembered), []
-        for images_N3HW in seen.images:
-            digest = hashlib.sha256(images_N3HW.cpu().numpy().tobytes()).digest()
-            if digest not in known:
-                looked_at[digest] = self.network.image_features(images_N3HW.unsqueeze(0), channels)
-            looked_at[digest] = known[digest]
-            digests.append(digest)
-        return [torch.cat(level) for level in zip(*(looked_at[digest] for digest in digests), strict=True)]
+        def made(seen: Frame) -> list[list[Tensor]]:
+            # one by one, so that they are the same whoever asks for them first
+            return [self.network.image_features(images_1N3HW, channels) for images_1N3HW in seen.images.split(1)]
+
+        features_T = [self.memory.recall(seen, made) for seen in self.network.frames(frame)]
+        return self.network.predict(
+            frame, [[torch.cat(level) for level in zip(*rows, strict=True)] for rows in features_T]
+        )
 
 
 def _order(channels: Sequence[str]) -> list[int]:

@@ -18,6 +18,7 @@ from distill.losses.features import (
     DISTANCES,
     FeatureDistillation,
     ImageFeatureCosine,
+    VoxelFeatureDistillation,
     cells_with,
     channel_kl,
     cosine_distance,
@@ -25,7 +26,7 @@ from distill.losses.features import (
 )
 from distill.losses.objective import Lesson, Objective
 from distill.networks.prediction import FeatureMap, Occupancy
-from distill.signals.features import FeatureCodes, Features
+from distill.signals.features import FeatureCodes, Features, VoxelFeatures
 from distill.signals.seen import Seen, SeenVoxels
 from distill.signals.voxels import VoxelCodes, Voxels
 from distill.teaching.taught import Taught
@@ -189,6 +190,52 @@ class TestDistances:
         torch.testing.assert_close(channel_kl(student + 3, teacher), channel_kl(student, teacher))
 
 
+class TestVoxels:
+    """Of maps whose cells are blocks of voxels."""
+
+    def lesson(self, student, stride=STRIDE):
+        frame = make_frame()
+        generator = torch.Generator().manual_seed(4)
+        sides = X // STRIDE, Y // STRIDE, Z // STRIDE
+        codes = torch.randint(0, 256, (B, *sides, TEACHER), dtype=torch.uint8, generator=generator)
+        record = FeatureCodes(codes=codes, scales=torch.tensor([-1.0, 0.01]).repeat(B, TEACHER, 1))
+        told = replace(frame.teachers["stored"], signals={"voxel_features": record})
+        answers = {"voxel_features": VoxelFeatures(GRID, NAMES, TEACHER, STRIDE)}
+        teachers = {"stored": Taught("stored", 1.0, told, answers, frame, GRID, FREE)}
+        features = {"voxels": FeatureMap(student, "grid", stride)}
+        return Lesson(frame, Occupancy(torch.zeros(B, X, Y, Z, C), features), teachers, 0), codes
+
+    def term(self, share=1.0):
+        torch.manual_seed(0)
+        return VoxelFeatureDistillation("kl", False, share, STUDENT, TEACHER, **listening()).double()
+
+    def test_it_is_the_mean_divergence_of_blocks_in_which_anything_is_seen_to_stand(self):
+        student, term = random(B, STUDENT, 4, 4, 1).requires_grad_(), self.term()
+        lesson, codes = self.lesson(student)
+        stands = lesson.frame.mask_camera & (lesson.frame.semantics != FREE)
+        blocks = stands.unflatten(1, (4, 2)).unflatten(3, (4, 2)).any(-1, keepdim=True).any(4).any(2)
+        teacher = (-1 + 0.01 * codes.double()).log_softmax(-1)
+        found = torch.einsum("oi,bixyz->bxyzo", term.adapter.weight[..., 0, 0, 0], student) + term.adapter.bias
+        divergence = (teacher.exp() * (teacher - found.log_softmax(-1))).sum(-1)
+        value = Objective({"it": term})(lesson)["it"][0]
+        assert value.item() == pytest.approx(divergence[blocks].mean().item(), rel=1e-6)
+        (gradient,) = torch.autograd.grad(value, student)
+        assert torch.equal(touched(gradient), blocks) and 0 < blocks.sum() < blocks.numel()
+
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_maps_of_other_strides_are_compared(self, stride):
+        student = random(B, STUDENT, X // stride, Y // stride, Z // stride).requires_grad_()
+        value = Objective({"it": self.term(0.5)})(self.lesson(student, stride)[0])["it"][0]
+        assert value > 0 and torch.autograd.grad(value, student)[0].any()
+
+    def test_a_map_of_columns_is_none_of_voxels(self):
+        lesson, _ = self.lesson(random(B, STUDENT, 4, 4, 1))
+        bev = {"bev": lesson.prediction.features["voxels"]}
+        lesson = Lesson(lesson.frame, lesson.prediction._replace(features=bev), lesson.teachers, 0)
+        with pytest.raises(InputError, match="the student's network has no map of the features"):
+            Objective({"it": self.term()})(lesson)
+
+
 class TestCells:
     def test_a_cell_is_that_of_its_columns(self):
         voxel = torch.zeros(B, X, Y, Z, dtype=torch.bool)
@@ -303,7 +350,7 @@ class TestMisfits:
                 1,
                 r"teacher's map .* 5 channels, the term expects 4: set teacher_channels=5",
             ),
-            ({}, (B, 3, X, Y), 2, r"student's map of BEV features has 8 x 8 cells of stride 2, the grid 8 x 8 columns"),
+            ({}, (B, 3, X, Y), 2, r"student's map of features has 8 x 8 cells of stride 2, the grid 8 x 8:"),
         ],
     )
     def test_what_does_not_fit_is_one_line(self, term, student, stride, told):

@@ -8,6 +8,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from made import FREE
+from omegaconf import OmegaConf
 from PIL import Image
 
 from distill.augment import ImageTransform
+from distill.checkpoint import save_training_state
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.frame import Calibration, Frame, Mirror
@@ -30,6 +33,7 @@ from distill.networks.flashocc.rig import rigs_of
 from distill.networks.flashocc.stereo import cost_volume
 from distill.networks.flashocc.stereo_network import motion, warped
 from distill.networks.flashocc.weights import PUBLISHED
+from distill.networks.network import streamed
 from distill.networks.prediction import DepthBins, depth_bin
 from distill.networks.published import recognised
 from distill.nuscenes.images import read_images
@@ -37,7 +41,7 @@ from distill.nuscenes.index import Camera, Keyframe
 from distill.rigid import from_quaternion
 from student.evaluation.request import _open_network
 from student.evaluation.sources import NetworkSource
-from student.train import load_initial
+from student.train import load_initial, take_convention
 from teacher_dump.border import open_teacher
 
 KEY = "CAM_FRONT_LEFT"
@@ -236,6 +240,23 @@ def test_the_lift_of_m2(detfill, shared):
     np.testing.assert_array_equal(counts, golden.content["bda00/points_per_cell"])
 
 
+def test_m2_compares_each_keyframe_with_the_one_before(m0, detfill, shared):
+    """The present with the latest of the past, and that with a third one; of the first camera."""
+    golden = np.load(shared / "fixtures/flashocc/m2.npz")
+    images = torch.from_numpy(detfill.images(0, 3)[:3])  # the latest first
+    with torch.no_grad():
+        fine = m0[0].encoder.fine(images)[:, None, None]  # stages of the backbone are those of M0
+    rigs = [
+        rig._replace(**{name: value[:, :1] for name, value in rig._asdict().items() if name != "world_B33"})
+        for rig in rigs_of(rigged(detfill, 3), KEY)
+    ]
+    pixels = frustum(torch.from_numpy(golden["depth_bins"]), SIZE, 4, corners=True)
+    for now, name in enumerate(("cost_volume_key", "cost_volume_prev")):
+        found = cost_volume(fine[now], fine[now + 1], rigs[now], rigs[now + 1], pixels, SIZE)[0, 0, ::8, ::8, ::16]
+        assert np.abs(found.numpy() - golden[name][0]).max() < 1e-4
+        assert np.abs(found.numpy() - golden["cost_volume_prev" if now == 0 else "cost_volume_key"][0]).max() > 0.1
+
+
 @pytest.fixture(scope="module")
 def pipeline(shared):
     return np.load(shared / "fixtures/flashocc/pipeline.npz")
@@ -253,6 +274,9 @@ def pictured(detfill, tmp_path):
     ("name", "transform"),
     [
         ("test", ImageTransform.cover((900, 1600), SIZE)),
+        ("train0", ImageTransform(0.47, (20.0, 167.0), flip=True, rotation=4.3, bicubic=True)),
+        ("train1", ImageTransform(0.40, (0.0, 104.0), flip=False, rotation=-5.1, bicubic=True)),
+        ("train2", ImageTransform(0.55, (150.0, 239.0), flip=True, rotation=-2.0, bicubic=True)),
         ("train3", ImageTransform(0.44, (0.0, 140.0), flip=True, bicubic=True)),
     ],
 )
@@ -357,6 +381,28 @@ def test_training_begins_from_a_file_of_theirs(published):
         load_initial(own, file)
 
 
+def test_weights_bring_their_convention_along(published, tmp_path, capsys):
+    """Those of upstream's file, those of a checkpoint that was fine-tuned from it, and those of a run that goes on."""
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", ["student=flashocc_m0", "kd=none"])
+    network = config.student.network
+    take_convention(config, None)
+    assert network.convention == "own" and not capsys.readouterr().out
+    config.trainer.init = str(published("flashocc-r50-M0"))
+    take_convention(config, None)
+    assert network.convention == "upstream"
+    assert "its weights are used to student.network.convention=upstream, which is set" in capsys.readouterr().out
+    saved = {"config": OmegaConf.to_container(config, resolve=True), "network": {}, "ema": {}}
+    facts = {"epoch": 1, "step": 1, "code": "", "teachers": {}, "scores": {}, "data": {}, "files": {}}
+    save_training_state(tmp_path / "tuned.pt", saved | facts)
+    network.convention = "own"
+    take_convention(config, saved)
+    assert network.convention == "upstream"
+    network.convention, config.trainer.init = "own", str(tmp_path / "tuned.pt")
+    take_convention(config, None)
+    assert network.convention == "upstream"
+
+
 def test_it_is_scored_and_it_is_said_whose_weights_they_are(published, capsys):
     found = _open_network(str(published("flashocc-r50-M0")), "ema")
     said = "by its names and shapes weights of student=flashocc_m0 student.network.convention=upstream"
@@ -403,7 +449,7 @@ def test_frames_that_it_cannot_look_at():
         built(Frame(images=images, channels=[("CAM_FRONT", "CAM_BACK")]))
 
 
-def small(cameras=("CAM_FRONT", "CAM_BACK")) -> Frame:
+def small(cameras=("CAM_FRONT", "CAM_BACK"), place: int = 8) -> Frame:
     """Two cameras that look along x and against it, 1.5 m above the ground; the car drives 1 m between keyframes.
 
     They sit so that no point lies on a border between two cells.
@@ -430,10 +476,10 @@ def small(cameras=("CAM_FRONT", "CAM_BACK")) -> Frame:
 
     def past(metres: float) -> Frame:
         ego2present = torch.eye(4)[None].clone()
-        ego2present[:, 0, 3] = metres - 8
+        ego2present[:, 0, 3] = metres - place
         return replace(at(metres), ego2present=ego2present)
 
-    return replace(at(8), past=(past(7), past(6)))
+    return replace(at(place), past=(past(place - 1), past(place - 2)))
 
 
 def test_a_rig_without_the_key_camera():
@@ -512,6 +558,40 @@ def test_m2_looks_back_and_learns(convention, align):
     with torch.no_grad():
         other = built(replace(frame, past=(frame.past[0], further)))
     assert not torch.equal(found.voxel_logits_BXYZC, other.voxel_logits_BXYZC)
+
+
+def drive(*places: int) -> Frame:
+    """A batch of keyframes of a drive with their past, a metre apart; each place has images of its own."""
+
+    def together(frames) -> Frame:
+        parts = [frame.calibration for frame in frames]
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name, _ in vars(parts[0]).items()}
+        more = (
+            {} if frames[0].ego2present is None else {"ego2present": torch.cat([each.ego2present for each in frames])}
+        )
+        for name in ("images", "cam2ego"):
+            more[name] = torch.cat([getattr(frame, name) for frame in frames])
+        return Frame(channels=[frame.channels[0] for frame in frames], calibration=Calibration(**joined), **more)
+
+    frames = [small((KEY, "CAM_BACK"), place) for place in places]
+    return replace(together(frames), past=tuple(together([frame.past[step] for frame in frames]) for step in range(2)))
+
+
+@pytest.mark.parametrize("convention", ["upstream", "own"])
+def test_m2_looks_at_no_image_twice_and_answers_alike(convention, monkeypatch):
+    """In the order of time, out of it, and in batches."""
+    built = network("flashocc_m2", *NARROW, f"student.network.convention={convention}")
+    looked = Mock(wraps=built.encoder.forward)
+    with torch.no_grad():
+        expected = [built(drive(8 + place)).voxel_logits_BXYZC for place in range(4)]
+        monkeypatch.setattr(built.encoder, "forward", looked)
+        answer = streamed(built, calls=1)
+        for calls, place in ((3, 0), (1, 1), (1, 2), (1, 3), (3, 0)):
+            looked.reset_mock()
+            assert torch.equal(answer(drive(8 + place)).voxel_logits_BXYZC, expected[place])
+            assert looked.call_count == calls
+        together = answer(drive(9, 10)).voxel_logits_BXYZC
+    torch.testing.assert_close(together, torch.cat(expected[1:3]), rtol=1e-4, atol=1e-4)
 
 
 def test_shortcuts_are_bare_convolutions():

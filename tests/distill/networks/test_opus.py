@@ -243,10 +243,15 @@ def test_without_its_past_it_says_what_is_missing(network, history):
         network(opus.batch(1, history))
 
 
-@pytest.mark.parametrize("size", ["t", "s", "m", "l"])
-def test_a_file_is_known_by_its_names_and_shapes(folder, tmp_path, size):
+@pytest.mark.parametrize(
+    ("size", "parameters"), [("t", 77_707_068), ("s", 73_804_692), ("m", 73_466_572), ("l", 73_391_532)]
+)
+def test_a_file_is_known_by_its_names_and_shapes(folder, tmp_path, size, parameters):
+    """Upstream's, of whose network it has the parameters."""
     listed = json.loads((folder / "state_dict_keys.json").read_text())
     shapes = {**listed["opus-t_r50_704x256_8f"], **listed[f"opus-{size}_r50_704x256_8f"].get("differs", {})}
     state = {name: torch.zeros((), dtype=getattr(torch, kind)).expand(shape) for name, (shape, kind) in shapes.items()}
     torch.save({"meta": {}, "state_dict": state}, tmp_path / "opus.pth")
     assert recognised(tmp_path / "opus.pth").student == f"opus_{size}"
+    with torch.device("meta"):
+        assert sum(weights.numel() for weights in opus.network(size, 7).parameters()) == parameters

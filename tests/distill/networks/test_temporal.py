@@ -8,12 +8,15 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from same import assert_same
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from distill.errors import InputError
 from distill.frame import Frame, Mirror, stack
@@ -314,6 +317,39 @@ FLAT = (
 )
 
 
+class Squared(nn.Module):
+    """The mean square of a network's logits."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, frame):
+        return logits(self.network(frame)).square().mean()
+
+
+def on_rank(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    module = Squared(configured())
+    distributed = DistributedDataParallel(module)  # while it lives, gradients are shared
+    distributed(batch_of(1 + 2 * rank)).backward()
+    torch.save({name: p.grad for name, p in module.named_parameters() if p.requires_grad}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ranks_that_look_back_learn_what_one_does_of_their_whole_batch(tmp_path):
+    """Without statistics of batches, which every rank has of its own."""
+    torch.multiprocessing.spawn(on_rank, (str(tmp_path),), nprocs=2)
+    alone = Squared(configured())
+    alone(batch_of(1, 3)).backward()
+    for rank in range(2):
+        shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, parameter in alone.named_parameters():
+            if parameter.requires_grad:
+                scale = parameter.grad.abs().max().item()
+                torch.testing.assert_close(shared[name], parameter.grad, rtol=1e-4, atol=1e-5 * scale)
+
+
 class TestStreaming:
     """What is remembered changes no answer, in whatever order keyframes come."""
 
@@ -359,12 +395,12 @@ class TestStreaming:
                     batch = replace(batch, past=tuple(map(worse, batch.past))) if change is worse else batch
                     assert torch.equal(logits(answer(batch)), logits(network(batch)))
 
-    def test_no_more_is_kept_than_the_last_calls_looked_at(self, network):
+    def test_no_more_is_kept_than_this_call_and_the_last_ones_looked_at(self, network):
         answer = network.streaming(calls=2)
         with torch.inference_mode():
             for place in range(6):
                 answer(batch_of(place))
-        assert [len(call) for call in answer.remembered] == [2, 2]
+        assert [len(call) for call in answer.memory.looked_at] == [2, 2, 2]
 
     def test_views_are_remembered_apart(self, network, monkeypatch):
         views = [View(images, world) for images in (False, True) for world in (False, True)]

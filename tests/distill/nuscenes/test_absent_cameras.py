@@ -24,7 +24,7 @@ from teacher_dump.teachers.gaussianformer.teacher import lidar2image
 
 VERSION, SIZE, STRIDE = "v1.0-tiny", (48, 112), 16
 ABSENT = [1, 4]  # CAM_FRONT and CAM_BACK of keyframe "late"
-MIRRORED = Augmentation(resize=(0.8, 1.3), image_flip=0.5, colour=0.2, bev_flip=1.0)
+MIRRORED = Augmentation(resize=(0.8, 1.3), image_flip=0.5, rotation=0.0, colour=0.2, bev_flip=1.0)
 
 
 def leave_out(edit, gone):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +18,9 @@ from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
 from distill.nuscenes.layout import CAMERAS
 from distill.nuscenes.points import depth_maps, project
 
-STRONG = Augmentation(resize=(1.0, 1.3), image_flip=0.5, colour=0.2, bev_flip=0.5)  # leaves no black borders
+STRONG = Augmentation(
+    resize=(1.0, 1.3), image_flip=0.5, rotation=0.0, colour=0.2, bev_flip=0.5
+)  # leaves no black borders
 SIZE, STRIDE = (48, 112), 16
 
 
@@ -73,13 +76,30 @@ def test_labels_are_joined_by_token(dataroot, tmp_path):
 def test_depth_is_what_the_frame_itself_projects(index, epoch):
     """Points, cameras and depth stay consistent whatever is drawn."""
     dataset = frames(index, STRONG)
-    whole = np.tile([0, 0, SIZE[1], SIZE[0]], (6, 1))
+    whole = np.ones((6, *SIZE), bool)
     for at in range(3):
         frame = dataset[Draw(at, epoch)]
-        again = depth_maps(frame.points, frame.intrinsics, frame.cam2ego, whole, SIZE, STRIDE)
+        again = depth_maps(frame.points, frame.intrinsics, frame.cam2ego, whole, STRIDE)
         assert (frame.depth > 0).mean() > 0.2
         # A point within float32 of a cell border may change cells.
         assert np.isclose(frame.depth, again, rtol=1e-4).mean() > 0.98
+
+
+@pytest.mark.parametrize("epoch", range(4))
+def test_in_turned_images_depth_is_where_its_points_are_and_not_in_black_corners(index, epoch):
+    dataset, lost = frames(index, replace(STRONG, rotation=40.0), depth_stride=4), 0
+    for at in range(3):
+        frame = dataset[Draw(at, epoch)]
+        everywhere = np.ones((6, *SIZE), bool)
+        again = depth_maps(frame.points, frame.intrinsics, frame.cam2ego, everywhere, 4)
+        black = ~frame.images.any(1).reshape(6, SIZE[0] // 4, 4, -1, 4).any((2, 4))
+        assert not frame.depth[black].any()
+        seen = frame.depth > 0
+        assert seen.mean() > 0.05
+        assert (again[seen] <= frame.depth[seen] * 1.0001).all()  # of more points, those in black corners
+        assert np.isclose(frame.depth, again, rtol=1e-4)[seen].mean() > 0.85
+        lost += (again[black] > 0).sum()
+    assert lost > 0
 
 
 def test_augmentation_depends_on_seed_turn_and_index_alone(index):
@@ -173,7 +193,7 @@ def test_a_lidar_point_keeps_its_pixel_whatever_is_drawn(dataroot, tmp_path, lab
     """intrinsics @ (inv(cam2ego) @ lidar2ego)[:3] does not know about mirrored worlds, only about the image."""
     index, source = with_surroundocc(dataroot, tmp_path)
     source = True if labels == "occ3d" else source
-    mirrored = frames(index, Augmentation((1.0, 1.0), 0.0, 0.0, bev_flip=1.0), labels=source)[1]
+    mirrored = frames(index, Augmentation((1.0, 1.0), 0.0, 0.0, 0.0, bev_flip=1.0), labels=source)[1]
     plain = frames(index, labels=source)[1]
     assert not np.allclose(mirrored.lidar2ego, plain.lidar2ego)
     ours, recorded = (lidar2img(frame) for frame in (mirrored, plain))

@@ -18,7 +18,7 @@ from distill.nuscenes.index import load_index
 from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
 
 SIZE, UNKNOWN = (48, 112), 255
-STRONG = Augmentation(resize=(1.0, 1.3), image_flip=0.5, colour=0.2, bev_flip=0.5)
+STRONG = Augmentation(resize=(1.0, 1.3), image_flip=0.5, rotation=9.0, colour=0.2, bev_flip=0.5)
 MIRRORS = [Mirror(x=True), Mirror(y=True), Mirror(x=True, y=True)]
 WORLD = WorldConfig(seed=3, train_scenes=1, val_scenes=1, keyframes_per_scene=3, image_size=(160, 90), jpeg_quality=85)
 
@@ -67,7 +67,7 @@ def test_a_point_of_the_static_world_is_where_the_past_saw_it(demo, labels):
             for camera, intrinsics, cam2ego in zip(
                 demo.keyframe(past.token).cameras, past.intrinsics, past.cam2ego, strict=True
             ):
-                fit = ImageTransform.fit((camera.height, camera.width), SIZE).matrix(SIZE[1])
+                fit = ImageTransform.fit((camera.height, camera.width), SIZE).matrix(SIZE)
                 recorded_P3 = (global_P4 @ np.linalg.inv(camera.ego2global @ camera.cam2ego).T)[:, :3]
                 seen_P3 = (points_P4 @ np.linalg.inv(past.ego2present.astype(float) @ cam2ego).T)[:, :3]
                 np.testing.assert_allclose(seen_P3, recorded_P3, atol=1e-3)
@@ -163,7 +163,7 @@ def test_the_past_is_mirrored_with_the_world(index, mirror):
 
 
 def test_what_is_drawn_for_the_world_mirrors_the_past_too(index):
-    both = Augmentation(resize=(1.0, 1.0), image_flip=0.0, colour=0.0, bev_flip=1.0)
+    both = Augmentation(resize=(1.0, 1.0), image_flip=0.0, rotation=0.0, colour=0.0, bev_flip=1.0)
     drawn, plain = (frames(index.keyframes("all"), 1, augmentation)[2] for augmentation in (both, None))
     assert_same(drawn, plain.mirrored(Mirror(x=True, y=True)))
 

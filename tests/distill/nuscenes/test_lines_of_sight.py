@@ -155,7 +155,7 @@ def test_the_draw_depends_on_seed_turn_and_frame_alone(seen):
 
 
 def test_rays_are_mirrored_with_the_world(seen):
-    mirrors = Augmentation(resize=(1.0, 1.0), image_flip=0.5, colour=0.0, bev_flip=1.0)
+    mirrors = Augmentation(resize=(1.0, 1.0), image_flip=0.5, rotation=0.0, colour=0.0, bev_flip=1.0)
     rays, mirrored = dataset(seen)[0].rays, dataset(seen, mirrors)[0].rays
     np.testing.assert_array_equal(mirrored, rays * [-1, -1, 1, -1, -1, 1, 1, 1])
     batch = stack([dataset(seen)[0], dataset(seen)[1]])

@@ -14,7 +14,7 @@ from student.evaluation.robustness import MovedCameras, TurnedCameras
 from student.evaluation.tta import _with_mirrored_images
 
 SIZE = (48, 112)
-STRONG = Augmentation(resize=(1.0, 1.3), image_flip=0.5, colour=0.2, bev_flip=0.5)
+STRONG = Augmentation(resize=(1.0, 1.3), image_flip=0.5, rotation=9.0, colour=0.2, bev_flip=0.5)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_wrong_calibration_is_wrong_in_its_parts_too(keyframes, corruption):
 
 def test_mirrored_images_have_mirrored_parts(keyframes):
     frame = _with_mirrored_images(stack([frames(keyframes, history=1)[0]]))
-    mirror = torch.from_numpy(ImageTransform(1.0, (0.0, 0.0), flip=True).matrix(SIZE[1])).float()
+    mirror = torch.from_numpy(ImageTransform(1.0, (0.0, 0.0), flip=True).upright(SIZE[1])).float()
     for seen in (frame, *frame.past):
         check_whole(seen)
         assert (torch.linalg.det(mirror @ seen.calibration.source2image) > 0).all()

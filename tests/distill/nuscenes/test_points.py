@@ -10,7 +10,7 @@ from distill.nuscenes.index import load_index
 from distill.nuscenes.points import depth_maps, project, read_points
 
 FORWARD = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])  # camera along ego x, 1.5 m up
-WHOLE = np.array([[0, 0, 128, 64]])
+WHOLE = np.ones((1, 64, 128), bool)
 INTRINSICS = np.array([[100.0, 0, 64], [0, 100, 32], [0, 0, 1]])
 
 
@@ -150,7 +150,7 @@ def test_depth_map_cells():
     expected = np.zeros((1, 8, 16), dtype=np.float32)
     expected[0, 2, 6] = 5
     expected[0, 4, 0] = 20
-    depth = depth_maps(points, INTRINSICS[None], FORWARD[None], WHOLE, (64, 128), 8)
+    depth = depth_maps(points, INTRINSICS[None], FORWARD[None], WHOLE, 8)
     np.testing.assert_allclose(depth, expected, rtol=1e-6)
     assert depth.dtype == np.float32
 
@@ -170,12 +170,14 @@ def test_depth_maps_against_a_plain_loop(seed, stride):
             if z > 0 and 0 <= u < 128 and 0 <= v < 64:
                 cell = expected[n, int(v // stride), int(u // stride)]
                 expected[n, int(v // stride), int(u // stride)] = min(cell, z) if cell else z
-    found = depth_maps(points, intrinsics, cam2ego, WHOLE.repeat(2, axis=0), (64, 128), stride)
+    found = depth_maps(points, intrinsics, cam2ego, WHOLE.repeat(2, axis=0), stride)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_black_borders_see_nothing():
     points = np.array([[10.0, 0.95, 2.45]])  # pixel (54.5, 22.5)
-    for window, seen in (([54, 22, 55, 23], True), ([55, 0, 128, 64], False), ([0, 0, 128, 22], False)):
-        depth = depth_maps(points, INTRINSICS[None], FORWARD[None], np.array([window]), (64, 128), 8)
+    for rows, columns, seen in ((22, 54, True), (slice(64), slice(55, 128), False), (slice(22), slice(128), False)):
+        shown = np.zeros((1, 64, 128), bool)
+        shown[0, rows, columns] = True
+        depth = depth_maps(points, INTRINSICS[None], FORWARD[None], shown, 8)
         assert depth.any() == seen

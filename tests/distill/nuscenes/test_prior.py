@@ -12,7 +12,7 @@ from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.labels import WithPrior, camera_prior
 from distill.nuscenes.withheld import Withheld
 
-MIRRORED = Augmentation(resize=(1.0, 1.3), image_flip=0.5, colour=0.2, bev_flip=1.0)
+MIRRORED = Augmentation(resize=(1.0, 1.3), image_flip=0.5, rotation=0.0, colour=0.2, bev_flip=1.0)
 
 
 class Masks:

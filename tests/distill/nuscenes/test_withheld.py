@@ -15,7 +15,7 @@ from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
 from distill.nuscenes.withheld import Withheld
 
 SCENES = [f"scene-{number:04d}" for number in range(16)]
-STRONG = Augmentation(resize=(1.0, 1.3), image_flip=0.5, colour=0.2, bev_flip=0.5)
+STRONG = Augmentation(resize=(1.0, 1.3), image_flip=0.5, rotation=0.0, colour=0.2, bev_flip=0.5)
 
 
 def withheld(share, seed=0, scenes=SCENES):

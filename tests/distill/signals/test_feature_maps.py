@@ -17,7 +17,7 @@ from distill.frame import Frame, Mirror, stack
 from distill.grids import VoxelGrid
 from distill.networks.prediction import FeatureKind, FeatureMap, Occupancy
 from distill.signals import TeacherPrediction, described
-from distill.signals.features import MAX_ERROR_STEPS, Features, encode_features
+from distill.signals.features import MAX_ERROR_STEPS, Features, VoxelFeatures, encode_features
 from distill.signals.seen import Seen
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
 from distill.teaching.stored import Stored
@@ -147,7 +147,7 @@ class TestTeachers:
                 Features.of(teacher, GRID, NAMES)
 
     def test_one_whose_cells_do_not_divide_the_grid_is_refused(self):
-        with pytest.raises(InputError, match=r"stride 3, which does not divide the grid of 16 x 8 columns"):
+        with pytest.raises(InputError, match=r"stride 3, which does not divide the grid of 16 x 8:"):
             Features.of(SimpleNamespace(features=FeatureKind(5, 3)), GRID, NAMES)
 
     def test_a_network_says_what_it_has(self):
@@ -166,3 +166,30 @@ class TestTeachers:
     def test_one_that_promised_them_must_give_them(self):
         with pytest.raises(InputError, match=r"has nothing in more\['features'\] for 2 keyframes"):
             SIGNAL.say(TeacherPrediction(LOG_PROBS), None, 17)
+
+
+def test_features_of_voxels_are_kept_mirrored_and_asked_alike(tmp_path):
+    signal = VoxelFeatures(GRID, NAMES, 3, 2)
+    maps = np.random.default_rng(0).normal(size=(3, 8, 4, 2)).astype(np.float32)
+    identity = StoreIdentity("teacher", "", {}, GRID, NAMES, described([signal]))
+    writer = StoreWriter.open(tmp_path / "store.zarr", identity, TOKENS, ["scene"] * 3)
+    rest = np.zeros(GRID.shape, np.uint8), np.ones(GRID.shape, bool), np.zeros(8, np.uint32)
+    writer.write(TOKENS[0], {"voxel_features": maps}, *rest)
+    with pytest.raises(InputError, match=r"its voxel features have the shape \(3, 8, 4\), not \(3, 8, 4, 2\)"):
+        writer.write(TOKENS[1], {"voxel_features": maps[..., 0]}, *rest)
+    store = TeacherStore(tmp_path / "store.zarr")
+    store.verify(TOKENS[0])
+    provider = Stored("stored", [store], "skip", None, 1.0, GRID, OCC3D_CLASSES, {"voxel_features"})
+    frame = stack([Frame(token=TOKENS[0], teachers={"stored": provider.told(TOKENS[0])})])
+    found = provider.taught(frame).ask("voxel_features")()
+    assert found.frame == "grid" and found.stride == 2
+    steps_C = (maps.max((1, 2, 3)) - maps.min((1, 2, 3))) / 255
+    assert (np.abs(found.values[0].numpy() - maps) <= 0.51 * steps_C[:, None, None, None]).all()
+    mirrored = provider.taught(frame.mirrored(Mirror(x=True))).ask("voxel_features")().values
+    assert torch.equal(mirrored, found.values.flip(2))
+
+
+def test_a_network_without_voxel_features_says_so():
+    teacher = SimpleNamespace(features=FeatureKind(5, 2))
+    with pytest.raises(InputError, match=r"^has no map of voxel features: leave voxel_features out of dump\.signals"):
+        VoxelFeatures.of(teacher, GRID, NAMES)
