@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.errors import InputError
+
 # a NumPy array in a frame as loaded, a tensor (or a list of them) in a batch; None: it was not asked for
 Array: TypeAlias = Any
 
@@ -273,7 +275,8 @@ class Frame(Record):
         intrinsics: float32 (N, 3, 3) of these images.
         cam2ego: float32 (N, 4, 4), each camera at its own time.
         calibration: what `intrinsics` and `cam2ego` are made of.
-        lidar2ego: float32 (4, 4); a LIDAR_TOP point is seen at intrinsics @ (inv(cam2ego) @ lidar2ego)[:3].
+        lidar2ego: float32 (4, 4); a LIDAR_TOP point is seen at intrinsics @ (inv(cam2ego) @ lidar2ego)[:3]; None: the
+            data have no LiDAR.
         points: float32 (P, 4) x, y, z in metres, intensity in [0, 1].
         depth: float32 (N, H / stride, W / stride) metres, 0 = no return.
         rays: float32 (R, 8), what LiDAR and cameras see along rays: origin, direction (1 along the optical axis of the
@@ -308,6 +311,16 @@ class Frame(Record):
     proposals: Array = declared(GRID)
     past: tuple[Frame, ...] = declared(RECORDS)
     ego2present: Array = declared(MOTION)
+
+    def lidar_pose(self) -> Array:
+        """`lidar2ego`, for who cannot do without.
+
+        Raises:
+            InputError: the data have no LiDAR.
+        """
+        if self.lidar2ego is None:
+            raise InputError("this teacher says what it says in the frame of the LiDAR, and the data have none")
+        return self.lidar2ego
 
     def seen_through(self, mapping: Array) -> Self:
         """The frame whose pixels have moved by `mapping` (3, 3), its calibration with them; `images` stay."""

@@ -62,13 +62,20 @@ class VoxelGrid:
         matrix[:3, 3] = -np.array(self.lower) / self.voxel_size
         return matrix
 
-    def from_ego(self, lidar2ego: np.ndarray) -> np.ndarray:
+    def from_ego(self, lidar2ego: np.ndarray | None) -> np.ndarray:
         """A keyframe's ego frame to the frame of the grid, float64 (4, 4).
 
         Args:
-            lidar2ego: LIDAR_TOP to the ego frame of that keyframe, float64 (4, 4).
+            lidar2ego: LIDAR_TOP to the ego frame of that keyframe, float64 (4, 4); None: there is no LiDAR.
+
+        Raises:
+            InputError: the grid lies in the frame of a LiDAR that there is not.
         """
-        return np.eye(4) if self.frame == "ego" else rigid.inverse(lidar2ego)
+        if self.frame == "ego":
+            return np.eye(4)
+        if lidar2ego is None:
+            raise InputError(f"grid {self.name} lies in the frame of the LiDAR, and the data have none: use grid=occ3d")
+        return rigid.inverse(lidar2ego)
 
     def coarser(self, size: int) -> VoxelGrid:
         """The grid over the same space whose voxels are blocks of `size` ^ 3 of these.

@@ -68,15 +68,24 @@ def mean(counts: torch.Tensor) -> torch.Tensor:
     return counts / dist.get_world_size()
 
 
+def highest(number: int) -> int:
+    """The highest of the numbers of all ranks. No GPU waits for it."""
+    if not dist.is_initialized():
+        return number
+    numbers = torch.tensor(number)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers)
+
+
 @contextmanager
 def process_group(on: torch.device) -> Iterator[None]:
-    """Join the ranks for collective operations: NCCL on GPUs, gloo on CPUs; nothing for a single process."""
+    """Join the ranks for collective operations: NCCL for what is on GPUs, gloo for the rest; nothing if alone."""
     if world_size() == 1:
         yield
         return
     if on.type == "cuda":
         torch.cuda.set_device(on)
-    dist.init_process_group("nccl" if on.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on.type == "cuda" else "gloo")
     try:
         yield
     finally:

@@ -14,8 +14,8 @@ from distill import ranks
 from distill.errors import InputError
 from distill.losses.objective import Objective
 from distill.nuscenes.dataroot import open_labels
-from distill.nuscenes.index import Keyframes, NuScenesIndex
-from distill.nuscenes.inventory import SOURCES, Inventory, place_of_labels, settle_missing, summary, take_stock
+from distill.nuscenes.index import KeyframeIndex, Keyframes
+from distill.nuscenes.inventory import Inventory, place_of_labels, settle_missing, sources_of, summary, take_stock
 from distill.nuscenes.labels import LabelSource, WithPrior, camera_prior
 from distill.nuscenes.layout import LIDAR
 from distill.nuscenes.rays import RayDraw
@@ -36,7 +36,7 @@ class Plan:
     """
 
     config: DictConfig
-    index: NuScenesIndex
+    index: KeyframeIndex
     network: nn.Module
     objective: Objective
 
@@ -86,8 +86,8 @@ class Plan:
 
     @property
     def sources(self) -> list[str]:
-        """What the numbers of the run depend on; names of `SOURCES`."""
-        return [source for source in SOURCES if self.needs_scans or source != LIDAR]
+        """What the numbers of the run depend on; names of `Inventory.sources`."""
+        return [source for source in sources_of(self.index.channels) if self.needs_scans or source != LIDAR]
 
     def keyframes(self, split: str) -> Keyframes:
         """Those of split "train" or "val" that are asked for, whole or not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from distill.weights import load_strictly
 from student.calibrating import calibrate
 from student.identity import check_same_run, run_facts
 from student.learner import Learner, make_objective
+from student.preemption import leave_signals_to_the_trainer
 from student.sampler import MixedSampler, ResumableSampler
 from student.scoring import score_network
 from student.stream import TeacherStream
@@ -48,7 +50,13 @@ def main(config: DictConfig) -> None:
     make_folder(output)
     with ranks.process_group(device), owned_by_first_rank(output):
         trainer = prepare(config, output, device)
-        trainer.fit()
+        try:
+            trainer.fit()
+        except SystemExit:
+            if ranks.rank() == 0:
+                told = f"SIGTERM: step {trainer.step} is in {output / LAST}; run the same command again to go on"
+                print(told, file=sys.stderr, flush=True)
+            raise
         if ranks.rank() == 0:
             print(outcome(trainer), flush=True)
 
@@ -204,6 +212,7 @@ def training_loader(plan: Plan, stock: Inventory) -> DataLoader:
         batch_sampler=make_sampler(config, [token in stock.labelled for token in keyframes.tokens]),
         num_workers=config.trainer.workers,
         collate_fn=stack,
+        worker_init_fn=leave_signals_to_the_trainer,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global random state belongs to the network: a resumed run restores it
     )
@@ -245,6 +254,7 @@ def validation(config: DictConfig, stock: Inventory, device: torch.device) -> Ca
             batch_size=1,
             num_workers=min(1, config.trainer.workers),
             collate_fn=stack,
+            worker_init_fn=leave_signals_to_the_trainer,
             generator=torch.Generator(),
         )
         return score_network(network, loader, classes, device)

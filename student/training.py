@@ -25,6 +25,7 @@ from distill.errors import InputError
 from distill.frame import Frame
 from distill.metrics import Confusion
 from student.learner import Learner
+from student.preemption import PREEMPTED, Preemption
 from student.sampler import ResumableSampler
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
@@ -79,6 +80,7 @@ class Trainer:
 
         # timm's EMA averages buffers (batch-norm statistics) along with the parameters
         self.ema = ModelEmaV3(self.network, decay=config.ema_decay, use_warmup=True)
+        self.preemption = Preemption()
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.sums: dict[str, float] = defaultdict(float)
@@ -94,13 +96,21 @@ class Trainer:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, self.total_steps - warmup))))
 
     def fit(self) -> None:
-        """Train from wherever this trainer stands to the last epoch."""
-        for epoch in range(len(self.history), self.config.epochs):
-            self._train_epoch(epoch)
-            if ranks.world_size() > 1:  # ranks see different frames, so their batch-norm statistics differ a little
-                for value in self.ema.module.state_dict().values():
-                    dist.broadcast(value, src=0)
-            self._close_epoch(epoch, self._scores(epoch))
+        """Train from wherever this trainer stands to the last epoch.
+
+        Raises:
+            SystemExit: SIGTERM has come; `last.pt` holds every step that was taken.
+        """
+        with self.preemption:
+            for epoch in range(len(self.history), self.config.epochs):
+                self._train_epoch(epoch)
+                if ranks.world_size() > 1:  # ranks see different frames, so their batch-norm statistics differ a little
+                    for value in self.ema.module.state_dict().values():
+                        dist.broadcast(value, src=0)
+                self.save("last.pt")
+                with self.preemption.saved():
+                    scores = self._scores(epoch)
+                self._close_epoch(epoch, scores)
         if self.board is not None:
             self.board.close()
 
@@ -124,8 +134,11 @@ class Trainer:
                 progress.update()
                 share = waited / (time.perf_counter() - began)
                 progress.set_postfix_str(f"loss {values['loss']:.3f}, {share:.0%} waiting for data")
-                if self.step % self.config.checkpoint_every == 0:
+                asked = self.preemption.asked()
+                if asked or self.step % self.config.checkpoint_every == 0:
                     self.save("last.pt")
+                if asked == PREEMPTED:
+                    raise SystemExit(PREEMPTED)
                 waited_from = time.perf_counter()
 
     def _train_step(self, frame: Frame) -> dict[str, float]:
@@ -189,7 +202,6 @@ class Trainer:
         score = self.validate(self.ema.module).score()
         found = {"val_miou": float(score.miou), "val_geometric_iou": float(score.geometric_iou)}
         if not math.isfinite(found["val_miou"]):
-            self.save("last.pt")
             raise InputError(
                 f"the validation mIoU is undefined after epoch {epoch + 1}: no visible voxel of the labelled keyframes "
                 "is of a scored class; look at their mask_camera; last.pt is intact"

@@ -27,7 +27,7 @@ from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.memory import keep_freed_memory
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset
-from distill.nuscenes.index import Keyframes, NuScenesIndex
+from distill.nuscenes.index import KeyframeIndex, Keyframes
 from distill.nuscenes.inventory import Inventory, settle_missing, sources_of, summary, take_stock
 from distill.nuscenes.layout import LIDAR
 from distill.signals import Signal, described, signal_class
@@ -246,7 +246,7 @@ def check_grid(teacher: Teacher, grid: VoxelGrid) -> None:
     )
 
 
-def chosen_tokens(config: DictConfig, index: NuScenesIndex) -> list[str]:
+def chosen_tokens(config: DictConfig, index: KeyframeIndex) -> list[str]:
     """The keyframes of the configured splits.
 
     Raises:
@@ -262,7 +262,7 @@ def chosen_tokens(config: DictConfig, index: NuScenesIndex) -> list[str]:
     return tokens[: config.dump.max_samples]
 
 
-def survey(config: DictConfig, index: NuScenesIndex, teacher: Teacher, store: TeacherStore | None) -> Inventory:
+def survey(config: DictConfig, index: KeyframeIndex, teacher: Teacher, store: TeacherStore | None) -> Inventory:
     """The chosen keyframes that are whole; what there is is printed and written beside the store, if there is one yet.
 
     Raises:
@@ -292,7 +292,7 @@ def survey(config: DictConfig, index: NuScenesIndex, teacher: Teacher, store: Te
         token, sources = next(iter(different.items()))
         raise InputError(
             f"{len(different)} of the {present} keyframes in {store.path} were dumped from other files than those of "
-            f"{config.data.root} (first {token}: {', '.join(sources)}): give another store.path, or do them again with "
+            f"{index.source} (first {token}: {', '.join(sources)}): give another store.path, or do them again with "
             "dump.overwrite=true"
         )
     return stock
@@ -327,7 +327,7 @@ def write_beside(config: DictConfig, ending: str, content: bytes) -> None:
 
 
 def create(
-    config: DictConfig, index: NuScenesIndex, teacher: Teacher, stock: Inventory, signals: Sequence[Signal]
+    config: DictConfig, index: KeyframeIndex, teacher: Teacher, stock: Inventory, signals: Sequence[Signal]
 ) -> StoreWriter:
     """Make the store of this dump, if no other process is first, and open it."""
     classes, device = instantiate(config.classes), ranks.device(config.device)
@@ -348,12 +348,12 @@ def create(
     return open_writer(config, index, teacher, encoded_as_in(TeacherStore(path), signals, config.store))
 
 
-def open_writer(config: DictConfig, index: NuScenesIndex, teacher: Teacher, signals: Sequence[Signal]) -> StoreWriter:
+def open_writer(config: DictConfig, index: KeyframeIndex, teacher: Teacher, signals: Sequence[Signal]) -> StoreWriter:
     """Go on with the store of this dump; one of another teacher is refused."""
     return StoreWriter.open(config.store.path, identity_of(config, index, teacher, signals), index.tokens, index.scenes)
 
 
-def identity_of(config: DictConfig, index: NuScenesIndex, teacher: Teacher, signals: Sequence[Signal]) -> StoreIdentity:
+def identity_of(config: DictConfig, index: KeyframeIndex, teacher: Teacher, signals: Sequence[Signal]) -> StoreIdentity:
     """Of the store of this dump."""
     description = OmegaConf.to_container(config.teacher, resolve=True)
     assert isinstance(description, dict)

@@ -36,7 +36,7 @@ def panel(frame: Frame, prediction: TeacherPrediction, grid: VoxelGrid, classes:
         mask_XYZ = frame.mask_camera[0].cpu().numpy()
     gaussians = None
     if prediction.gaussians is not None:
-        lidar2ego_44 = frame.lidar2ego[0].cpu().double().numpy()
+        lidar2ego_44 = frame.lidar_pose()[0].cpu().double().numpy()
         gaussians = (prediction.gaussians[0], lidar2ego_44)
         for camera, (channel, image) in enumerate(cameras.items()):
             ego2cam_44 = np.linalg.inv(frame.cam2ego[0, camera].cpu().double().numpy())

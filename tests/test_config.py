@@ -21,7 +21,7 @@ SHIPPED = "pkg://teacher_dump/weights/fusion_demo.safetensors"
 # terms on feature maps that a network of sets has not
 NO_MAPS = ["~objective.terms.multi_scale", "~objective.terms.image_semantics"]
 GIVEN = {
-    "data": {"nuscenes": ["data.root=/d"]},
+    "data": {"nuscenes": ["data.root=/d"], "challenge": ["data.root=/d"], "rig": ["data.index=frames.json"]},
     "student": {file.stem: NO_MAPS for file in CONF.glob("student/opus*.yaml")},
     "teacher": {
         "checkpoint": ["teacher.name=n", f"teacher.checkpoint={SHIPPED}"],
@@ -93,7 +93,7 @@ def test_every_option_composes_and_can_be_built(program, group, option):
     overrides = [f"{group}={option}", *GIVEN.get(group, {}).get(option, [])]
     if program == "stores":
         overrides.append("path=s.zarr")
-    if program == "dump" and option in ("nuscenes", "demo_study", "fusion"):
+    if program == "dump" and option in ("nuscenes", "challenge", "rig", "demo_study", "fusion"):
         overrides.append(f"teacher.checkpoint={SHIPPED}")
     if program == "train" and not (group == "student" and option.startswith("opus")):
         overrides.append("student.network.encoder.weights=none")

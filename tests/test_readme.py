@@ -25,10 +25,13 @@ from distill.store.packing import Packing
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 README = (ROOT / "README.md").read_text()
-GUIDE, STORE, METRICS = (ROOT.joinpath("docs", f"{name}.md").read_text() for name in ("guide", "store", "metrics"))
+GUIDE, STORE, METRICS, OWN_DATA = (
+    ROOT.joinpath("docs", f"{name}.md").read_text() for name in ("guide", "store", "metrics", "own_data")
+)
 TEXTS = [README, *(file.read_text() for file in sorted(ROOT.glob("docs/*.md")))]
 COMMANDS = list(dict.fromkeys(re.findall(r"^\$ (occ-.+)$", "\n".join(TEXTS), re.MULTILINE)))
 MARKED = re.compile(r"<!-- run by tests/test_readme\.py -->\n```console\n(.+?)```", re.DOTALL)
+ACTIVATE = "source .venv/bin/activate"
 GROUPS = {folder.name for folder in CONF.iterdir() if any(folder.glob("*.yaml"))} - {"teacher_on_data"}
 # what a user does not choose
 HIDDEN = {
@@ -66,27 +69,53 @@ def test_marked_commands_run(tmp_path):
 
     What a reader does not add makes it quick: the world and the student are small, and little is scored.
     """
-    if not (BIN / "activate").exists():
-        pytest.skip("these tests run in no virtual environment")
-    lines = [line for text in (README, GUIDE) for block in MARKED.findall(text) for line in block.splitlines()]
-    commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-    assert commands[0] == "source .venv/bin/activate"
+    commands = [*marked(README), *marked(GUIDE)]
+    assert commands[0] == ACTIVATE
     assert {command.split()[0] for command in commands[1:]} == CONFIGS.keys()
-    quick = [command if command == commands[0] else shlex.join(quickly(command)) for command in commands]
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    shell = [shutil.which("bash"), "--norc", "-ec", "\n".join(quick)]
-    path = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(shell, cwd=tmp_path, env=path, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-2000:]
+    ended = run_in_a_shell(tmp_path, commands)
     assert (tmp_path / "predictions/demo-fusion-occ3d").is_dir()
     assert "mIoU: no difference that 1 keyframes can show" in ended.stdout
     assert "not trained alike" not in ended.stdout
 
 
+def test_the_walk_through_of_ones_own_data_runs(workshop: Workshop, tmp_path):
+    """Five cameras, no LiDAR, no labels, from an index to a report; the world is there already."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/demo").symlink_to(workshop.folder / "data/demo")
+    ended = run_in_a_shell(tmp_path, [ACTIVATE, *marked(OWN_DATA)])
+    assert "cameras: front_left, front, front_right, back_left, back_right" in ended.stdout
+    assert "none of them has a label to judge the teacher by" in ended.stdout
+    assert re.search(r"scored against what teacher six_cameras \w{8} says .*, not against labels", ended.stdout)
+    assert "the rays of RayIoU begin amidst the cameras" in ended.stdout
+    assert len(list((tmp_path / "predictions/student").glob("*.npz"))) == 1
+    assert not (tmp_path / "runs/rig/five/best.pt").exists()
+
+
+def marked(text: str) -> list[str]:
+    """The commands of a text that are to be run."""
+    lines = [line for block in MARKED.findall(text) for line in block.splitlines()]
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+def run_in_a_shell(folder: Path, commands: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run commands in a folder, with what makes them quick, and expect no fault."""
+    if not (BIN / "activate").exists():
+        pytest.skip("these tests run in no virtual environment")
+    quick = [shlex.join(quickly(command)) if command.startswith("occ-") else command for command in commands]
+    (folder / ".venv").symlink_to(sys.prefix)
+    shell = [shutil.which("bash"), "--norc", "-ec", "\n".join(quick)]
+    path = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(shell, cwd=folder, env=path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return ended
+
+
 def quickly(command: str) -> list[str]:
     """The words of a command line, and what makes it quick."""
     given = shlex.split(command)
-    world = [*SMALL_WORLD, "data.world.train_scenes=4"]  # labels of three of four scenes can be withheld
+    own = "data=rig" in given
+    # labels of three of four scenes can be withheld
+    world = [] if own else [*SMALL_WORLD, "data.world.train_scenes=4"]
     if given[0] == "occ-dump":
         return [*given, *world, "gate.min_miou=1"]
     if given[0] == "occ-pool-labels":
@@ -94,7 +123,8 @@ def quickly(command: str) -> list[str]:
     if given[0] == "occ-store":
         return given
     if given[0] == "occ-train-student":
-        small = [override for override in SMALL_STUDENT if not override.startswith("experiment=")]
+        said = ("experiment=", "teachers.") if own else ("experiment=",)
+        small = [override for override in SMALL_STUDENT if not override.startswith(said)]
         return [*given, *world, *small, "trainer.batch_size=2", f"output={composed(command).output}"]
     return [*given, "cost.warmup=0", "cost.runs=1", "max_samples=1", "pictures=[]"]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from conf.schema.values import (
     Built,
     Count,
     Known,
+    Labels,
     Name,
     Node,
     Number,
@@ -40,34 +41,54 @@ class Grid(Known):
     name: Literal["occ3d", "surroundocc"]
 
 
+Layout = Literal["nuscenes", "challenge", "rig"]
+LidarColumns = Annotated[int, Field(ge=4, le=64)]
+_NEEDED = {"nuscenes": ("root", "version", "lidar_columns"), "challenge": ("root", "image_size"), "rig": ("index",)}
+
+
 class Data(Node):
     """Where the keyframes are, and what to do about those that are not whole."""
 
     name: Name
-    root: Place
-    version: Name
+    layout: Layout
+    root: Place | None
+    version: Name | None
+    index: Place | None
+    image_size: Size | None
     surroundocc: Text | None
-    labels: Built | None
+    labels: Labels
+    labels_folder: Text | None
     train_split: Split
     val_split: Split
     missing: Literal["error", "skip"]
-    lidar_columns: Annotated[int, Field(ge=4, le=64)]
+    lidar_columns: LidarColumns | None
     cache_dir: Place
     world: Built | None
+
+    @model_validator(mode="after")
+    def _describes_keyframes(self) -> Data:
+        for key in _NEEDED[self.layout]:
+            if getattr(self, key) is None:
+                raise ValueError(f"{key} should not be null with layout={self.layout}")
+        return self
 
 
 class DataOfCheckpoint(Node):
     """`Data`; null stands for what the checkpoint says."""
 
     name: Name | None
+    layout: Layout | None
     root: Place | None
     version: Name | None
+    index: Place | None
+    image_size: Size | None
     surroundocc: Text | None
-    labels: Built | None
+    labels: Labels
+    labels_folder: Text | None
     train_split: Split | None
     val_split: Split | None
     missing: Literal["error", "skip"] | None
-    lidar_columns: Annotated[int, Field(ge=4, le=64)] | None
+    lidar_columns: LidarColumns | None
     cache_dir: Place
     world: Built | None
 

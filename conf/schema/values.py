@@ -27,6 +27,14 @@ def _file_or_none(value: str) -> str:
     return value if value == "none" else _place(value)
 
 
+def _labels(value: Any) -> Any:
+    if value is None or value == "openocc" or (isinstance(value, dict) and "_target_" in value):
+        return value
+    if isinstance(value, str) and value.rstrip("/").endswith(".zarr"):
+        return _place(value)
+    raise ValueError("should be null, openocc, a teacher's store (*.zarr) or {_target_: MODULE.CLASS}")
+
+
 def _no_folder(name: str) -> str:
     if name in (".", ".."):
         raise ValueError("should be a plain name")
@@ -68,6 +76,7 @@ Text = Annotated[str, BeforeValidator(_text), StringConstraints(min_length=1)]
 # becomes part of a file's name
 Name = Annotated[Text, StringConstraints(pattern=r"^[^/\s\x00][^/\x00]*$"), AfterValidator(_no_folder)]
 Place = Annotated[Text, AfterValidator(_place)]
+Labels = Annotated[Any, AfterValidator(_labels)]
 FileOrNone = Annotated[Text, AfterValidator(_file_or_none)]
 Weights = Annotated[str, AfterValidator(_weights)]
 Split = Annotated[Text, StringConstraints(pattern=r"^\S+$")]

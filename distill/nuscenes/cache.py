@@ -15,7 +15,7 @@ from distill.files import durable, one_at_a_time
 from distill.nuscenes.layout import check_version
 
 # Part of the name of a cache: raise it whenever the meaning or layout of records changes.
-_FORMAT = 4
+_FORMAT = 5
 _LONGEST_HEADER = 2**20  # bytes; NumPy's own limit is about files of strangers
 
 
@@ -32,6 +32,16 @@ def cache_file(root: Path, version: str, cache_dir: Path) -> Path:
     state = [(table.name, table.stat().st_size, table.stat().st_mtime_ns) for table in tables]
     description = json.dumps([_FORMAT, str(root.resolve()), version, state])
     return cache_dir / f"{version}-{hashlib.sha256(description.encode()).hexdigest()[:16]}.npy"
+
+
+def file_cache(file: Path, cache_dir: Path, *settings: object) -> Path:
+    """Where the keyframes of a file that describes all of them are kept: a changed file is another one.
+
+    The name holds a hash of the file's path, size and modification time, and of how it is read (`settings`).
+    """
+    state = file.stat()
+    description = json.dumps([_FORMAT, str(file.resolve()), state.st_size, state.st_mtime_ns, *settings])
+    return cache_dir / f"{file.stem}-{hashlib.sha256(description.encode()).hexdigest()[:16]}.npy"
 
 
 def cached(file: Path, read: Callable[[], np.ndarray], notice: str) -> np.ndarray:

@@ -126,7 +126,7 @@ class FrameDataset(Dataset[Frame]):
 
     def _look(self, keyframe: Keyframe, transform: Transform) -> tuple[Frame, np.ndarray]:
         images, intrinsics, shown = read_images(keyframe, transform.images, self.image_size)
-        ego2grid = self._ego2grid(keyframe)
+        ego2grid, lidar2ego = self._ego2grid(keyframe), keyframe.lidar2ego
         frame = Frame(
             token=keyframe.token,
             scene=keyframe.scene,
@@ -134,7 +134,7 @@ class FrameDataset(Dataset[Frame]):
             images=images,
             intrinsics=intrinsics,
             cam2ego=(ego2grid @ keyframe.cam2ego()).astype(np.float32),
-            lidar2ego=(ego2grid @ keyframe.lidar2ego).astype(np.float32),
+            lidar2ego=None if lidar2ego is None else (ego2grid @ lidar2ego).astype(np.float32),
             calibration=self._calibration(keyframe, transform) if self.calibration else None,
         )
         return frame, shown

@@ -1,7 +1,8 @@
-"""The keyframes of a nuScenes dataroot, and a compact index of them that is read from the devkit's tables only once.
+"""Keyframes, and a compact index of them that is read from whatever describes them only once.
 
 The index is one numpy record array, one record per keyframe, mapped from disk: it opens at once whatever its size, and
-loader workers and ranks share its pages. `Keyframe` objects are made on access.
+loader workers and ranks share its pages. `Keyframe` objects are made on access. `NuScenesIndex` is of a nuScenes
+dataroot; `distill.nuscenes.challenge` and `distill.nuscenes.rig` read other layouts.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import numpy as np
 from distill import rigid
 from distill.errors import InputError
 from distill.nuscenes.cache import cache_file, cached
-from distill.nuscenes.layout import LIDAR, LIDAR_COLUMNS, SHORT_NAMES
+from distill.nuscenes.layout import LIDAR, LIDAR_COLUMNS, SHORT_NAMES, ScanFormat, nuscenes_scans
 from distill.nuscenes.lidarseg import PointClasses, check_lidarseg, class_of_category, read_lidarseg
+from distill.nuscenes.records import cameras_of
 from distill.nuscenes.sweeps import Sweep, read_sweeps, rows_before
-from distill.nuscenes.tables import Tables, cameras_of, read_tables
+from distill.nuscenes.tables import Tables, read_tables
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,19 @@ class Camera:
 
 @dataclass(frozen=True)
 class Keyframe:
-    """One annotated nuScenes sample; its ego frame is the ego pose at LiDAR time (Occ3D's frame, docs/formulas.md 1.2).
+    """One moment that is predicted; its ego frame is that of nuScenes at LiDAR time (docs/formulas.md 1.2).
 
     Attributes:
-        token: sample token, the identity of the keyframe everywhere.
+        token: of nuScenes the sample token; the identity of the keyframe everywhere.
         scene: scene name, for example "scene-0061".
         timestamp: microseconds.
         previous, next: tokens of the neighbours in time within the scene, "" at its ends.
-        cameras: in the order of `NuScenesIndex.channels`, N of them.
-        lidar_path: the LIDAR_TOP scan.
-        lidar_columns: float32 per point in it: x, y, z, intensity and whatever follows.
-        lidar2ego: LIDAR_TOP to ego frame, float64 (4, 4).
+        cameras: in the order of `KeyframeIndex.channels`, N of them.
+        lidar_path: the LIDAR_TOP scan; None: there is none.
+        scan: what stands in it.
+        lidar2ego: LIDAR_TOP to ego frame, float64 (4, 4); None: there is no LiDAR.
         ego2global: ego frame to the map, float64 (4, 4).
+        labels: file of its labels; None: the layout of the data does not name it.
     """
 
     token: str
@@ -76,10 +79,11 @@ class Keyframe:
     previous: str
     next: str
     cameras: tuple[Camera, ...]
-    lidar_path: Path
-    lidar_columns: int
-    lidar2ego: np.ndarray
+    lidar_path: Path | None
+    scan: ScanFormat
+    lidar2ego: np.ndarray | None
     ego2global: np.ndarray
+    labels: Path | None = None
 
     def cam2ego(self) -> np.ndarray:
         """Camera frames, each at its own time, to this keyframe's ego frame: float64 (N, 4, 4).
@@ -93,7 +97,7 @@ class Keyframe:
 class Keyframes(Sequence[Keyframe]):
     """Some keyframes of an index, in an order of their own; `Keyframe` objects are made on access."""
 
-    def __init__(self, index: NuScenesIndex, rows: np.ndarray):
+    def __init__(self, index: KeyframeIndex, rows: np.ndarray):
         self._index = index
         self._rows = rows
 
@@ -111,12 +115,12 @@ class Keyframes(Sequence[Keyframe]):
 
     @property
     def root(self) -> Path:
-        """The dataroot."""
+        """What paths of files are relative to."""
         return self._index.root
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Names of the cameras; see `NuScenesIndex.channels`."""
+        """Names of the cameras; see `KeyframeIndex.channels`."""
         return self._index.channels
 
     @property
@@ -151,46 +155,34 @@ class Keyframes(Sequence[Keyframe]):
         return [self._index.at(other) for other in sorted(rows, key=lambda other: abs(other - row))]
 
     def sweeps(self, i: int, channel: str, n: int) -> list[Sweep]:
-        """Up to n sweeps before the i-th keyframe; see `NuScenesIndex.sweeps`."""
+        """Up to n sweeps before the i-th keyframe; see `KeyframeIndex.sweeps`."""
         return self._index.sweeps_before(int(self._rows[i]), channel, n)
 
 
-class NuScenesIndex:
-    """All keyframes of one version of a dataroot, ordered by scene name and, within a scene, by time.
+class KeyframeIndex:
+    """All keyframes of some data, ordered by scene name and, within a scene, by time.
 
     Args:
-        root: dataroot.
-        version: of its tables.
-        records: see `distill.nuscenes.tables.read_tables`.
-        lidar_columns: float32 per point in its scans.
-        cache: the file that holds the records, beside which sweeps and lidarseg are kept; None: the tables are
-            read for them.
+        root: what paths of files are relative to.
+        source: what describes the keyframes: a file or a folder.
+        records: see `distill.nuscenes.records.records_of`.
+        scan: what stands in LiDAR files.
+        splits_file: in what the splits are listed, for messages.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        version: str,
-        records: np.ndarray,
-        lidar_columns: int = LIDAR_COLUMNS,
-        cache: Path | None = None,
-    ):
+    def __init__(self, root: Path, source: Path, records: np.ndarray, scan: ScanFormat, splits_file: str):
         self.root = root
-        self.version = version
+        self.source = source
         self.records = records
-        self.lidar_columns = lidar_columns
-        self._cache = cache
+        self.scan = scan
+        self.splits_file = splits_file
 
     def __len__(self) -> int:
         return len(self.records)
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Names of the cameras, in the order of `Keyframe.cameras`.
-
-        Those in `distill.nuscenes.layout.CAMERAS`, if the dataroot has no others, whether or not it has all of these;
-        otherwise its own ones: first those in `CAMERAS`, in that order, then the others by name.
-        """
+        """Names of the cameras, in the order of `Keyframe.cameras`."""
         return cameras_of(self.records.dtype)
 
     @property
@@ -211,23 +203,15 @@ class NuScenesIndex:
     def keyframes(self, split: str) -> Keyframes:
         """The keyframes of a split that are present here; "all" is every keyframe.
 
-        Args:
-            split: a name from `<version>/splits.json` if the dataroot has one, otherwise a nuscenes-devkit split of
-                this version (train, val, train_detect, train_track; mini_train, mini_val; test), or "all".
-                v1.0-mini's own "train" and "val" are mini_train and mini_val.
-
         Raises:
             InputError: there is no such split, or none of its scenes is here.
         """
-        if split not in self.splits:  # a splits.json may have some of these names itself
-            split = SHORT_NAMES.get((self.version, split), split)
         if split == "all":
             return self._select(np.arange(len(self)))
         if split not in self.splits:
             raise InputError(
-                f"split {split!r} has no scenes in {self.root / self.version}: use one of "
-                f"{', '.join([*self.splits, 'all'])}, or list names of scenes, such as {self.scenes[0]}, under it in "
-                "splits.json"
+                f"split {split!r} has no scenes in {self.source}: use one of {', '.join([*self.splits, 'all'])}, or "
+                f"list names of scenes, such as {self.scenes[0]}, under it in {self.splits_file}"
             )
         # Few distinct values: decide per value, not per keyframe.
         with_split = [names for names in np.unique(self.records["splits"]) if split in names.decode().split()]
@@ -246,9 +230,7 @@ class NuScenesIndex:
         rows = {token: row for row, token in enumerate(self.tokens)}
         for token in tokens:
             if token not in rows:
-                raise InputError(
-                    f"no keyframe {token!r} in {self.root / self.version}: the token must be a sample token"
-                )
+                raise InputError(f"no keyframe {token!r} in {self.source}: the token must be a sample token")
         return self._select(np.array([rows[token] for token in tokens], dtype=np.intp))
 
     def before(self, token: str, n: int) -> Keyframes:
@@ -267,7 +249,7 @@ class NuScenesIndex:
         them, for it is no sweep. The first time, the tables are read for them, and the result is cached.
 
         Raises:
-            InputError: there is no such keyframe or channel, or a table is broken.
+            InputError: there is no such keyframe or channel, a table is broken, or the data are not nuScenes.
         """
         return self.select([token]).sweeps(0, channel, n)
 
@@ -282,9 +264,10 @@ class NuScenesIndex:
             next=self._neighbour(row, +1),
             cameras=tuple(self._camera(channel, record["cameras"][channel]) for channel in self.channels),
             lidar_path=self._file(record["lidar_path"]),
-            lidar_columns=self.lidar_columns,
-            lidar2ego=np.array(record["lidar2ego"]),
+            scan=self.scan,
+            lidar2ego=None if np.isnan(record["lidar2ego"]).any() else np.array(record["lidar2ego"]),
             ego2global=np.array(record["ego2global"]),
+            labels=self._file(record["labels"]),
         )
 
     def past(self, row: int, n: int) -> range:
@@ -305,22 +288,16 @@ class NuScenesIndex:
         """The classes of LiDAR points. The first time, the tables are read for them, and the result is cached.
 
         Raises:
-            InputError: nuScenes-lidarseg is not there, or a table is broken.
+            InputError: nuScenes-lidarseg is not there, a table is broken, or the data are not nuScenes.
         """
-        tables = Tables(self.root, self.version)
-        check_lidarseg(tables)
-        notice = f"reading the lidarseg tables of {self.root / self.version}, once (minutes for v1.0-trainval)"
-        paths = self._beside("lidarseg", lambda: read_lidarseg(tables, self.records), notice)
-        return PointClasses(self.root, dict(zip(self.tokens, paths.tolist(), strict=True)), class_of_category(tables))
+        raise self._only_of_nuscenes("classes of LiDAR points (nuScenes-lidarseg): set objective=default")
 
     def sweeps_before(self, row: int, channel: str, n: int) -> list[Sweep]:
         """Up to n sweeps of a channel before the keyframe in a row; see `sweeps`."""
-        channels = (*self.channels, LIDAR)
-        if channel not in channels:
-            raise InputError(f"no channel {channel!r} in {self.root / self.version}: it has {', '.join(channels)}")
-        first = row - len(self.past(row, row))
-        found = rows_before(self._sweeps, channels.index(channel), first, row, n)
-        return [self._sweep(channel, self._sweeps[sweep]) for sweep in found]
+        raise self._only_of_nuscenes("sweeps between keyframes")
+
+    def _only_of_nuscenes(self, what: str) -> InputError:
+        return InputError(f"{self.source}: only the nuScenes devkit's tables (data=nuscenes) know {what}")
 
     def _select(self, rows: np.ndarray) -> Keyframes:
         return Keyframes(self, rows)
@@ -334,7 +311,7 @@ class NuScenesIndex:
     def _camera(self, channel: str, record: np.void) -> Camera:
         return Camera(
             channel=channel,
-            path=self._file(record["path"]) if record["path"] else None,
+            path=self._file(record["path"]),
             width=int(record["width"]),
             height=int(record["height"]),
             intrinsics=np.array(record["intrinsics"]),
@@ -342,12 +319,74 @@ class NuScenesIndex:
             ego2global=np.array(record["ego2global"]),
         )
 
+    def _file(self, name: bytes) -> Path | None:
+        return self.root / os.fsdecode(name) if name else None  # names the same bytes in a locale of another encoding
+
+
+class NuScenesIndex(KeyframeIndex):
+    """All keyframes of one version of a nuScenes dataroot.
+
+    Its cameras are those in `distill.nuscenes.layout.CAMERAS`, if the dataroot has no others, whether or not it has all
+    of these; otherwise its own ones: first those in `CAMERAS`, in that order, then the others by name.
+
+    Args:
+        root: dataroot.
+        version: of its tables.
+        records: see `distill.nuscenes.tables.read_tables`.
+        lidar_columns: float32 per point in its scans.
+        cache: the file that holds the records, beside which sweeps and lidarseg are kept; None: the tables are
+            read for them.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        version: str,
+        records: np.ndarray,
+        lidar_columns: int = LIDAR_COLUMNS,
+        cache: Path | None = None,
+    ):
+        super().__init__(root, root / version, records, nuscenes_scans(lidar_columns), "splits.json")
+        self.version = version
+        self._cache = cache
+
+    def keyframes(self, split: str) -> Keyframes:
+        """The keyframes of a split that are present here; "all" is every keyframe.
+
+        Args:
+            split: a name from `<version>/splits.json` if the dataroot has one, otherwise a nuscenes-devkit split of
+                this version (train, val, train_detect, train_track; mini_train, mini_val; test), or "all".
+                v1.0-mini's own "train" and "val" are mini_train and mini_val.
+
+        Raises:
+            InputError: there is no such split, or none of its scenes is here.
+        """
+        known = split in self.splits  # a splits.json may have some of these names itself
+        return super().keyframes(split if known else SHORT_NAMES.get((self.version, split), split))
+
+    def lidarseg(self) -> PointClasses:
+        """See `KeyframeIndex.lidarseg`."""
+        tables = Tables(self.root, self.version)
+        check_lidarseg(tables)
+        notice = f"reading the lidarseg tables of {self.source}, once (minutes for v1.0-trainval)"
+        paths = self._beside("lidarseg", lambda: read_lidarseg(tables, self.records), notice)
+        return PointClasses(self.root, dict(zip(self.tokens, paths.tolist(), strict=True)), class_of_category(tables))
+
+    def sweeps_before(self, row: int, channel: str, n: int) -> list[Sweep]:
+        """Up to n sweeps of a channel before the keyframe in a row; see `sweeps`."""
+        channels = (*self.channels, LIDAR)
+        if channel not in channels:
+            raise InputError(f"no channel {channel!r} in {self.source}: it has {', '.join(channels)}")
+        first = row - len(self.past(row, row))
+        found = rows_before(self._sweeps, channels.index(channel), first, row, n)
+        return [self._sweep(channel, self._sweeps[sweep]) for sweep in found]
+
     def _sweep(self, channel: str, record: np.void) -> Sweep:
         sensor2ego, ego2global = record["sensor2ego"], record["ego2global"]
         return Sweep(
             channel=channel,
             timestamp=int(record["timestamp"]),
-            path=self._file(record["path"]),
+            path=self.root / os.fsdecode(record["path"]),
             sensor2ego=rigid.from_quaternion(sensor2ego[:4], sensor2ego[4:]),
             ego2global=rigid.from_quaternion(ego2global[:4], ego2global[4:]),
             width=int(record["width"]),
@@ -355,14 +394,10 @@ class NuScenesIndex:
             intrinsics=None if channel == LIDAR else np.array(record["intrinsics"]),
         )
 
-    def _file(self, name: bytes) -> Path:
-        return self.root / os.fsdecode(name)  # names the same bytes in a locale of another encoding
-
     @functools.cached_property
     def _sweeps(self) -> np.ndarray:
         """Records of all sweeps, mapped from disk (`distill.nuscenes.sweeps.read_sweeps`)."""
-
-        notice = f"reading the sweeps of {self.root / self.version}, once (minutes for v1.0-trainval)"
+        notice = f"reading the sweeps of {self.source}, once (minutes for v1.0-trainval)"
         return self._beside("sweeps", lambda: read_sweeps(Tables(self.root, self.version), self.records), notice)
 
     def _beside(self, name: str, read: Callable[[], np.ndarray], notice: str) -> np.ndarray:

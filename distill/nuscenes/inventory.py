@@ -50,8 +50,9 @@ class Inventory:
 
     Attributes:
         keyframes: those that are whole.
-        left_out: files that are absent or empty, by the token of the keyframe that needs them. Labels may be absent,
-            but an empty file of them was meant to hold some.
+        left_out: by the token of a keyframe the files that it needs and that are absent or empty, and what each is (a
+            channel or "labels"); no file where it needs a LiDAR scan and the data name none. Labels may be absent, but
+            an empty file of them was meant to hold some.
         labelled: tokens of the whole keyframes that have labels.
         digests: token -> uint32 (S,), one for each of `sources`, 0 for what is absent.
         masks: of label files that were looked at, how many voxels each `mask_camera` holds and how many of them are
@@ -60,7 +61,7 @@ class Inventory:
     """
 
     keyframes: Keyframes
-    left_out: dict[str, list[Path]]
+    left_out: dict[str, dict[Path, str]]
     labelled: frozenset[str]
     digests: dict[str, np.ndarray]
     masks: np.ndarray
@@ -103,7 +104,7 @@ def take_stock(
         bar = tqdm(looks, "check files", len(keyframes), unit="keyframe", delay=_PATIENCE, disable=ranks.rank() > 0)
         found = dict(zip(keyframes.tokens, bar, strict=True))
     digests = {token: values for token, (values, _) in found.items()}
-    left_out = {token: lacking for token, (_, lacking) in found.items() if lacking}
+    left_out = {token: lacking for token, (_, lacking) in found.items() if lacking is not None}
     whole = keyframes.where([token not in left_out for token in keyframes.tokens])
     column = sources_of(keyframes.channels).index("labels")
     labelled = {token for token in whole.tokens if digests[token][column]}
@@ -112,7 +113,7 @@ def take_stock(
 
 
 def settle_missing(splits: dict[str, Inventory], missing: str, listing: Path, advice: str = "") -> None:
-    """Say which keyframes were left out because files of theirs are absent or empty.
+    """Say which keyframes were left out because files of theirs are absent or empty, or because they have no LiDAR.
 
     Args:
         splits: name -> what is there.
@@ -124,24 +125,28 @@ def settle_missing(splits: dict[str, Inventory], missing: str, listing: Path, ad
         InputError: some were, and `missing` is "error".
     """
     # an image may be in the past of several
-    files = list({path: None for stock in splits.values() for paths in stock.left_out.values() for path in paths})
-    if not files:
-        return
-    if ranks.rank() == 0:
-        listing.parent.mkdir(parents=True, exist_ok=True)
-        listing.write_text("".join(f"{path}\n" for path in files))
-    counts = ", ".join(
-        f"{len(stock.left_out)} of {len(stock.left_out) + len(stock.keyframes)} keyframes of {name}"
-        for name, stock in splits.items()
-        if stock.left_out
-    )
-    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(map(_kind, files)).items())
-    told = f"{counts} lack files: {len(files)} are absent or empty ({kinds}), first {files[0]}, all listed in {listing}"
-    if missing == "error":
-        scans = any(file.suffix == ".bin" for file in files)
-        raise InputError(f"{told}; get them, or leave these keyframes out with data.missing=skip{advice * scans}")
-    if ranks.rank() == 0:
-        print(f"left out: {told}", flush=True)
+    files = {path: kind for stock in splits.values() for of in stock.left_out.values() for path, kind in of.items()}
+    lacking = {name: sum(map(bool, stock.left_out.values())) for name, stock in splits.items()}
+    without_lidar = {name: len(stock.left_out) - lacking[name] for name, stock in splits.items()}
+    told = []
+    if files:
+        if ranks.rank() == 0:
+            listing.parent.mkdir(parents=True, exist_ok=True)
+            listing.write_text("".join(f"{path}\n" for path in files))
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(files.values()).items())
+        told.append(
+            f"{_shares(lacking, splits)} lack files: {len(files)} are absent or empty ({kinds}), "
+            f"first {next(iter(files))}, all listed in {listing}"
+        )
+    if any(without_lidar.values()):
+        told.append(f"{_shares(without_lidar, splits)} have no LiDAR scan, which is asked for")
+    if told and missing == "error":
+        scans = any(without_lidar.values()) or LIDAR in files.values()
+        raise InputError(
+            f"{'; '.join(told)}; get them, or leave these keyframes out with data.missing=skip{advice * scans}"
+        )
+    if told and ranks.rank() == 0:
+        print(f"left out: {'; '.join(told)}", flush=True)
 
 
 def summary(splits: dict[str, Inventory], labels: LabelSource, others: dict[str, dict[str, str]]) -> str:
@@ -167,6 +172,12 @@ def place_of_labels(stock: Inventory, labels: LabelSource) -> str:
     """Where the labels of the first keyframe that may have some were looked for."""
     path = next((path for keyframe in stock.keyframes if (path := labels.path(keyframe)) is not None), None)
     return "no labels are configured for them" if path is None else f"looked for {path}"
+
+
+def _shares(counts: dict[str, int], splits: dict[str, Inventory]) -> str:
+    """How many keyframes of each split."""
+    wholes = {name: len(stock.left_out) + len(stock.keyframes) for name, stock in splits.items()}
+    return ", ".join(f"{count} of {wholes[name]} keyframes of {name}" for name, count in counts.items() if count)
 
 
 def _row(name: str, stock: Inventory, others: dict[str, dict[str, str]]) -> list[str]:
@@ -209,24 +220,25 @@ def _without_cameras(splits: dict[str, Inventory]) -> Iterator[str]:
 
 def _look_at(
     keyframe: Keyframe, past: Sequence[Keyframe], labels: LabelSource, cameras: bool, lidar: bool
-) -> tuple[np.ndarray, list[Path]]:
-    """The digests of a keyframe, and its files, and images of its past, that are needed, but absent or empty."""
-    images, label_file = [camera.path for camera in keyframe.cameras], labels.path(keyframe)
-    files = [*images, keyframe.lidar_path]
-    values = [*map(_file_digest, files), _calibration_digest(keyframe), _file_digest(label_file)]
-    needed = [*(images if cameras else [None] * len(images)), keyframe.lidar_path if lidar else None]
-    lacking = [path for path, digest in zip(needed, values, strict=False) if path is not None and not digest]
-    if label_file is not None and not values[-1] and label_file.exists():
-        lacking.append(label_file)
-    if cameras:
-        earlier = [camera.path for each in past for camera in each.cameras if camera.path is not None]
-        lacking += [path for path in earlier if not (path.exists() and path.stat().st_size)]
-    return np.array(values, np.uint32), lacking
+) -> tuple[np.ndarray, dict[Path, str] | None]:
+    """The digests of a keyframe, and its files, and images of its past, that are needed, but absent or empty.
 
-
-def _kind(file: Path) -> str:
-    """What a file is, for counts: images and scans lie in a folder for each sensor."""
-    return "labels" if file.suffix in (".npz", ".npy") else file.parent.name
+    None: it is whole; empty: it needs a scan that the data do not name. See `Inventory.left_out`.
+    """
+    label_file = labels.path(keyframe)
+    files = {camera.channel: camera.path for camera in keyframe.cameras} | {LIDAR: keyframe.lidar_path}
+    digests = {channel: _file_digest(path) for channel, path in files.items()}
+    digest_of_labels = _file_digest(label_file)
+    needed = [channel for channel in files if (lidar if channel == LIDAR else cameras)]
+    lacking = {path: channel for channel in needed if (path := files[channel]) is not None and not digests[channel]}
+    if label_file is not None and not digest_of_labels and label_file.exists():
+        lacking[label_file] = "labels"
+    for camera in (camera for each in past for camera in each.cameras if cameras):
+        if camera.path is not None and not (camera.path.exists() and camera.path.stat().st_size):
+            lacking[camera.path] = camera.channel
+    values = [*digests.values(), _calibration_digest(keyframe), digest_of_labels]
+    whole = not lacking and not (lidar and keyframe.lidar_path is None)
+    return np.array(values, np.uint32), None if whole else lacking
 
 
 def _file_digest(path: Path | None) -> int:
@@ -246,7 +258,8 @@ def _file_digest(path: Path | None) -> int:
 
 def _calibration_digest(keyframe: Keyframe) -> int:
     cameras = [camera for camera in keyframe.cameras if camera.path is not None]
-    numbers = [keyframe.lidar2ego, keyframe.ego2global]
+    numbers = [] if keyframe.lidar2ego is None else [keyframe.lidar2ego]
+    numbers.append(keyframe.ego2global)
     numbers += [part for camera in cameras for part in (camera.intrinsics, camera.cam2ego, camera.ego2global)]
     # another machine may compute the last bits of a rotation otherwise; + 0.0 turns -0.0 into 0.0
     rounded = np.concatenate([part.ravel() for part in numbers]).round(5) + 0.0

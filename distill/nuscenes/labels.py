@@ -1,4 +1,4 @@
-"""Voxel labels of keyframes: Occ3D-nuScenes (docs/formulas.md 1.2, 2.2) and SurroundOcc (docs/formulas.md 2.3).
+"""Voxel labels of keyframes: Occ3D-nuScenes (docs/formulas.md 1.2, 2.2), SurroundOcc (2.3) and OpenOcc v2 (2.5).
 
 The labels of a keyframe are a dict of arrays on the grid X, Y, Z: `semantics` uint8; `mask_camera` and `mask_lidar`
 bool, True = observed by the cameras, by the accumulated LiDAR.
@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -21,8 +21,12 @@ from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.nuscenes.index import Keyframe
 
-# Array name in an Occ3D file -> highest value it may hold.
-_HIGHEST = {"semantics": len(OCC3D_CLASSES) - 1, "mask_camera": 1, "mask_lidar": 1}
+# the classes of OpenOcc v2 in its order (docs/formulas.md 2.5), and the ids of Occ3D's
+_OPENOCC = (
+    *("car", "truck", "trailer", "bus", "construction_vehicle", "bicycle", "motorcycle", "pedestrian", "traffic_cone"),
+    *("barrier", "driveable_surface", "other_flat", "sidewalk", "terrain", "manmade", "vegetation", "free"),
+)
+_FROM_OPENOCC = np.array([OCC3D_CLASSES.names.index(name) for name in _OPENOCC], np.uint8)
 _PRIOR_FROM, _PRIOR_ABOVE = 200, 0.2  # of how many keyframes the mean is taken, and which voxels are seen as a rule
 # what NumPy raises for files that are damaged, encrypted or none of its own
 _UNREADABLE = (
@@ -60,28 +64,37 @@ class LabelSource(Protocol):
 class Occ3DLabels:
     """`<root>/<scene>/<sample token>/labels.npz` on the `OCC3D` grid, a `LabelSource`.
 
+    Further arrays in a file, such as the instances of panoptic labels, are not looked at.
+
     Args:
-        root: the folder `gts`.
+        root: the folder `gts`, whatever it is called; None: files lie where the index of keyframes says.
     """
 
     grid = OCC3D
+    _kind = "Occ3D"
+    # array name -> highest value it may hold
+    _highest: ClassVar[dict[str, int]] = {"semantics": len(OCC3D_CLASSES) - 1, "mask_camera": 1, "mask_lidar": 1}
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | None) -> None:
         self.root = root
 
     def read(self, keyframe: Keyframe) -> dict[str, np.ndarray] | None:
         """The labels of a keyframe, None if it has no file."""
         path = self.path(keyframe)
-        if not path.exists():
+        if path is None or not path.exists():
             return None
         try:
             file = np.load(path, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: a single array, not an archive: not Occ3D labels")
+                raise InputError(f"{path}: a single array, not an archive: not {self._kind} labels")
             with file:
-                labels = {name: _checked(path, name, file) for name in _HIGHEST}
+                labels = {name: self._checked(path, name, file) for name in self._highest}
         except _UNREADABLE as error:
-            raise InputError(f"{path}: cannot be read as Occ3D labels ({error}): download it again") from error
+            raise InputError(f"{path}: cannot be read as {self._kind} labels ({error}): download it again") from error
+        return self._meant(path, labels)
+
+    def _meant(self, path: Path, labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays of a file in the conventions of this project."""
         _check_convention(path, labels["semantics"], OCC3D_CLASSES)
         return {name: array if name == "semantics" else array.astype(bool) for name, array in labels.items()}
 
@@ -89,10 +102,53 @@ class Occ3DLabels:
         """Everything free, nothing observed."""
         return _unobserved(self.grid, OCC3D_CLASSES.free)
 
-    def path(self, keyframe: Keyframe) -> Path:
-        """Where the file of a keyframe is, if it has one."""
+    def path(self, keyframe: Keyframe) -> Path | None:
+        """Where the file of a keyframe is, if it has one; None: the index was asked, and names none."""
+        if self.root is None:
+            return keyframe.labels
         # names the same bytes in a locale of another encoding
         return self.root / os.fsdecode(f"{keyframe.scene}/{keyframe.token}/labels.npz".encode())
+
+    def _checked(self, path: Path, name: str, file: np.lib.npyio.NpzFile) -> np.ndarray:
+        if name not in file.files:
+            raise InputError(
+                f"{path}: no array {name!r} (it has {', '.join(file.files) or 'none'}): not {self._kind} labels"
+            )
+        array = file[name]
+        if not isinstance(array, np.ndarray):  # a file in an archive that NumPy did not write
+            raise InputError(f"{path}: {name} is no array: not {self._kind} labels")
+        dtypes = (np.uint8,) if name == "semantics" else (np.uint8, np.bool_)
+        if array.shape != self.grid.shape or array.dtype not in dtypes:
+            raise InputError(
+                f"{path}: {name} is {array.dtype} {array.shape}, {self._kind} labels are uint8 {self.grid.shape}"
+            )
+        highest = self._highest[name]
+        if array.max() > highest:
+            raise InputError(f"{path}: {name} holds the value {array.max()}, the highest in {self._kind} is {highest}")
+        return array
+
+
+class OpenOccLabels(Occ3DLabels):
+    """OpenOcc v2's `labels.npz` (docs/formulas.md 2.5), renumbered as Occ3D's classes, a `LabelSource`.
+
+    Visibility is not known: both masks hold every voxel. No voxel is of class "others". Further arrays in a file, such
+    as the flow, are not looked at.
+
+    Args:
+        root: the folder `openocc_v2`, whatever it is called; None: files lie where the index of keyframes says.
+    """
+
+    _kind = "OpenOcc v2"
+    _highest: ClassVar[dict[str, int]] = {"semantics": len(_OPENOCC) - 1}
+
+    def _meant(self, path: Path, labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        semantics = _FROM_OPENOCC[labels["semantics"]]
+        if (misfit := OCC3D_CLASSES.misfit(semantics)) is not None:
+            raise InputError(
+                f"{path}: as OpenOcc's labels (free = 16), {misfit} Leave data.labels out if they are Occ3D's"
+            )
+        everywhere = np.ones(self.grid.shape, bool)
+        return {"semantics": semantics, "mask_camera": everywhere, "mask_lidar": everywhere.copy()}
 
 
 class SurroundOccLabels:
@@ -141,8 +197,10 @@ class SurroundOccLabels:
         return _unobserved(self.grid, SURROUNDOCC_CLASSES.free)
 
     def path(self, keyframe: Keyframe) -> Path | None:
-        """Where the file of a keyframe is, if it has one; None without a folder of labels."""
-        return None if self.root is None else self.root / "samples" / f"{keyframe.lidar_path.name}.npy"
+        """Where the file of a keyframe is, if it has one; None without a folder of labels, or without a LiDAR scan."""
+        if self.root is None or keyframe.lidar_path is None:
+            return None
+        return self.root / "samples" / f"{keyframe.lidar_path.name}.npy"
 
 
 class WithPrior:
@@ -203,25 +261,12 @@ def _unobserved(grid: VoxelGrid, free: int) -> dict[str, np.ndarray]:
     return {"semantics": np.full(grid.shape, free, np.uint8), "mask_camera": unseen, "mask_lidar": unseen.copy()}
 
 
-def _checked(path: Path, name: str, file: np.lib.npyio.NpzFile) -> np.ndarray:
-    if name not in file.files:
-        raise InputError(f"{path}: no array {name!r} (it has {', '.join(file.files) or 'none'}): not Occ3D labels")
-    array = file[name]
-    if not isinstance(array, np.ndarray):  # a file in an archive that NumPy did not write
-        raise InputError(f"{path}: {name} is no array: not Occ3D labels")
-    dtypes = (np.uint8,) if name == "semantics" else (np.uint8, np.bool_)
-    if array.shape != OCC3D.shape or array.dtype not in dtypes:
-        raise InputError(f"{path}: {name} is {array.dtype} {array.shape}, Occ3D labels are uint8 {OCC3D.shape}")
-    if array.max() > _HIGHEST[name]:
-        raise InputError(f"{path}: {name} holds the value {array.max()}, the highest in Occ3D is {_HIGHEST[name]}")
-    return array
-
-
 def _check_convention(path: Path, semantics: np.ndarray, classes: ClassSet) -> None:
     misfit = classes.misfit(semantics)
     if misfit is not None:
         raise InputError(
-            f"{path}: {misfit} Labels of OpenOcc have 16, others 0 for free space: renumber them as {classes.name}"
+            f"{path}: {misfit} Labels of OpenOcc have 16 for free space (data.labels=openocc), others 0: renumber "
+            f"them as {classes.name}"
         )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.nuscenes.layout import LIDAR
-from distill.nuscenes.tables import Tables, longest
+from distill.nuscenes.records import longest
+from distill.nuscenes.tables import Tables
 
 # The 16 classes of the lidarseg challenge, which are those of Occ3D; every other category is 0, which says nothing.
 _CLASSES = {
@@ -94,7 +95,7 @@ def read_lidarseg(tables: Tables, keyframes: np.ndarray) -> np.ndarray:
 
     Args:
         tables: of the dataroot.
-        keyframes: see `distill.nuscenes.tables.read_tables`.
+        keyframes: see `distill.nuscenes.records.records_of`.
 
     Raises:
         InputError: a broken table.
@@ -106,7 +107,7 @@ def read_lidarseg(tables: Tables, keyframes: np.ndarray) -> np.ndarray:
         if channel == LIDAR and data.flag("is_key_frame"):
             of_sample[tables.linked(data, "sample").text("token")] = record.text("filename")
     files = [of_sample.get(token.decode(), "") for token in keyframes["token"]]
-    return np.array([file.encode() for file in files], f"S{longest(files) or 1}")
+    return np.array([file.encode() for file in files], f"S{longest(files)}")
 
 
 def class_of_category(tables: Tables) -> np.ndarray:

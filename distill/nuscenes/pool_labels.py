@@ -20,7 +20,7 @@ from distill.command import command
 from distill.errors import InputError
 from distill.files import durable, write_durably
 from distill.nuscenes.dataroot import open_dataroot, open_labels
-from distill.nuscenes.index import Keyframe, NuScenesIndex
+from distill.nuscenes.index import Keyframe, KeyframeIndex
 from distill.nuscenes.inventory import Inventory, place_of_labels, settle_missing, summary, take_stock
 from distill.nuscenes.labels import LabelSource
 from kernels.pooled_labels import UNKNOWN, pooled_labels
@@ -115,7 +115,7 @@ def main(config: DictConfig) -> None:
     )
 
 
-def survey(config: DictConfig, index: NuScenesIndex, pooled: PooledLabels) -> dict[str, Inventory]:
+def survey(config: DictConfig, index: KeyframeIndex, pooled: PooledLabels) -> dict[str, Inventory]:
     """What there is of the configured splits, which is printed.
 
     Raises:

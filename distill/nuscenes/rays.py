@@ -15,7 +15,8 @@ from distill.errors import InputError
 from distill.grids import VoxelGrid
 from distill.nuscenes.index import Keyframe
 from distill.nuscenes.lidarseg import PointClasses
-from distill.nuscenes.points import on_car, project, read_scan
+from distill.nuscenes.points import on_car, project
+from distill.nuscenes.scans import read_scan
 
 # they are elsewhere at another time
 _MOVING = ("bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian", "trailer", "truck")

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from distill.nuscenes.layout import LIDAR
-from distill.nuscenes.tables import Record, Tables, cameras_of, image_fields, longest
+from distill.nuscenes.records import cameras_of, image_fields, longest
+from distill.nuscenes.tables import Record, Tables
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def read_sweeps(tables: Tables, keyframes: np.ndarray) -> np.ndarray:
 
     Args:
         tables: of the dataroot.
-        keyframes: see `distill.nuscenes.tables.read_tables`.
+        keyframes: see `distill.nuscenes.records.records_of`.
 
     Raises:
         InputError: a broken table, calibration or poses that are none.
@@ -116,4 +117,4 @@ def _fill(sweep: np.void, tables: Tables, data: Record, is_image: bool) -> None:
     sweep["ego2global"] = tables.linked(data, "ego_pose").quaternion_pose()
     if is_image:
         sweep["width"], sweep["height"] = data.whole("width", 1), data.whole("height", 1)
-        sweep["intrinsics"] = calibration.intrinsics()
+        sweep["intrinsics"] = calibration.intrinsics("camera_intrinsic")

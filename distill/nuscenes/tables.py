@@ -6,7 +6,6 @@ table names neither record nor field; so the six tables that are needed are read
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections import Counter
@@ -19,7 +18,18 @@ import numpy as np
 
 from distill import rigid
 from distill.errors import InputError
-from distill.nuscenes.layout import CAMERAS, LIDAR, check_version
+from distill.nuscenes.layout import CAMERAS, LIDAR, check_version, rig_order
+from distill.nuscenes.records import (
+    PINHOLE,
+    CameraEntry,
+    KeyframeEntry,
+    camera2keyframe,
+    fits_image,
+    is_pinhole,
+    misplaced,
+    records_of,
+    same_times,
+)
 
 # The devkit's split lists are about these versions; scene-0061 of v1.0-mini is not "the train split".
 _VERSION_SPLITS = {
@@ -28,12 +38,7 @@ _VERSION_SPLITS = {
     "v1.0-mini": ("mini_train", "mini_val"),
 }
 _HIGHEST = {"width": 2**31 - 1, "height": 2**31 - 1, "timestamp": 2**63 - 1}  # what a record of the index holds
-_FARTHEST = 50.0  # metres from the ego frame; no sensor of a car is so far from it
-_NARROWEST = 0.04  # focal length per side of an image that it fits: 170 degrees, beyond any pinhole
 _NORM_ERROR = 1e-3  # of a quaternion that was rounded; others are no rotations
-# Stands in for a camera that a keyframe lacks: 100 m above the ego frame, looking up. No LiDAR point is in front of it
-# and no ray from it meets a grid.
-_SKYWARDS = np.array([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 100], [0, 0, 0, 1]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +116,17 @@ class Record:
             raise self.fault("rotation", f"{self['rotation']!r}, no rotation (a quaternion w, x, y, z of norm 1)")
         return np.concatenate((quaternion, self.numbers("translation", (3,))))
 
-    def intrinsics(self) -> np.ndarray:
-        """`camera_intrinsic` of a pinhole camera, camera frame to pixels, float64 (3, 3)."""
-        matrix = self.numbers("camera_intrinsic", (3, 3))
-        if min(matrix[0, 0], matrix[1, 1]) <= 0 or matrix[1, 0] != 0 or matrix[2].tolist() != [0, 0, 1]:
-            raise self.fault(
-                "camera_intrinsic",
-                f"{matrix.tolist()}, no pinhole camera [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx > 0, fy > 0",
-            )
+    def intrinsics(self, field: str) -> np.ndarray:
+        """Intrinsics of a pinhole camera, camera frame to pixels, float64 (3, 3)."""
+        matrix = self.numbers(field, (3, 3))
+        if not is_pinhole(matrix):
+            raise self.fault(field, f"{matrix.tolist()}, no pinhole camera {PINHOLE}")
         return matrix
+
+    def check_image(self, field: str, intrinsics: np.ndarray, size: tuple[int, int]) -> None:
+        """Raise InputError unless intrinsics can be of an image of so many columns and rows."""
+        if not fits_image(intrinsics, size):
+            raise self.fault(field, f"{intrinsics.tolist()}, not of an image of {size[0]}x{size[1]} pixels")
 
     def fault(self, field: str, found: str) -> InputError:
         """The error that a field is not as it must be."""
@@ -173,34 +180,29 @@ class Tables:
 
 
 def read_tables(tables: Tables) -> np.ndarray:
-    """The record array of an index, one record per keyframe, ordered by scene name and time.
-
-    Text is UTF-8. The cameras are the fields of `cameras`, in the order of `_rig`. One that a keyframe lacks has no
-    path, the size of one that it has, and looks into the sky.
+    """The record array of an index, see `distill.nuscenes.records.records_of`; its cameras are those of `_rig`.
 
     Raises:
         InputError: a keyframe without LIDAR_TOP or without any camera, a broken table or splits.json, calibration or
             poses that are none, keyframes of one scene and time.
     """
-    splits = _splits_of_scenes(tables.folder)
-    sensors = _sensors(tables)
-    keyframes = sorted(
-        (tables.linked(sample, "scene").text("name"), sample.whole("timestamp", 0), token)
-        for token, sample in tables.records("sample").items()
+    splits, sensors, channels = _splits(tables.folder), _sensors(tables), _rig(tables)
+    samples = sorted(
+        tables.records("sample").values(),
+        key=lambda sample: (
+            tables.linked(sample, "scene").text("name"),
+            sample.whole("timestamp", 0),
+        ),  # faults in order
     )
-    if not keyframes:
+    entries = [_entry(tables, sample, sensors[sample.text("token")], channels) for sample in samples]
+    if not entries:
         raise InputError(f"{tables.file('sample')}: no keyframe is in it: download the nuScenes metadata again")
-    paths = [data.text("filename") for of_keyframe in sensors.values() for data in of_keyframe.values()]
-    _check_times(tables, keyframes)
-    scene_names, _, tokens = zip(*keyframes, strict=True)
-    split_lists = [" ".join(names) for names in splits.values()]
-    widths = map(longest, (tokens, scene_names, split_lists, paths))
-    records = np.zeros(len(keyframes), _record_dtype(_rig(tables), *widths))
-    for record, (scene, timestamp, token) in zip(records, keyframes, strict=True):
-        record["token"], record["scene"], record["timestamp"] = token.encode(), scene.encode(), timestamp
-        record["splits"] = " ".join(splits.get(scene, [])).encode()
-        _fill_sensors(record, tables, token, sensors[token])
-    return records
+    for one, other in same_times(entries):
+        raise InputError(
+            f"{tables.file('sample')}: keyframes {one.token} and {other.token} of {one.scene} have the same timestamp, "
+            f"{one.timestamp}: give each its own (microseconds), or leave one of them out"
+        )
+    return records_of(entries, channels, splits)
 
 
 def parse_json(path: Path) -> Any:
@@ -235,16 +237,6 @@ def _by_token(path: Path) -> dict[str, Record]:
     return table
 
 
-def _check_times(tables: Tables, keyframes: list[tuple[str, int, str]]) -> None:
-    """Raise InputError where the order of keyframes (scene, time, token) is not known."""
-    for (scene, time, token), (other_scene, other_time, other) in itertools.pairwise(keyframes):
-        if (scene, time) == (other_scene, other_time):
-            raise InputError(
-                f"{tables.file('sample')}: keyframes {token} and {other} of {scene} have the same timestamp, {time}: "
-                "give each its own (microseconds), or leave one of them out"
-            )
-
-
 def _sensors(tables: Tables) -> dict[str, dict[str, Record]]:
     """Sample token -> channel -> the record of its sample_data."""
     of_sample: dict[str, dict[str, Record]] = {token: {} for token in tables.records("sample")}
@@ -260,67 +252,53 @@ def _sensors(tables: Tables) -> dict[str, dict[str, Record]]:
 
 
 def _rig(tables: Tables) -> tuple[str, ...]:
-    """The cameras of a dataroot: sensors of modality "camera", and those that have the names of nuScenes' cameras.
-
-    `CAMERAS`, if there are no others, whether or not all of these are here; otherwise those that are here: first those
-    in `CAMERAS`, in that order, then the others by name.
-    """
+    """The cameras of a dataroot: sensors of modality "camera", and those that have the names of nuScenes' cameras."""
     sensors = tables.records("sensor").values()
     cameras = {sensor.text("channel") for sensor in sensors if sensor.fields.get("modality") == "camera"}
     cameras |= {channel for channel in CAMERAS if any(sensor.fields.get("channel") == channel for sensor in sensors)}
-    own = sorted(cameras - {*CAMERAS})
-    return (*(channel for channel in CAMERAS if channel in cameras), *own) if own else CAMERAS
+    return rig_order(cameras)
 
 
-def _fill_sensors(record: np.void, tables: Tables, token: str, sensors: dict[str, Record]) -> None:
-    channels = cameras_of(record.dtype)
+def _entry(tables: Tables, sample: Record, sensors: dict[str, Record], channels: Sequence[str]) -> KeyframeEntry:
+    token = sample.text("token")
     _check_sensors(tables, token, sensors, channels)
     lidar = sensors[LIDAR]
-    record["lidar_path"] = lidar.text("filename").encode()
-    record["lidar2ego"] = tables.linked(lidar, "calibrated_sensor").pose()
-    record["ego2global"] = tables.linked(lidar, "ego_pose").pose()
-    _check_near(lidar, record["lidar2ego"])
-    global2ego = rigid.inverse(record["ego2global"])
-    for channel in channels:
-        if channel in sensors:
-            data, camera = sensors[channel], record["cameras"][channel]
-            calibration = tables.linked(data, "calibrated_sensor")
-            camera["path"] = data.text("filename").encode()
-            camera["width"], camera["height"] = data.whole("width", 1), data.whole("height", 1)
-            camera["intrinsics"], camera["cam2ego"] = calibration.intrinsics(), calibration.pose()
-            camera["ego2global"] = tables.linked(data, "ego_pose").pose()
-            _check_near(data, global2ego @ camera["ego2global"] @ camera["cam2ego"])
-            _check_image(calibration, camera["intrinsics"], (int(camera["width"]), int(camera["height"])))
-    _fill_absent(record)
+    lidar2ego = tables.linked(lidar, "calibrated_sensor").pose()
+    ego2global = tables.linked(lidar, "ego_pose").pose()
+    _check_near(lidar, lidar2ego)
+    return KeyframeEntry(
+        token=token,
+        scene=tables.linked(sample, "scene").text("name"),
+        timestamp=sample.whole("timestamp", 0),
+        ego2global=ego2global,
+        cameras={channel: _camera(tables, sensors[channel], ego2global) for channel in channels if channel in sensors},
+        lidar_path=lidar.text("filename"),
+        lidar2ego=lidar2ego,
+    )
+
+
+def _camera(tables: Tables, data: Record, ego2global: np.ndarray) -> CameraEntry:
+    """Of a keyframe, whose ego pose is `ego2global`."""
+    calibration = tables.linked(data, "calibrated_sensor")
+    camera = CameraEntry(
+        path=data.text("filename"),
+        width=data.whole("width", 1),
+        height=data.whole("height", 1),
+        intrinsics=calibration.intrinsics("camera_intrinsic"),
+        cam2ego=calibration.pose(),
+        ego2global=tables.linked(data, "ego_pose").pose(),
+    )
+    _check_near(data, camera2keyframe(camera, ego2global))
+    calibration.check_image("camera_intrinsic", camera.intrinsics, (camera.width, camera.height))
+    return camera
 
 
 def _check_near(data: Record, sensor2ego: np.ndarray) -> None:
-    distance = float(np.linalg.norm(sensor2ego[:3, 3]))
-    if distance > _FARTHEST:
+    if (where := misplaced(sensor2ego)) is not None:
         raise InputError(
-            f"{data.table}: {data.use} is {distance:.0f} m from the vehicle by its calibrated_sensor and ego_pose: "
+            f"{data.table}: {data.use} is {where} by its calibrated_sensor and ego_pose: "
             "correct them (metres; the ego_pose of the same moment)"
         )
-
-
-def _check_image(calibration: Record, intrinsics: np.ndarray, size: tuple[int, int]) -> None:
-    centre, focal = intrinsics[:2, 2], np.diag(intrinsics)[:2]
-    if not ((centre >= 0) & (centre <= size)).all() or (focal < _NARROWEST * np.array(size)).any():
-        raise calibration.fault(
-            "camera_intrinsic", f"{intrinsics.tolist()}, not of an image of {size[0]}x{size[1]} pixels"
-        )
-
-
-def _fill_absent(record: np.void) -> None:
-    """Let the cameras that a keyframe lacks look into the sky, with a right angle of view."""
-    cameras = [record["cameras"][channel] for channel in cameras_of(record.dtype)]
-    present = next(camera for camera in cameras if camera["path"])
-    width, height = present["width"], present["height"]
-    for camera in cameras:
-        if not camera["path"]:
-            camera["width"], camera["height"] = width, height
-            camera["intrinsics"] = [[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1]]
-            camera["cam2ego"], camera["ego2global"] = _SKYWARDS, record["ego2global"]
 
 
 def _check_sensors(tables: Tables, token: str, sensors: dict[str, Record], cameras: Sequence[str]) -> None:
@@ -337,47 +315,10 @@ def _check_sensors(tables: Tables, token: str, sensors: dict[str, Record], camer
         )
 
 
-def longest(texts: Sequence[str]) -> int:
-    """Bytes of the longest text."""
-    return max((len(text.encode()) for text in texts), default=1)
-
-
-def _record_dtype(channels: Sequence[str], token: int, scene: int, splits: int, path: int) -> np.dtype:
-    matrix = ("<f8", (4, 4))
-    camera = [*image_fields(path), ("cam2ego", *matrix), ("ego2global", *matrix)]
-    return np.dtype(
-        [
-            ("token", f"S{token}"),
-            ("scene", f"S{scene}"),
-            ("splits", f"S{splits}"),
-            ("timestamp", "<i8"),
-            ("lidar_path", f"S{path}"),
-            ("lidar2ego", *matrix),
-            ("ego2global", *matrix),
-            ("cameras", [(channel, camera) for channel in channels]),
-        ]
-    )
-
-
-def cameras_of(records: np.dtype) -> tuple[str, ...]:
-    """Names of the cameras of records of keyframes, in order."""
-    return records["cameras"].names or ()
-
-
-def image_fields(path: int) -> list[tuple]:
-    """Of a record that says what an image is; `path`: bytes of the longest one."""
-    return [("path", f"S{path}"), ("width", "<i4"), ("height", "<i4"), ("intrinsics", "<f8", (3, 3))]
-
-
-def _splits_of_scenes(folder: Path) -> dict[str, list[str]]:
-    """Scene name -> names of the splits it belongs to."""
+def _splits(folder: Path) -> dict[str, list[str]]:
+    """Names of splits -> names of their scenes."""
     custom = folder / "splits.json"
-    splits = _read_splits(custom) if custom.exists() else _devkit_splits(folder.name)
-    of_scene: dict[str, list[str]] = {}
-    for name, scenes in splits.items():
-        for scene in scenes:
-            of_scene.setdefault(scene, []).append(name)
-    return of_scene
+    return _read_splits(custom) if custom.exists() else _devkit_splits(folder.name)
 
 
 def _devkit_splits(version: str) -> dict[str, list[str]]:

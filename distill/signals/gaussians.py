@@ -142,7 +142,7 @@ class GaussianSet(Signal):
         covered_XYZ = torch.ones_like(voxel_log_probs_XYZC[..., 0]) if covered_XYZ is None else covered_XYZ
         index_V = covered_XYZ.flatten().nonzero().squeeze(1)
         teacher_VC = voxel_log_probs_XYZC.flatten(0, -2)[index_V]
-        rendered_VC, _ = render(stored, self.grid, frame.lidar2ego[0], index_V)
+        rendered_VC, _ = render(stored, self.grid, frame.lidar_pose()[0], index_V)
         difference_VC = teacher_VC.clamp_min(_LOWEST) - rendered_VC
         kl = float((teacher_VC.exp() * difference_VC).sum(1).mean())
         if not kl <= MAX_MEAN_KL:
@@ -173,7 +173,7 @@ class GaussianSet(Signal):
     def listen(
         self, record: GaussiansTold, frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]
     ) -> RenderedVoxels:
-        return RenderedVoxels(record.gaussians, frame.lidar2ego, grid, free, whole_columns="columns" in asked)
+        return RenderedVoxels(record.gaussians, frame.lidar_pose(), grid, free, whole_columns="columns" in asked)
 
 
 class RenderedVoxels:

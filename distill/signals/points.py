@@ -128,7 +128,7 @@ class Points(Signal):
     def say(self, prediction: TeacherPrediction, frame: Frame, free: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """The points that count, float32 (P, 3 + S), and LIDAR_TOP to the frame they lie in."""
         said = []
-        for points_QRN, lidar2grid_44 in zip(super().say(prediction, frame, free), frame.lidar2ego, strict=True):
+        for points_QRN, lidar2grid_44 in zip(super().say(prediction, frame, free), frame.lidar_pose(), strict=True):
             points_QRN = torch.from_numpy(points_QRN)
             kept_QR = self.kind.rule.kept(points_QRN[..., :3], points_QRN[..., 3:])
             said.append((points_QRN[kept_QR].numpy(), lidar2grid_44.cpu().numpy()))
@@ -182,7 +182,7 @@ class Points(Signal):
 
     @override
     def listen(self, record: PointsTold, frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]) -> PointVoxels:
-        return PointVoxels(record, frame.lidar2ego, self.grid, grid, self.kind.rule, free)
+        return PointVoxels(record, frame.lidar_pose(), self.grid, grid, self.kind.rule, free)
 
 
 class PointVoxels:

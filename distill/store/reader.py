@@ -264,6 +264,10 @@ class TeacherStore:
         """The teacher's voxel classes, uint8 (X, Y, Z); 255 where it has not modelled the voxel."""
         return self._reading(token, lambda read: np.ascontiguousarray(read("voxel_semantics")))
 
+    def file(self, token: str) -> Path:
+        """The file in which the teacher's voxel classes lie, its own or that of a pack."""
+        return self.path / self._reading(token, lambda read: read.found.file("voxel_semantics"))
+
     def coverage(self, token: str) -> np.ndarray:
         """Of which voxels the teacher says anything, bool (X, Y, Z)."""
         return self._reading(token, lambda read: np.ascontiguousarray(read("voxel_coverage")))
@@ -306,6 +310,9 @@ class TeacherStore:
                 continue  # whoever asks for what the sample says is told
             if theirs is not None:
                 named = self.identity.frame_digests
+                if len(digests[token]) - len(named) not in (0, 1):  # with and without that of the labels
+                    different[token] = ["another number of cameras"]
+                    continue
                 pairs = zip(named, digests[token].tolist(), theirs.tolist(), strict=False)
                 sources = [name for name, one, other in pairs if one and other and one != other]
                 different |= {token: sources} if sources else {}

@@ -17,10 +17,11 @@ from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES, ClassSet
 from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.networks.published import Published
-from distill.nuscenes.dataroot import open_dataroot, open_labels
-from distill.nuscenes.index import Keyframes, NuScenesIndex
+from distill.nuscenes.dataroot import open_dataroot, open_labels, source_of
+from distill.nuscenes.index import KeyframeIndex, Keyframes
 from distill.nuscenes.inventory import Inventory, place_of_labels, settle_missing, summary, take_stock
 from distill.nuscenes.labels import LabelSource
+from distill.teaching.labels import TeacherLabels
 from student.evaluation.predictions import PredictionsFolder
 from student.evaluation.request import Opened
 from student.evaluation.sources import CheckpointSource, NetworkSource, PredictionsSource, Source, StoreSource
@@ -48,7 +49,7 @@ class Comparison:
 
     data: DictConfig
     split: str
-    index: NuScenesIndex
+    index: KeyframeIndex
     grid: VoxelGrid
     classes: ClassSet
     labels: LabelSource
@@ -90,7 +91,7 @@ def open_comparison(
         keyframes=labelled if config.export is None else stock.keyframes,
         labelled=labelled,
         unlabelled=len(stock.keyframes) - len(labelled),
-        told=summary({settings.split: stock}, labels, {}),
+        told=_told(settings.split, stock, labels),
         sources=[],
     )
     sources = _open_sources(config, opened, settings, comparison, device, output)
@@ -135,7 +136,7 @@ def _take_stock(
     config: DictConfig,
     opened: dict[str, Opened],
     settings: DictConfig,
-    index: NuScenesIndex,
+    index: KeyframeIndex,
     labels: LabelSource,
     output: Path,
 ) -> Inventory:
@@ -184,11 +185,21 @@ def _say_other_frames(source: StoreSource, stock: Inventory) -> None:
         )
 
 
+def _told(split: str, stock: Inventory, labels: LabelSource) -> str:
+    """What there is, in a table, and what is unusual about the labels and the rays."""
+    told = [summary({split: stock}, labels, {})]
+    if isinstance(labels, TeacherLabels):
+        told.append(f"scored against what teacher {labels.teacher} says ({labels.store.path}), not against labels")
+    if stock.keyframes and stock.keyframes[0].lidar2ego is None:
+        told.append("the data have no LiDAR: the rays of RayIoU begin amidst the cameras")
+    return "\n".join(told)
+
+
 def _without_labels(stock: Inventory, labels: LabelSource, settings: DictConfig) -> str:
     return (
-        f"none of the {len(stock.keyframes)} keyframes of {settings.data.root}, split {settings.split}, has labels on "
-        f"grid {labels.grid.name} ({place_of_labels(stock, labels)}): there is nothing to score against; export= "
-        "writes predictions without scoring"
+        f"none of the {len(stock.keyframes)} keyframes of {source_of(settings.data)}, split {settings.split}, has "
+        f"labels on grid {labels.grid.name} ({place_of_labels(stock, labels)}): there is nothing to score against; "
+        "export= writes predictions without scoring"
     )
 
 

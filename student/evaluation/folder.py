@@ -15,6 +15,7 @@ from distill.checkpoint import PACKAGE_PREFIX
 from distill.command import distinct
 from distill.errors import InputError
 from distill.files import owned
+from distill.nuscenes.dataroot import source_of
 
 # everything that an evaluation may leave in its folder
 _WRITTEN = (
@@ -27,7 +28,7 @@ _NOT_IN_NAME = (
     *("cache_dir", "data.cache_dir", "data.train_split", "data.val_split"),
 )
 # what has to be given where no checkpoint brings its own
-_DATA = ("data", "data.root", "data.version")
+_DATA = ("data", "data.root", "data.version", "data.index")
 
 
 def name_of(path: str) -> str:
@@ -64,7 +65,7 @@ def report_folder(config: DictConfig, settings: DictConfig, own_data: bool) -> I
     # one rank owns it for all of them
     with owned(lock, f"the report folder {output}") if ranks.rank() == 0 else nullcontext():
         if config.output is None:
-            _check_same_data(output / "metrics.json", dataroot(settings.data))
+            _check_same_data(output / "metrics.json", str(source_of(settings.data)))
         yield output
 
 
@@ -87,11 +88,6 @@ def default_folder(config: DictConfig, split: str, overrides: Sequence[str], own
     if beside.name == "best.pt":
         return beside.with_name(name)
     return beside.with_name(f"{name_of(first) if beside.is_dir() else beside.name}-{name}")
-
-
-def dataroot(data: DictConfig) -> str:
-    """The tables of the keyframes that are scored."""
-    return str(Path(data.root) / data.version)
 
 
 def _check_same_data(metrics: Path, tables: str) -> None:

@@ -26,10 +26,11 @@ from distill.metrics.bootstrap import Counts
 from distill.nuscenes.index import Keyframe, Keyframes
 from distill.nuscenes.labels import LabelSource
 from distill.pictures.voxels import Painter
+from distill.teaching.labels import TeacherLabels
 from student.evaluation.comparison import Comparison, open_comparison
 from student.evaluation.control import find_arms
 from student.evaluation.cost import network_cost
-from student.evaluation.folder import begin, dataroot, report_folder
+from student.evaluation.folder import begin, report_folder
 from student.evaluation.page import KeyframePictures, write_page
 from student.evaluation.pictures import Volumes, check_wanted, choose, draw, save_panel
 from student.evaluation.predictions import write_prediction
@@ -261,16 +262,18 @@ class Evaluation:
         what = "none of their visible voxels is occupied" if seen else "their masks are empty: no voxel is visible"
         raise InputError(
             f"nothing can be scored on the {len(comparison.labelled)} labelled keyframes of split "
-            f"{comparison.split} of {comparison.data.root}: {what}; give labels with mask_camera, or another split"
+            f"{comparison.split} of {comparison.index.source}: {what}; give labels with mask_camera, or another split"
         )
 
     def _scored(self, checked: str) -> dict[str, Any]:
         """The facts that hold for all sources."""
         comparison, classes = self.comparison, self.comparison.classes
         scored, gift = classes.scored, classes.unlabelled_iou
+        teacher = comparison.labels.teacher if isinstance(comparison.labels, TeacherLabels) else None
+        against = "" if teacher is None else f", against what teacher {teacher} says, not against labels"
         return {
             "data": comparison.data.name,
-            "dataroot": dataroot(comparison.data),
+            "dataroot": str(comparison.index.source),
             "split": comparison.split,
             "keyframes": len(comparison.labelled),
             "unlabelled": comparison.unlabelled,
@@ -278,7 +281,7 @@ class Evaluation:
             "convention": classes.convention,
             "classes": list(classes.names),
             "free": classes.free,
-            "voxels": classes.counted,
+            "voxels": classes.counted + against,
             "metric": f"{classes.convention} mIoU: one confusion matrix, classes {scored.start}-{scored.stop - 1} "
             f"averaged, {classes.names[classes.free]} counted as an error"
             + ("" if gift is None else f", a class without labels counts {gift:.0f}"),

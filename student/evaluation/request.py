@@ -88,8 +88,9 @@ def settings_of(config: DictConfig, opened: dict[str, Opened]) -> DictConfig:
     if config.grid is not None:
         given |= {"grid": config.grid, "classes": config.classes}
     checkpoint = next((source for source in opened.values() if isinstance(source, Checkpoint)), None)
-    base = {"data": OmegaConf.load(_NUSCENES)} if checkpoint is None else checkpoint.config
-    merged = OmegaConf.merge(OmegaConf.create(base), given)
+    # what data did not say in earlier versions, it is of nuScenes
+    base = OmegaConf.create({"data": OmegaConf.load(_NUSCENES)})
+    merged = OmegaConf.merge(base, {} if checkpoint is None else checkpoint.config, given)
     assert isinstance(merged, DictConfig)
     if OmegaConf.is_missing(merged.data, "root"):
         raise InputError("no checkpoint says where the data are: give data=demo, or data=nuscenes data.root=PATH")

@@ -31,7 +31,7 @@ from distill.metrics import (
 )
 from distill.metrics.bootstrap import Counts
 from distill.metrics.rays import THRESHOLDS
-from distill.nuscenes.index import Keyframe, NuScenesIndex
+from distill.nuscenes.index import Keyframe, KeyframeIndex
 from student.evaluation.sources import Prediction
 
 _TOLERANCE = 1e-4  # percent, of the self-check: the F-score's epsilon keeps it from 100 exactly
@@ -40,12 +40,14 @@ _TOLERANCE = 1e-4  # percent, of the self-check: the F-score's epsilon keeps it 
 class ScenePoses:
     """Where the LiDAR is in all keyframes of a keyframe's scene, which is where RayIoU's rays begin.
 
+    Without a LiDAR they begin amidst the cameras.
+
     Args:
         index: all keyframes of the dataroot, not only those that are scored.
         grid: of the labels.
     """
 
-    def __init__(self, index: NuScenesIndex, grid: VoxelGrid) -> None:
+    def __init__(self, index: KeyframeIndex, grid: VoxelGrid) -> None:
         self.index, self.grid = index, grid
         self._tokens: dict[str, list[str]] = {}
         for scene, token in zip(index.scenes, index.tokens, strict=True):
@@ -57,13 +59,23 @@ class ScenePoses:
         tokens = self._tokens[keyframe.scene]
         if self._scene is None or self._scene[0] != keyframe.scene:
             keyframes = list(self.index.select(tokens))
-            lidar2ego_K44 = np.stack([other.lidar2ego for other in keyframes])
+            lidar2ego_K44 = np.stack([viewpoint(other) for other in keyframes])
             self._scene = (keyframe.scene, lidar2ego_K44, np.stack([other.ego2global for other in keyframes]))
         return ray_origins(*self._scene[1:], tokens.index(keyframe.token), self.grid)
 
     def grid2global(self, keyframe: Keyframe) -> np.ndarray:
         """The frame of the grid to the map, float64 (4, 4)."""
         return keyframe.ego2global @ rigid.inverse(self.grid.from_ego(keyframe.lidar2ego))
+
+
+def viewpoint(keyframe: Keyframe) -> np.ndarray:
+    """The pose of the LiDAR in the ego frame, or of one that would be amidst the cameras, float64 (4, 4)."""
+    if keyframe.lidar2ego is not None:
+        return keyframe.lidar2ego
+    pose = np.eye(4)
+    there = [camera.present for camera in keyframe.cameras]
+    pose[:3, 3] = keyframe.cam2ego()[there, :3, 3].mean(0)
+    return pose
 
 
 class Scorecard:

@@ -185,8 +185,8 @@ class StoreSource:
         return _LabelsAnd(self._read, keyframes, labels)
 
     def _read(self, keyframe: Keyframe) -> dict[str, Any]:
-        lidar2grid = self.grid.from_ego(keyframe.lidar2ego) @ keyframe.lidar2ego
-        classes = {}
+        lidar2ego, classes = keyframe.lidar2ego, {}
+        lidar2grid = None if lidar2ego is None else self.grid.from_ego(lidar2ego) @ lidar2ego
         if self._as_stored:
             store = self.teacher.store_of(keyframe.token)
             assert store is not None

@@ -22,12 +22,12 @@ from distill.networks.opus.image_network import COARSEST_STRIDE, FPN, normalised
 from distill.networks.opus.sampling import Views
 from distill.networks.opus.weights import OFFICIAL
 from distill.networks.prediction import Occupancy
+from distill.nuscenes.layout import upstream_order
 from distill.point_sets import PointSet, VoxelRule
 from distill.signals import PointKind
 
 _PYRAMID_CHANNELS = 256
 # in which order cameras are asked whether they see a point; others come behind
-_ORDER = tuple(f"CAM_{place}" for place in ("FRONT", "FRONT_RIGHT", "FRONT_LEFT", "BACK", "BACK_LEFT", "BACK_RIGHT"))
 
 
 class OPUS(nn.Module):
@@ -125,7 +125,7 @@ class OPUS(nn.Module):
 
     def image_features(self, images_BN3HW: Tensor, channels: Sequence[str]) -> list[Tensor]:
         """Features of uint8 images of cameras on four levels, float32 (B, N, H, W, C) each, in upstream's order."""
-        images_BN3HW = images_BN3HW[:, _order(channels)]
+        images_BN3HW = images_BN3HW[:, upstream_order(channels)]
         maps = self.img_neck(self.img_backbone(normalised(images_BN3HW.flatten(0, 1))))
         return [map_ICHW.float().permute(0, 2, 3, 1).unflatten(0, images_BN3HW.shape[:2]) for map_ICHW in maps]
 
@@ -147,7 +147,7 @@ class OPUS(nn.Module):
                 cam2ego_BN44 = seen.ego2present.double().unsqueeze(1) @ cam2ego_BN44
             ego2image_BN44 = torch.linalg.inv(cam2ego_BN44)
             ego2image_BN44[:, :, :3] = seen.intrinsics.double() @ ego2image_BN44[:, :, :3]
-            matrices.append(ego2image_BN44[:, _order(frame.channels[0])])
+            matrices.append(ego2image_BN44[:, upstream_order(frame.channels[0])])
         return torch.stack(matrices, 1).float()
 
     def _voxel_logits(self, last: PointSet) -> Tensor:
@@ -186,8 +186,3 @@ class Streaming:
         return self.network.predict(
             frame, [[torch.cat(level) for level in zip(*rows, strict=True)] for rows in features_T]
         )
-
-
-def _order(channels: Sequence[str]) -> list[int]:
-    """Positions of the cameras in upstream's order."""
-    return sorted(range(len(channels)), key=lambda n: (*_ORDER, channels[n]).index(channels[n]))

@@ -15,7 +15,7 @@ from distill.checkpoint import resolve, sha256_of
 from distill.errors import InputError
 from distill.frame import Frame
 from distill.grids import SURROUNDOCC, VoxelGrid
-from distill.nuscenes.layout import CAMERAS
+from distill.nuscenes.layout import upstream_order
 from distill.signals.gaussians import render
 from distill.store import GaussianKind
 from teacher_dump.teachers import TeacherPrediction
@@ -23,10 +23,6 @@ from teacher_dump.teachers.gaussianformer.draws import SeededDraws
 from teacher_dump.teachers.gaussianformer.network import GaussianFormer, check_image_size
 from teacher_dump.teachers.gaussianformer.weights import OFFICIAL
 
-# the order of the cameras decides which point farthest point sampling starts from
-_ORDER = [
-    CAMERAS.index(f"CAM_{place}") for place in ("FRONT", "FRONT_RIGHT", "FRONT_LEFT", "BACK", "BACK_LEFT", "BACK_RIGHT")
-]
 # of RGB images, 0..255
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -73,12 +69,14 @@ class GaussianFormerTeacher:
     @torch.inference_mode()
     def predict(self, frame: Frame) -> TeacherPrediction:
         """Log-probabilities, coverage and Gaussians of a batch, one keyframe after the other."""
-        images_BN3HW = normalised(frame.images[:, _ORDER])
-        lidar2img_BN44 = lidar2image(frame.intrinsics, frame.cam2ego, frame.lidar2ego)[:, _ORDER]
+        # the order of the cameras decides which point farthest point sampling starts from
+        order, lidar2ego_B44 = upstream_order(frame.channels[0]), frame.lidar_pose()
+        images_BN3HW = normalised(frame.images[:, order])
+        lidar2img_BN44 = lidar2image(frame.intrinsics, frame.cam2ego, lidar2ego_B44)[:, order]
         index_V = torch.arange(math.prod(self.grid.shape), device=images_BN3HW.device)
         gaussians, rendered = [], []
         for token, images_N3HW, lidar2img_N44, lidar2ego_44 in zip(
-            frame.token, images_BN3HW, lidar2img_BN44, frame.lidar2ego, strict=True
+            frame.token, images_BN3HW, lidar2img_BN44, lidar2ego_B44, strict=True
         ):
             try:
                 gaussians.append(self.network(images_N3HW, lidar2img_N44, SeededDraws(self.seed, token)))

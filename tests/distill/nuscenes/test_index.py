@@ -7,7 +7,7 @@ from pyquaternion import Quaternion
 
 from distill.errors import InputError
 from distill.nuscenes.index import load_index
-from distill.nuscenes.layout import CAMERAS
+from distill.nuscenes.layout import CAMERAS, nuscenes_scans
 
 VERSION = "v1.0-tiny"
 
@@ -158,10 +158,10 @@ def test_unwritable_cache_is_named(dataroot, tmp_path):
 
 
 def test_the_columns_of_scans_belong_to_the_dataroot(dataroot, tmp_path):
-    assert load_index(dataroot, VERSION, tmp_path).keyframe("late").lidar_columns == 5
+    assert load_index(dataroot, VERSION, tmp_path).keyframe("late").scan == nuscenes_scans(5)
     index = load_index(dataroot, VERSION, tmp_path, 4)
     assert {
-        k.lidar_columns for k in (index.keyframe("late"), *index.keyframes("train"), *index.keyframes("all")[1:])
+        len(k.scan.columns) for k in (index.keyframe("late"), *index.keyframes("train"), *index.keyframes("all")[1:])
     } == {4}
 
 

@@ -74,7 +74,7 @@ def test_whoever_looks_back_needs_the_images_of_the_past(dataroot, tmp_path, cap
     assert stock_of(dataroot, lidar=False).keyframes.tokens == ["alone", "late"]
     stock = stock_of(dataroot, lidar=False, history=2)
     assert stock.keyframes.tokens == ["alone"]
-    assert stock.left_out == {"early": [lost], "late": [lost]}
+    assert stock.left_out == {"early": {lost: "CAM_BACK"}, "late": {lost: "CAM_BACK"}}
     settle_missing({"all": stock}, "skip", tmp_path / "missing_files.txt")
     assert "left out: 2 of 3 keyframes of all lack files: 1 are absent or empty" in capsys.readouterr().out
 
@@ -83,7 +83,7 @@ def test_an_empty_label_file_is_a_missing_one_and_no_keyframe_without_labels(dat
     empty = label(dataroot, "late", "scene-0002")
     empty.write_bytes(b"")
     stock = stock_of(dataroot)
-    assert stock.left_out == {"late": [empty]}
+    assert stock.left_out == {"late": {empty: "labels"}}
     assert stock.keyframes.tokens == ["alone", "early"]
     with pytest.raises(
         InputError, match=r"1 of 3 keyframes of all lack files: 1 are absent or empty \(1 labels\).*=skip$"

@@ -8,10 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES
 from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.nuscenes.dataroot import open_labels
-from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
+from distill.nuscenes.labels import Occ3DLabels, OpenOccLabels, SurroundOccLabels
+from distill.store import TeacherStore
+from distill.teaching.labels import TeacherLabels
 
 SHAPE = (200, 200, 16)
 
@@ -263,12 +266,89 @@ def test_a_keyframe_without_surroundocc_file_is_unlabelled(tmp_path, keyframe):
     assert SurroundOccLabels(None).path(keyframe) is None
 
 
+# --- OpenOcc v2
+
+
+def test_openocc_is_renumbered_and_seen_everywhere(tmp_path, keyframe, path):
+    """By the order of its classes, written down here once more; flow is not looked at."""
+    vehicles = ("car", "truck", "trailer", "bus", "construction_vehicle", "bicycle", "motorcycle")
+    ground = ("driveable_surface", "other_flat", "sidewalk", "terrain", "manmade", "vegetation", "free")
+    theirs = (*vehicles, "pedestrian", "traffic_cone", "barrier", *ground)
+    ids = np.random.default_rng(0).integers(0, 17, SHAPE, dtype=np.uint8)
+    ids[:, :, 8:] = 16
+    np.savez(path, semantics=ids, flow=np.zeros((2, 2), np.float16))
+    labels = OpenOccLabels(tmp_path).read(keyframe)
+    assert labels["semantics"].dtype == np.uint8
+    for number, name in enumerate(theirs):
+        assert np.unique(labels["semantics"][ids == number]).tolist() == [OCC3D_CLASSES.names.index(name)]
+    assert labels["mask_camera"].all() and labels["mask_lidar"].all()
+    assert OpenOccLabels(tmp_path).unlabelled()["semantics"].max() == 17
+
+
+def test_occ3d_and_openocc_are_not_taken_for_each_other(tmp_path, keyframe, path):
+    ids = np.full(SHAPE, 17, np.uint8)
+    ids[:, :, 0] = 11
+    np.savez(path, semantics=ids, mask_camera=ids > 0, mask_lidar=ids > 0)
+    with pytest.raises(InputError, match="semantics holds the value 17, the highest in OpenOcc v2 is 16"):
+        OpenOccLabels(tmp_path).read(keyframe)
+    np.savez(path, semantics=np.where(ids == 17, 16, 10).astype(np.uint8), mask_camera=ids > 0, mask_lidar=ids > 0)
+    with pytest.raises(InputError, match=r"class ids of another convention.*data\.labels=openocc"):
+        Occ3DLabels(tmp_path).read(keyframe)
+    assert (OpenOccLabels(tmp_path).read(keyframe)["semantics"] == ids).all()
+    np.savez(path, semantics=np.full(SHAPE, 10, np.uint8))
+    with pytest.raises(InputError, match=r"as OpenOcc's labels \(free = 16\), .*another convention"):
+        OpenOccLabels(tmp_path).read(keyframe)
+
+
+def test_arrays_of_panoptic_labels_are_not_looked_at(tmp_path, keyframe, path):
+    stored = arrays()
+    np.savez(path, **stored, instances=np.zeros(SHAPE, np.uint8), instance_class_ids=np.arange(3))
+    labels = Occ3DLabels(tmp_path).read(keyframe)
+    assert labels.keys() == stored.keys()
+
+
+def test_labels_lie_where_the_index_says(tmp_path, keyframe):
+    np.savez(tmp_path / "mine.npz", **arrays())
+    keyframe.labels = tmp_path / "mine.npz"
+    assert Occ3DLabels(None).read(keyframe) is not None
+    assert Occ3DLabels(tmp_path / "elsewhere").read(keyframe) is None
+    keyframe.labels = None
+    assert (Occ3DLabels(None).path(keyframe), Occ3DLabels(None).read(keyframe)) == (None, None)
+
+
+# --- a teacher's store
+
+
+def test_what_a_teacher_says_stands_for_labels_where_its_images_show_it(workshop):
+    store = TeacherStore(workshop.folder / "stores/demo-fusion-occ3d.zarr")
+    labels = TeacherLabels(workshop.folder / "stores/demo-fusion-occ3d.zarr", OCC3D, OCC3D_CLASSES)
+    token = store.tokens[0]
+    found = labels.read(SimpleNamespace(token=token))
+    seen = store.told(token, ["seen"], coverage=False).signals["seen"].seen
+    np.testing.assert_array_equal(found["mask_camera"], seen)
+    np.testing.assert_array_equal(found["semantics"][seen], store.semantics(token)[seen])
+    assert labels.path(SimpleNamespace(token=token)).stat().st_size > 0
+    stranger = SimpleNamespace(token="stranger")
+    assert (labels.path(stranger), labels.read(stranger)) == (None, None)
+    with pytest.raises(InputError, match="is on grid occ3d, labels are wanted on surroundocc"):
+        TeacherLabels(store.path, SURROUNDOCC, SURROUNDOCC_CLASSES)
+
+
 # --- which labels belong to a grid
 
 
 def test_the_grid_chooses_the_labels(tmp_path):
-    data = OmegaConf.create({"root": str(tmp_path), "labels": None, "surroundocc": "labels"})
+    data = OmegaConf.create({"root": str(tmp_path), "labels": None, "labels_folder": "gts", "surroundocc": "labels"})
     assert open_labels(data, OCC3D).root == tmp_path / "gts"
+    data.labels_folder = "occ3d_panoptic"
+    assert open_labels(data, OCC3D).root == tmp_path / "occ3d_panoptic"
+    data.labels_folder = None
+    assert open_labels(data, OCC3D).root is None
+    data.labels = "openocc"
+    assert isinstance(open_labels(data, OCC3D), OpenOccLabels)
+    with pytest.raises(InputError, match="OpenOcc's labels are not on grid surroundocc"):
+        open_labels(data, SURROUNDOCC)
+    data.labels = None
     with pytest.raises(InputError, match=r"no SurroundOcc labels at .*/labels/samples: .*data\.surroundocc"):
         open_labels(data, SURROUNDOCC)
     (tmp_path / "labels/samples").mkdir(parents=True)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from distill.errors import InputError
 from distill.nuscenes.index import load_index
+from distill.nuscenes.layout import nuscenes_scans
 from distill.nuscenes.points import depth_maps, project, read_points
 
 FORWARD = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])  # camera along ego x, 1.5 m up
@@ -43,7 +44,7 @@ def refusal(keyframe, path, content, columns=5):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        read_points(dataclasses.replace(keyframe, lidar_path=path, lidar_columns=columns))
+        read_points(dataclasses.replace(keyframe, lidar_path=path, scan=nuscenes_scans(columns)))
     assert str(caught.value).startswith(f"{path}: LiDAR scan of keyframe late ")
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -82,7 +83,7 @@ def test_damaged_scan_is_named(index, tmp_path, content, message):
     [
         ([1000, 1000, 1000, 1, 1], 0, " m: x, y, z should be metres from LIDAR_TOP, not millimetres"),
         (1, [691_000, 5_334_000, 0, 0, 0], "has a coordinate of 5.3340"),
-        ([1, 1, 1, 257, 1], 0, "has an intensity of 65535: nuScenes has 0 to 255"),
+        ([1, 1, 1, 257, 1], 0, "has an intensity of 65535: they should be 0 to 255"),
     ],
     ids=["millimetres", "on a map", "16 bits"],
 )
@@ -100,7 +101,7 @@ def test_scans_of_as_many_columns_as_are_said(index, tmp_path, columns):
     keyframe = index.keyframe("late")
     scan_of().tofile(tmp_path / "five.bin")
     scan_of(*range(columns)).tofile(tmp_path / "scan.bin")
-    as_told = dataclasses.replace(keyframe, lidar_path=tmp_path / "scan.bin", lidar_columns=columns)
+    as_told = dataclasses.replace(keyframe, lidar_path=tmp_path / "scan.bin", scan=nuscenes_scans(columns))
     expected = read_points(dataclasses.replace(keyframe, lidar_path=tmp_path / "five.bin"))
     np.testing.assert_array_equal(read_points(as_told), expected)
 
@@ -124,7 +125,7 @@ def test_real_scans_are_read_as_five_columns_and_as_nothing_else(real_data, tmp_
         sizes.append(len(read_points(keyframe)))
         content = keyframe.lidar_path.read_bytes()
         for columns in (4, 6, 7, 8):
-            cut = dataclasses.replace(keyframe, lidar_path=tmp_path / "scan.bin", lidar_columns=columns)
+            cut = dataclasses.replace(keyframe, lidar_path=tmp_path / "scan.bin", scan=nuscenes_scans(columns))
             cut.lidar_path.write_bytes(content[: len(content) // (20 * columns) * 20 * columns])
             with pytest.raises(InputError, match=r"set data\.lidar_columns=5"):
                 read_points(cut)

@@ -54,6 +54,7 @@ def batch(lidar2ego):
     intrinsics = torch.tensor([[120.0, 0, 80], [0, 120, 48], [0, 0, 1]]).repeat(6, 1, 1)
     return Frame(
         token=["t"],
+        channels=[CAMERAS],
         images=torch.randint(0, 256, (1, 6, 3, 96, 160), generator=generator, dtype=torch.uint8),
         intrinsics=intrinsics.unsqueeze(0),
         cam2ego=(lidar2ego @ torch.linalg.inv(LIDAR2EGO) @ cam2ego).unsqueeze(0),
