@@ -47,7 +47,6 @@ class Deployed(nn.Module):
         Raises:
             InputError: the frames are not such that the file was made for.
         """
-        self.memory.begin()
         found = self.file.run(self.feeds(frame))
         if "bev" in found:
             self.memory.keep(frame, found["bev"])
@@ -59,6 +58,7 @@ class Deployed(nn.Module):
 
     def feeds(self, frame: Frame) -> dict[str, np.ndarray]:
         """The inputs of the graph, by name."""
+        self.memory.begin()
         feeds = self._seen(frame)
         if self.file.facts["history"]:
             past = frame.past or ()
@@ -86,7 +86,7 @@ class Deployed(nn.Module):
         feeds["past"] = np.zeros((batch, steps, *self.file.inputs["past"][2:]), np.float32)
         feeds["ego2present"] = np.tile(np.eye(4, dtype=np.float32), (batch, steps, 1, 1))
         feeds["remembered"] = np.zeros((batch, steps), bool)
-        return self.file.run(feeds)["bev"]
+        return [*self.file.run(feeds)["bev"]]
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
