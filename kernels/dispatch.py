@@ -2,7 +2,7 @@
 
 The package of an op holds twins, modules with the same functions and the same results: `reference` is the definition,
 plain torch or Python, and runs anywhere. Where there are such, `triton` runs on a GPU, and `cpu` does on the CPU what
-would take the reference too long.
+would take the reference too long; `graph` is what goes into an exported network, in operators that other runtimes know.
 
 In Triton's interpreter (TRITON_INTERPRET=1, as in the tests) the Triton twins run on the CPU, too.
 """
@@ -27,6 +27,8 @@ def twin(package: str, device: torch.device) -> ModuleType:
     """The module of an op's package, such as "kernels.splat", that computes on a device."""
     if _chosen:
         return import_module(f"{package}.{_chosen[-1]}")
+    if torch.compiler.is_exporting():
+        return import_module(f"{package}.graph")
     return _fastest(package, device.type)
 
 

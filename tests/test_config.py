@@ -42,6 +42,7 @@ PROGRAMS = {
     "eval": {"data", "grid", "robustness", "tta"},
     "pool_labels": {"data", "grid"},
     "stores": {"data"},
+    "export": {"data", "onnx"},
 }
 EVAL_ALONE = {("data", "checkpoint"), ("grid", "source"), ("teachers", "checkpoint")}
 
@@ -93,6 +94,8 @@ def test_every_option_composes_and_can_be_built(program, group, option):
     overrides = [f"{group}={option}", *GIVEN.get(group, {}).get(option, [])]
     if program == "stores":
         overrides.append("path=s.zarr")
+    if program == "export":
+        overrides.append("checkpoint=best.pt")
     if program == "dump" and option in ("nuscenes", "challenge", "rig", "demo_study", "fusion"):
         overrides.append(f"teacher.checkpoint={SHIPPED}")
     if program == "train" and not (group == "student" and option.startswith("opus")):

@@ -45,6 +45,7 @@ CONFIGS = {
     "occ-eval": "eval",
     "occ-pool-labels": "pool_labels",
     "occ-store": "stores",
+    "occ-export": "export",
 }
 
 
@@ -120,7 +121,7 @@ def quickly(command: str) -> list[str]:
         return [*given, *world, "gate.min_miou=1"]
     if given[0] == "occ-pool-labels":
         return [*given, *world]
-    if given[0] == "occ-store":
+    if given[0] in ("occ-store", "occ-export"):
         return given
     if given[0] == "occ-train-student":
         said = ("experiment=", "teachers.") if own else ("experiment=",)

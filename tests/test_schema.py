@@ -16,6 +16,7 @@ GIVEN = {
     "train": [],
     "eval": ["data=demo", "checkpoint=best.pt", "teachers.stored.paths=[s.zarr]", "tta=flip"],
     "pool_labels": [],
+    "export": ["checkpoint=best.pt"],
     "stores": ["path=s.zarr", "data=demo", "store.path=new.zarr"],
 }
 
@@ -143,6 +144,10 @@ def test_no_value_goes_unchecked(program, wrong):
         ("eval", "weights=best", "weights=best: should be 'ema' or 'raw'"),
         ("pool_labels", "scales=[3]", "scales.0=3: should be 2, 4 or 8"),
         ("pool_labels", "scales=[2,2]", "scales=[2, 2]: names one of them twice"),
+        ("export", "format=pt", "format=pt: should be 'onnx' or 'safetensors'"),
+        ("export", "onnx.outputs=[]", "onnx.outputs=[]: "),
+        ("export", "onnx.pool=plugin", "onnx.pool=plugin: should be 'inside' or 'table'"),
+        ("export", "onnx.cameras=0", "onnx.cameras=0: should be greater than or equal to 1"),
         ("pool_labels", "threads=0", "threads=0: should be greater than or equal to 1"),
         ("stores", "do=look", "do=look: should be 'info', 'verify', 'pack', 'convert' or 'merge'"),
         ("stores", "path=[]", "path=[]: "),

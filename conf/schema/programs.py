@@ -274,6 +274,35 @@ class PoolLabels(Common):
     output: Place
 
 
+class Int8(Node):
+    """How a network is brought to 8 bits."""
+
+    frames: Count
+    keep: list[Text]
+
+
+class OnnxSettings(Node):
+    """What an ONNX file is given and says."""
+
+    outputs: Annotated[list[Literal["classes", "logits"]], Field(min_length=1), AfterValidator(distinct)]
+    pool: Literal["inside", "table"]
+    batch: Count | None
+    cameras: Count | None
+    licence: Text | None
+    int8: Int8 | None
+
+
+class Export(Node):
+    """occ-export."""
+
+    cache_dir: Place
+    data: DataOfCheckpoint
+    checkpoint: Place
+    format: Literal["onnx", "safetensors"]
+    output: Place | None
+    onnx: OnnxSettings
+
+
 class NewStore(Node):
     """What a store is made into."""
 
@@ -306,4 +335,5 @@ PROGRAMS: dict[str, type[Node]] = {
     "eval": Eval,
     "pool_labels": PoolLabels,
     "stores": Stores,
+    "export": Export,
 }

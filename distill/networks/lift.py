@@ -173,10 +173,29 @@ def frustum(height: int, width: int, stride: int, centres_D: Tensor, intrinsics:
 def pixel_rays(height: int, width: int, stride: float, intrinsics: Tensor, cam2ego: Tensor) -> tuple[Tensor, Tensor]:
     """Where the centres of image cells look in the ego frame, a metre along the optical axis (B, N, H, W, 3), and from
     where, metres (B, N, 3)."""
-    u = (torch.arange(width, device=intrinsics.device) + 0.5) * stride
-    v = (torch.arange(height, device=intrinsics.device) + 0.5) * stride
-    pixels_HW3 = torch.stack([*torch.meshgrid(u, v, indexing="xy"), torch.ones(height, width, device=u.device)], -1)
-    # inv_ex does not wait for the GPU
-    ray2ego = cam2ego[..., :3, :3] @ torch.linalg.inv_ex(intrinsics).inverse
-    rays_BNHW3 = torch.einsum("bnij,hwj->bnhwi", ray2ego, pixels_HW3.to(ray2ego.dtype))
+    u_W = (torch.arange(width, device=intrinsics.device) + 0.5) * stride
+    v_H = (torch.arange(height, device=intrinsics.device) + 0.5) * stride
+    return rays_through(u_W, v_H, intrinsics, cam2ego)
+
+
+def rays_through(u_W: Tensor, v_H: Tensor, intrinsics: Tensor, cam2ego: Tensor) -> tuple[Tensor, Tensor]:
+    """As `pixel_rays`, through pixels of these columns and rows.
+
+    All sums are written out. Every library multiplies matrices with roundings of its own, and no point beside the
+    border of two cells may change sides where the network was exported to (`student.export`).
+    """
+    a_BN3, b_BN3, c_BN3 = intrinsics.unbind(-1)
+    rows = (_cross(b_BN3, c_BN3), _cross(c_BN3, a_BN3), _cross(a_BN3, b_BN3))
+    x, y, z = (a_BN3 * rows[0]).unbind(-1)
+    inverse_BN1133 = (torch.stack(rows, -2) / (x + y + z)[..., None, None])[:, :, None, None]
+    u_W1, v_H11 = u_W.unsqueeze(-1), v_H[:, None, None]
+    camera_BNHW3 = inverse_BN1133[..., 0] * u_W1 + inverse_BN1133[..., 1] * v_H11 + inverse_BN1133[..., 2]
+    x_BNHW1, y_BNHW1, z_BNHW1 = camera_BNHW3.split(1, -1)
+    turn_BN1133 = cam2ego[:, :, None, None, :3, :3]
+    rays_BNHW3 = turn_BN1133[..., 0] * x_BNHW1 + turn_BN1133[..., 1] * y_BNHW1 + turn_BN1133[..., 2] * z_BNHW1
     return rays_BNHW3, cam2ego[..., :3, 3]
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    """The cross product of vectors (..., 3)."""
+    return a.roll(-1, -1) * b.roll(-2, -1) - a.roll(-2, -1) * b.roll(-1, -1)

@@ -17,7 +17,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from distill.checkpoint import sha256_of
+from distill import ranks
+from distill.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, resolve, sha256_of
 from distill.errors import InputError
 from distill.weights import held, read
 
@@ -61,6 +62,25 @@ class Published:
         network = instantiate(self.config["student"]["network"])
         network.published().load(network, self.path)
         return network.eval()
+
+
+def open_network(path: str, weights: str) -> Checkpoint | Published:
+    """A checkpoint, or weights that others have published, of whom it is said.
+
+    Args:
+        path: the file, see `load_checkpoint`.
+        weights: of a checkpoint, "ema" or "raw".
+
+    Raises:
+        InputError: it is neither, or damaged.
+    """
+    if is_checkpoint(path):
+        return load_checkpoint(path, weights)
+    found = recognised(resolve(path))
+    if ranks.rank() == 0:
+        wanted = " ".join([f"student={found.student}", *found.wanted])
+        print(f"{path}: by its names and shapes weights of {wanted}", flush=True)
+    return found
 
 
 def recognised(file: Path) -> Published:

@@ -136,7 +136,8 @@ def _places(size: Sequence[int], ego2present_B44: Tensor, grid: VoxelGrid) -> Te
     # the turn about z that comes nearest to the rotation
     cos_B = ego2present_B44[:, 0, 0] + ego2present_B44[:, 1, 1]
     sin_B = ego2present_B44[:, 1, 0] - ego2present_B44[:, 0, 1]
-    turn_B22 = torch.stack([cos_B, -sin_B, sin_B, cos_B], -1).view(-1, 2, 2) / torch.hypot(cos_B, sin_B)[:, None, None]
+    length_B11 = (cos_B**2 + sin_B**2).sqrt()[:, None, None]  # hypot is not in ONNX
+    turn_B22 = torch.stack([cos_B, -sin_B, sin_B, cos_B], -1).view(-1, 2, 2) / length_B11
     offset_BXY2 = present_XY2 - ego2present_B44[:, None, None, :2, 3]
     return (torch.einsum("bxyi,bij->bxyj", offset_BXY2, turn_B22) - middle_2) / half_2
 

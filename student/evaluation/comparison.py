@@ -24,8 +24,16 @@ from distill.nuscenes.labels import LabelSource
 from distill.teaching.labels import TeacherLabels
 from student.evaluation.predictions import PredictionsFolder
 from student.evaluation.request import Opened
-from student.evaluation.sources import CheckpointSource, NetworkSource, PredictionsSource, Source, StoreSource
+from student.evaluation.sources import (
+    CheckpointSource,
+    NetworkSource,
+    OnnxSource,
+    PredictionsSource,
+    Source,
+    StoreSource,
+)
 from student.evaluation.teacher import find_teacher
+from student.export.runtime import OnnxFile
 
 _CLASSES = {OCC3D: OCC3D_CLASSES, SURROUNDOCC: SURROUNDOCC_CLASSES}
 
@@ -141,7 +149,7 @@ def _take_stock(
     output: Path,
 ) -> Inventory:
     """The keyframes of the split whose files are there, as far as networks and pictures need them."""
-    networks = [source for source in opened.values() if isinstance(source, Checkpoint | Published)]
+    networks = [source for source in opened.values() if isinstance(source, Checkpoint | Published | OnnxFile)]
     stock = take_stock(
         index.keyframes(settings.split)[: config.max_samples],
         labels,
@@ -246,12 +254,14 @@ def _source(
             comparison.keyframes, comparison.index.tokens, comparison.labels, comparison.classes, offenders
         )
         return PredictionsSource(name, opened, others)
-    if isinstance(opened, Checkpoint | Published):
+    if isinstance(opened, Checkpoint | Published | OnnxFile):
         network: NetworkSource
         if isinstance(opened, Checkpoint):
             network = CheckpointSource(name, opened, views, device)
+        elif isinstance(opened, OnnxFile):
+            network = OnnxSource(name, opened, views, device)
         else:
-            network = NetworkSource(name, opened, views, device)
+            network = NetworkSource(name, opened, opened.network(), views, device)
         if network.grid != comparison.grid:
             raise InputError(
                 f"{network.path} is on grid {network.grid.name}, this evaluation on {comparison.grid.name}: "

@@ -36,7 +36,9 @@ def name_of(path: str) -> str:
     last = Path(path)
     if last.name in ("best.pt", "last.pt"):
         return last.parent.name
-    return last.stem if last.suffix in (".pt", ".pth", ".safetensors", ".zarr") else last.name  # v1.1 has no suffix
+    return (
+        last.stem if last.suffix in (".pt", ".pth", ".safetensors", ".onnx", ".zarr") else last.name
+    )  # v1.1 has no suffix
 
 
 @contextmanager

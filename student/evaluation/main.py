@@ -29,7 +29,6 @@ from distill.pictures.voxels import Painter
 from distill.teaching.labels import TeacherLabels
 from student.evaluation.comparison import Comparison, open_comparison
 from student.evaluation.control import find_arms
-from student.evaluation.cost import network_cost
 from student.evaluation.folder import begin, report_folder
 from student.evaluation.page import KeyframePictures, write_page
 from student.evaluation.pictures import Volumes, check_wanted, choose, draw, save_panel
@@ -246,7 +245,7 @@ class Evaluation:
         frame = source.dataset(self.mine[:1], self.comparison.labels)[0]
         settings = self.config.cost
         batch = stack([frame]).to(self.device)
-        return network_cost(source.network, batch, self.device, torch.float32, settings.warmup, settings.runs)
+        return source.cost(batch, settings.warmup, settings.runs)
 
     def _self_check(self) -> str:
         """On the first keyframe that has something to score; there must be one."""

@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 import conf
-from distill import ranks
-from distill.checkpoint import PACKAGE_PREFIX, Checkpoint, is_checkpoint, load_checkpoint, resolve
+from distill.checkpoint import PACKAGE_PREFIX, Checkpoint
 from distill.errors import InputError
-from distill.networks.published import Published, recognised
+from distill.networks.published import Published, open_network
 from distill.store import TeacherStore
 from student.evaluation.folder import name_of
 from student.evaluation.predictions import PredictionsFolder
+from student.export.runtime import OnnxFile
 
-Opened = Checkpoint | Published | list[TeacherStore] | PredictionsFolder
+Opened = Checkpoint | Published | OnnxFile | list[TeacherStore] | PredictionsFolder
 
 # data that are given by their root alone are what data=nuscenes says
 _NUSCENES = Path(conf.__file__).parent / "data" / "nuscenes.yaml"
@@ -34,13 +35,13 @@ def open_files(config: DictConfig) -> dict[str, Opened]:
         raise InputError("nothing to score: give checkpoint=PATH, or sources=[PATH,...] (see --help)")
     opened: dict[str, Opened] = {}
     if config.checkpoint is not None:
-        opened["student"] = _open_network(config.checkpoint, config.weights)
+        opened["student"] = open_network(config.checkpoint, config.weights)
     taken = {"student", "teacher"} if opened else set()
     for path in config.sources:
         name = next(name for name in _names(path) if name not in taken)
         taken.add(name)
         opened[name] = _open_file(path, config.weights)
-    networks = any(isinstance(source, Checkpoint | Published) for source in opened.values())
+    networks = any(isinstance(source, Checkpoint | Published | OnnxFile) for source in opened.values())
     if not networks and (config.robustness or config.tta.views):
         raise InputError("robustness= and tta= are about networks: give a checkpoint, or leave them out")
     return opened
@@ -56,22 +57,13 @@ def _names(path: str) -> Iterator[str]:
 
 def _open_file(path: str, weights: str) -> Opened:
     folder = Path(path)
+    if folder.suffix == ".onnx":
+        return OnnxFile(folder, torch.get_num_threads())
     if path.startswith(PACKAGE_PREFIX) or folder.is_file():
-        return _open_network(path, weights)
+        return open_network(path, weights)
     if not folder.exists():
         raise InputError(f"{path}: no such checkpoint, teacher store or folder of predictions")
     return [TeacherStore(folder)] if (folder / "zarr.json").exists() else PredictionsFolder(folder)
-
-
-def _open_network(path: str, weights: str) -> Checkpoint | Published:
-    """A checkpoint, or weights that others have published, of whom it is said."""
-    if is_checkpoint(path):
-        return load_checkpoint(path, weights)
-    found = recognised(resolve(path))
-    if ranks.rank() == 0:
-        wanted = " ".join([f"student={found.student}", *found.wanted])
-        print(f"{path}: by its names and shapes weights of {wanted}", flush=True)
-    return found
 
 
 def settings_of(config: DictConfig, opened: dict[str, Opened]) -> DictConfig:
@@ -80,21 +72,30 @@ def settings_of(config: DictConfig, opened: dict[str, Opened]) -> DictConfig:
     Raises:
         InputError: nothing says where the data are.
     """
-    # data=NAME stands for itself, its nulls too: other data than the checkpoint's are not made in its way
-    given: dict[str, Any] = {
-        "data": _given(config.data, nulls=config.data.name is not None),
-        "teachers": {name: _given(node, nulls=False) for name, node in config.teachers.items()},
-    }
+    given: dict[str, Any] = {"teachers": {name: _given(node, nulls=False) for name, node in config.teachers.items()}}
     if config.grid is not None:
         given |= {"grid": config.grid, "classes": config.classes}
     checkpoint = next((source for source in opened.values() if isinstance(source, Checkpoint)), None)
-    # what data did not say in earlier versions, it is of nuScenes
-    base = OmegaConf.create({"data": OmegaConf.load(_NUSCENES)})
-    merged = OmegaConf.merge(base, {} if checkpoint is None else checkpoint.config, given)
+    merged = OmegaConf.merge(OmegaConf.create({} if checkpoint is None else checkpoint.config), given)
     assert isinstance(merged, DictConfig)
-    if OmegaConf.is_missing(merged.data, "root"):
-        raise InputError("no checkpoint says where the data are: give data=demo, or data=nuscenes data.root=PATH")
+    merged.data = data_in_force(config.data, checkpoint)
     merged.split = merged.data.val_split if config.split is None else config.split
+    return merged
+
+
+def data_in_force(given: DictConfig, checkpoint: Checkpoint | None) -> DictConfig:
+    """The data of a checkpoint with what is given in place.
+
+    Raises:
+        InputError: nothing says where they are.
+    """
+    # what data did not say in earlier versions, it is of nuScenes
+    base = OmegaConf.merge(OmegaConf.load(_NUSCENES), {} if checkpoint is None else checkpoint.config["data"])
+    # data=NAME stands for itself, its nulls too: other data than the checkpoint's are not made in its way
+    merged = OmegaConf.merge(base, _given(given, nulls=given.name is not None))
+    assert isinstance(merged, DictConfig)
+    if OmegaConf.is_missing(merged, "root"):
+        raise InputError("no checkpoint says where the data are: give data=demo, or data=nuscenes data.root=PATH")
     return merged
 
 

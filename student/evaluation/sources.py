@@ -1,4 +1,4 @@
-"""What can be scored: a checkpoint, the stores of a teacher, a folder of predictions.
+"""What can be scored: a checkpoint, an ONNX file of one, the stores of a teacher, a folder of predictions.
 
 Letters: B batch, X Y Z voxel axes, C classes.
 """
@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from distill.checkpoint import Checkpoint
 from distill.classes import ClassSet
+from distill.errors import InputError
 from distill.frame import GRID, Array, Frame, declared
 from distill.grids import VoxelGrid
 from distill.networks.network import streamed
@@ -26,8 +28,11 @@ from distill.nuscenes.index import Keyframe
 from distill.nuscenes.labels import LabelSource
 from distill.store import NOT_COVERED, StoreIdentity, TeacherStore
 from distill.teaching.stored import Stored
+from student.evaluation.cost import cpu_name, milliseconds, network_cost
+from student.evaluation.deployed import Deployed
 from student.evaluation.predictions import PredictionsFolder
 from student.evaluation.tta import View, average_views
+from student.export.runtime import OnnxFile
 from student.identity import stores_of
 
 
@@ -50,7 +55,7 @@ class Source(Protocol):
 
     Attributes:
         name: heads its column.
-        kind: "checkpoint", "published weights", "teacher store" or "predictions".
+        kind: "checkpoint", "published weights", "ONNX file", "teacher store" or "predictions".
         path: where it lies.
         facts: what the report says about it, JSON-ready.
         probabilities: whether it states more than classes.
@@ -77,6 +82,7 @@ class NetworkSource:
     Args:
         name: heads its column.
         origin: its weights and its configuration.
+        network: it, in evaluation mode.
         views: the mirrored views whose probabilities are averaged; none: the keyframe as it is.
         device: where it runs.
     """
@@ -84,9 +90,16 @@ class NetworkSource:
     kind = "published weights"
     probabilities = True
 
-    def __init__(self, name: str, origin: Checkpoint | Published, views: Sequence[View], device: torch.device) -> None:
+    def __init__(
+        self,
+        name: str,
+        origin: Checkpoint | Published | OnnxFile,
+        network: nn.Module,
+        views: Sequence[View],
+        device: torch.device,
+    ) -> None:
         self.name, self.path = name, str(origin.path)
-        self.network = origin.network().to(device)
+        self.network = network.to(device)
         self.views, self.device = views, device
         # keyframes come in the order of time, each once for every view
         self.answer = streamed(self.network, calls=max(1, len(views)))
@@ -105,6 +118,10 @@ class NetworkSource:
         """Labels, and what the network is given."""
         return FrameDataset(keyframes, labels=labels, augmentation=None, seed=0, depth_stride=None, **self.inputs)
 
+    def cost(self, batch: Frame, warmup: int, runs: int) -> dict[str, Any]:
+        """What one keyframe costs, see `student.evaluation.cost.network_cost`."""
+        return network_cost(self.network, batch, self.device, torch.float32, warmup, runs)
+
     @torch.inference_mode()
     def predict(self, frame: Frame) -> list[Prediction]:
         """The network's answer, by all views."""
@@ -122,7 +139,7 @@ class CheckpointSource(NetworkSource):
     kind = "checkpoint"
 
     def __init__(self, name: str, checkpoint: Checkpoint, views: Sequence[View], device: torch.device) -> None:
-        super().__init__(name, checkpoint, views, device)
+        super().__init__(name, checkpoint, checkpoint.network(), views, device)
         self.checkpoint, config = checkpoint, checkpoint.config
         teachers = [StoreIdentity.from_dict(store) for store in stores_of(checkpoint.facts)]
         self.facts |= {
@@ -133,6 +150,45 @@ class CheckpointSource(NetworkSource):
             "mask in training": config["objective"]["mask"],
             "seed": config["seed"],
             "code in training": checkpoint.facts["code"],
+        }
+
+
+class OnnxSource(NetworkSource):
+    """A network that occ-export wrote as an ONNX file; see `NetworkSource`.
+
+    Raises:
+        InputError: views are to be averaged, and the file states classes alone.
+    """
+
+    kind = "ONNX file"
+
+    def __init__(self, name: str, file: OnnxFile, views: Sequence[View], device: torch.device) -> None:
+        self.probabilities = "logits" in file.outputs  # type: ignore[misc]
+        if views and not self.probabilities:
+            raise InputError(f"{file.path}: tta= averages probabilities: export it with onnx.outputs=[classes,logits]")
+        super().__init__(name, file, Deployed(file), views, device)
+        self.file, facts = file, file.facts
+        self.facts |= {
+            "precision": facts["precision"],
+            "runs on": f"ONNX Runtime, CPU, {file.threads} threads",
+            "pool": facts["pool"],
+            "exported from, sha256": facts["checkpoint_sha256"],
+            "code of the export": facts["code"],
+        }
+
+    def predict(self, frame: Frame) -> list[Prediction]:
+        """The file's answer."""
+        found = super().predict(frame)
+        return found if self.probabilities else [Prediction(each.semantics_XYZ) for each in found]
+
+    def cost(self, batch: Frame, warmup: int, runs: int) -> dict[str, Any]:
+        """Latency alone: nobody counts operations in there."""
+        times = milliseconds(lambda: self.answer(batch), self.device, warmup, runs)
+        return {
+            "latency_ms": {"median": float(np.median(times)), "p95": float(np.percentile(times, 95)), "runs": runs},
+            "device": f"{cpu_name()} (ONNX Runtime, {self.file.threads} threads)",
+            "precision": self.facts["precision"],
+            "image_size": list(batch.images.shape[-2:]),
         }
 
 

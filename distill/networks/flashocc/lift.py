@@ -126,12 +126,13 @@ class StereoLift(Lift):
 
 def frustum(depth_D: Tensor, image_size: tuple[int, int], stride: int, corners: bool) -> Tensor:
     """(u, v, depth) of every bin of every image cell, pixels and metres, float32 (D, H, W, 3)."""
-    v_H, u_W = (_places(size, stride, corners).to(depth_D.device) for size in image_size)
+    v_H, u_W = (places(size, stride, corners).to(depth_D.device) for size in image_size)
     depth_DHW, v_DHW, u_DHW = torch.meshgrid(depth_D, v_H, u_W, indexing="ij")
     return torch.stack([u_DHW, v_DHW, depth_DHW], -1)
 
 
-def _places(size: int, stride: int, corners: bool) -> Tensor:
+def places(size: int, stride: int, corners: bool) -> Tensor:
+    """Where the columns or rows of image cells lie, pixels (count,); arguments as of `Lift.points`."""
     count = size // stride
     return torch.linspace(0, size - 1, count) if corners else (torch.arange(count) + 0.5) * stride
 

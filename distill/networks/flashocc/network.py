@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from distill.errors import InputError
@@ -11,9 +12,10 @@ from distill.networks.flashocc.bev_encoder import BEVEncoder
 from distill.networks.flashocc.convention import convention_named
 from distill.networks.flashocc.encoder import ImageEncoder, normalised
 from distill.networks.flashocc.head import ChannelToHeight
-from distill.networks.flashocc.lift import Lift
+from distill.networks.flashocc.lift import Lift, places
 from distill.networks.flashocc.rig import Rig, rigs_of
 from distill.networks.flashocc.weights import PUBLISHED
+from distill.networks.lift import rays_through
 from distill.networks.prediction import FeatureKind, FeatureMap, Occupancy
 
 
@@ -77,7 +79,25 @@ class FlashOcc(nn.Module):
 
     def cells(self, frame: Frame) -> Tensor:
         """The BEV cell of every bin of every image cell, int64 (B, N, D, H, W); -1 outside."""
-        return self._cells(frame, rigs_of(frame, self.convention.key)[0])
+        if self.convention.key is not None:  # upstream's roundings
+            return self._cells(frame, rigs_of(frame, self.convention.key)[0])
+        height, width = frame.images.shape[-2:]
+        return self.cells_of(frame.intrinsics, frame.cam2ego, (height, width))
+
+    def cells_of(self, intrinsics: Tensor, cam2ego: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """`cells` of cameras whose poses lead to the frame of the voxels.
+
+        Args:
+            intrinsics: (B, N, 3, 3) of the network's input images.
+            cam2ego: (B, N, 4, 4).
+            image_size: (H, W) of the images, pixels.
+        """
+        with torch.autocast(intrinsics.device.type, enabled=False):
+            v_H, u_W = (places(size, self.encoder.stride, self.convention.corners) for size in image_size)
+            rays_BNHW3, origin_BN3 = rays_through(u_W.to(intrinsics), v_H.to(intrinsics), intrinsics, cam2ego)
+            depth_D111 = self.lift.depth_D.view(-1, 1, 1, 1)
+            points = origin_BN3[:, :, None, None, None] + rays_BNHW3.unsqueeze(2) * depth_D111
+            return self.lift.cells(points, self.convention.truncates)
 
     def _cells(self, frame: Frame, rig: Rig) -> Tensor:
         height, width = frame.images.shape[-2:]

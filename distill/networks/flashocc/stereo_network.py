@@ -74,6 +74,10 @@ class FlashOccStereo(FlashOcc):
             raise InputError(f"FlashOcc M2 looks at {_PAST} earlier keyframes: its inputs want history={_PAST}")
         return [frame, *frame.past[:_PAST]]
 
+    def cells(self, frame: Frame) -> Tensor:
+        """As `FlashOcc.cells`, rounded as upstream does in either convention: stereo goes by the same rig."""
+        return self._cells(frame, rigs_of(frame, self.convention.key)[0])
+
     def predict(self, images: list[Tensor], frame: Frame) -> Occupancy:
         """As `FlashOcc.predict`, of three frames."""
         cameras = images[0].shape[:2]

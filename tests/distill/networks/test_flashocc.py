@@ -35,11 +35,10 @@ from distill.networks.flashocc.stereo_network import motion, warped
 from distill.networks.flashocc.weights import PUBLISHED
 from distill.networks.network import streamed
 from distill.networks.prediction import DepthBins, depth_bin
-from distill.networks.published import recognised
+from distill.networks.published import open_network, recognised
 from distill.nuscenes.images import read_images
 from distill.nuscenes.index import Camera, Keyframe
 from distill.rigid import from_quaternion
-from student.evaluation.request import _open_network
 from student.evaluation.sources import NetworkSource
 from student.train import load_initial, take_convention
 from teacher_dump.border import open_teacher
@@ -404,7 +403,7 @@ def test_weights_bring_their_convention_along(published, tmp_path, capsys):
 
 
 def test_it_is_scored_and_it_is_said_whose_weights_they_are(published, capsys):
-    found = _open_network(str(published("flashocc-r50-M0")), "ema")
+    found = open_network(str(published("flashocc-r50-M0")), "ema")
     said = "by its names and shapes weights of student=flashocc_m0 student.network.convention=upstream"
     assert said in capsys.readouterr().out
     source = NetworkSource("theirs", found, [], torch.device("cpu"))
