@@ -12,7 +12,7 @@ import pytest
 SCRIPT = Path(__file__).parents[3] / "benchmarks/store_faults.py"
 
 
-@pytest.mark.parametrize(("campaign", "count"), [("kills", 8), ("flips", 40), ("reads", 200), ("full", 29)])
+@pytest.mark.parametrize(("campaign", "count"), [("kills", 8), ("flips", 40), ("reads", 200), ("full", 67)])
 def test_no_fault_is_silent(campaign: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random.seed(1)
     runpy.run_path(str(SCRIPT))[campaign](count, tmp_path)
