@@ -4,9 +4,9 @@ On a GPU levels are looked up and coefficients multiplied where they are compare
 distributions is made, nor is anything kept for the gradient, which works them out again. On the CPU that would save no
 time: there the columns that several terms ask for are decoded once, and PyTorch's own softmax is as quick as can be.
 
-Letters: M rows of the student, V of them that are taught, C classes, W values of a class; of the teacher B frames, N columns of a frame, Z
-voxels of a column, L levels, k planes, of which the first h need two bytes. A voxel is
-named by its flat position in (B, N, Z).
+Letters: M rows of the student, V of them that are taught, C classes, W values of a class; of the teacher B frames, N
+columns of a frame, Z voxels of a column, L levels, k planes, of which the first h need two bytes. A voxel is named by
+its flat position in (B, N, Z).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def likeliest(teacher: Kept) -> Tensor:
 
 
 def expected(teacher: Kept, values_CW: Tensor) -> Tensor:
-    """The means over the teacher's distributions (T = 1) of values that classes have, float32 (V, W)."""
+    """The means over the teacher's distributions (T = 1) of values that classes have, in their type (V, W)."""
     means_VW: Tensor = twin(__name__, _device(teacher)).expected(teacher, values_CW)
     return means_VW
 

@@ -27,8 +27,8 @@ def likeliest(teacher: Kept) -> Tensor:
 
 
 def expected(teacher: Kept, values_CW: Tensor) -> Tensor:
-    """Means (V, W)."""
-    return _logits(teacher).softmax(-1) @ values_CW
+    """Means (V, W), in the type of the values."""
+    return _logits(teacher).to(values_CW.dtype).softmax(-1) @ values_CW
 
 
 def _logits(teacher: Kept) -> Tensor:

@@ -90,12 +90,12 @@ def _read(teacher: Kept) -> tuple[Any, tuple[Tensor | int, ...]]:
     """The function that reads a teacher's rows, and its first argument."""
     if isinstance(teacher, Levels):
         codes_BNZC, table_BL, index_V = teacher
-        strides, sizes = codes_BNZC.stride()[:3], codes_BNZC.shape[1:3]
-        return _levels, (codes_BNZC, table_BL.contiguous(), index_V.contiguous(), *strides, *sizes, table_BL.shape[1])
+        layout = *codes_BNZC.stride()[:3], *codes_BNZC.shape[1:3], table_BL.shape[1]
+        return _levels, (codes_BNZC, table_BL.contiguous(), index_V.contiguous(), *layout)
     if isinstance(teacher, Coefficients):
         low_BkN, high_BhN, vectors_BkZC, mean_BZC, index_V = (part.contiguous() for part in teacher[:-1])
-        sizes = *low_BkN.shape[1:], high_BhN.shape[1], mean_BZC.shape[1]
-        return _columns, (low_BkN, high_BhN, vectors_BkZC, mean_BZC, index_V, *sizes)
+        layout = *low_BkN.shape[1:], high_BhN.shape[1], mean_BZC.shape[1]
+        return _columns, (low_BkN, high_BhN, vectors_BkZC, mean_BZC, index_V, *layout)
     return _values, (teacher.contiguous(),)
 
 
