@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def compare(dtype, tolerance, kind, temperature, listed=True, **made_of):
 
 for kind in KINDS:
     exact = 1e-12 if kind != "coefficients" else 2e-5  # which are float32 there, and float64 in the definition
-    for temperature in (1.0, 2.0, 4.0, 0.7):
+    for temperature in (1.0, 2.0, 4.0):
         compare(torch.float64, exact, kind, temperature)
     compare(torch.float32, 2e-5, kind, 2.0, seed=1, count=18)
     compare(torch.bfloat16, 1e-2, kind, 2.0, seed=2)
@@ -111,56 +112,11 @@ for kind in KINDS:
     compare(torch.float64, exact, kind, 2.0, share=0.0)  # nothing is taught
     compare(torch.float64, exact, kind, 2.0, seed=3, share=1 / M)  # one voxel, or two
     compare(torch.float32, 2e-5, kind, 2.0, count=1)
-for planes in ((0, 0), (1, 0), (3, 3), (40, 1)):
+for planes in ((0, 0), (1, 0), (3, 3)):
     compare(torch.float64, 2e-5, "coefficients", 2.0, planes=planes)
 """
 
-
-def test_triton_twin_in_the_interpreter_matches_torch(interpret):
-    interpret(TWINS)
-
-
-COMPILED = """
-import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-
-class NoDevice:
-    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
-    get_current_device = lambda self: 0
-    get_current_stream = lambda self, device: 0
-
-driver.set_active(NoDevice())
-from kernels.stored_kl import triton as twin
-from test_stored_kl import C, KINDS, M, made
-
-numbers, rows = torch.zeros(M), torch.arange(M)
-for kind in KINDS:
-    read, parts = twin._read(made(kind, share=1.1, count=18)[0])
-    for student in (torch.zeros(M, 18), torch.zeros(M, 18, dtype=torch.bfloat16)):
-        for kernel, out in ((twin._kl, numbers), (twin._gradient, student)):
-            more = student, rows, numbers, numbers, out
-            built = kernel.warmup(parts, *more, M, 18, read, 32, 32, grid=(1,))
-            assert len(built.asm["cubin"]) > 0
-            assert "tf32" not in built.asm["ptx"]
-    for kernel, more in ((twin._likeliest, (rows,)), (twin._expected, (numbers, numbers, 2))):
-        assert len(kernel.warmup(parts, *more, M, 18, read, 32, 32, grid=(1,)).asm["cubin"]) > 0
-print("ran to its end")
-"""
-
-
-def test_triton_kernels_compile_for_a_gpu_without_one():
-    """To machine code of an H100, which no interpreter shows."""
-    pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path}\n{COMPILED}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "ran to its end\n", done.stderr
-
-
+# by every encoding, one frame of three without a teacher
 STORED = """
 import numpy as np
 import torch
@@ -181,7 +137,7 @@ for signal, kept in (*signals, (LevelBev(GRID, NAMES), Levels)):
     record = signal.decode(Rows(signal, signal.encode(of)))
     heard = signal.listen(stack([record, signal.absent(), record]), None, GRID, 17, frozenset())
     rows = 3 * (320 if question == "voxels" else 80)
-    index = torch.arange(rows)[torch.rand(rows) < 0.4]
+    index = torch.arange(rows)[torch.rand(rows) < 0.1]
     in_place, student = getattr(heard, f"kept_{question}")(index), torch.randn(rows, 18)
     assert isinstance(in_place, kept)
     with only("triton"):
@@ -192,9 +148,50 @@ for signal, kept in (*signals, (LevelBev(GRID, NAMES), Levels)):
 """
 
 
-def test_what_stores_keep_is_read_in_place(interpret):
-    """By every encoding, one frame of three without a teacher."""
-    interpret("import sys; sys.path.insert(0, 'tests/distill/signals')\n" + STORED)
+def test_triton_twin_in_the_interpreter_matches_torch(interpret):
+    of_columns = Path(__file__).parents[1] / "distill" / "signals"
+    interpret(f"{TWINS}\nimport sys; sys.path.insert(0, {str(of_columns)!r})\n{STORED}")
+
+
+COMPILED = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+class NoDevice:
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+    get_current_device = lambda self: 0
+    get_current_stream = lambda self, device: 0
+
+driver.set_active(NoDevice())
+from kernels.stored_kl import triton as twin
+from test_stored_kl import C, KINDS, M, made
+
+numbers, rows = torch.zeros(M), torch.arange(M)
+for kind in KINDS:
+    read, parts = twin._read(made(kind, share=1.1, count=18)[0])
+    student = torch.zeros(M, 18, dtype=torch.bfloat16)
+    launches = [(twin._gradient, (student, rows, numbers, numbers, student))]
+    if kind == "coefficients":
+        launches += [(twin._kl, (student, rows, numbers, numbers, numbers)), (twin._likeliest, (rows,))]
+        launches += [(twin._expected, (numbers, numbers, 2))]
+    for kernel, more in launches:
+        built = kernel.warmup(parts, *more, M, 18, read, 32, 32, grid=(1,)).asm
+        assert len(built["cubin"]) > 0 and "tf32" not in built["ptx"]
+print("ran to its end")
+"""
+
+
+def test_triton_kernels_compile_for_a_gpu_without_one():
+    """To machine code of an H100, which no interpreter shows."""
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path}\n{COMPILED}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "ran to its end\n", done.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
