@@ -38,8 +38,9 @@ class Levels(NamedTuple):
         _, columns, height, _ = self.codes_BNZC.shape
         column_V, layer_V = self.index_V // height, self.index_V % height
         frame_V = column_V // columns
-        codes_VC = self.codes_BNZC[frame_V, column_V % columns, layer_V].long()
-        return self.table_BL.flatten()[codes_VC + self.table_BL.shape[1] * frame_V.unsqueeze(1)]
+        codes_VC = self.codes_BNZC[frame_V, column_V % columns, layer_V].int()
+        place_VC = codes_VC + (self.table_BL.shape[1] * frame_V).int().unsqueeze(1)
+        return self.table_BL.flatten().index_select(0, place_VC.flatten()).view(place_VC.shape)
 
 
 class Coefficients(NamedTuple):
