@@ -147,7 +147,7 @@ class StoredVoxels:
 
     def voxels(self, index_V: Tensor) -> Tensor:
         """Log-probabilities of voxels, rounded one by one, float32 (V, C)."""
-        return self.kept_voxels(index_V).logits()
+        return self.kept_voxels(index_V).logits
 
     def kept_voxels(self, index_V: Tensor) -> Levels:
         """The same as it is kept."""

@@ -12,7 +12,9 @@ its flat position in (B, N, Z).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,7 +22,8 @@ from torch import Tensor
 from kernels.dispatch import twin
 
 
-class Levels(NamedTuple):
+@dataclass(frozen=True)
+class Levels:
     """What a store keeps of voxels as the numbers of levels.
 
     Attributes:
@@ -33,6 +36,7 @@ class Levels(NamedTuple):
     table_BL: Tensor
     index_V: Tensor
 
+    @cached_property
     def logits(self) -> Tensor:
         """Log-probabilities, rounded one by one, float32 (V, C)."""
         _, columns, height, _ = self.codes_BNZC.shape
@@ -43,7 +47,8 @@ class Levels(NamedTuple):
         return self.table_BL.flatten().index_select(0, place_VC.flatten()).view(place_VC.shape)
 
 
-class Coefficients(NamedTuple):
+@dataclass(frozen=True)
+class Coefficients:
     """What a store keeps of voxels as coefficients of columns (docs/formulas.md 13.1).
 
     Attributes:
@@ -62,6 +67,7 @@ class Coefficients(NamedTuple):
     index_V: Tensor
     decode: Callable[[], Tensor]
 
+    @cached_property
     def logits(self) -> Tensor:
         """Logits of the voxels, float32 (V, C)."""
         return self.decode()

@@ -32,4 +32,4 @@ def expected(teacher: Kept, values_CW: Tensor) -> Tensor:
 
 
 def _logits(teacher: Kept) -> Tensor:
-    return teacher if isinstance(teacher, Tensor) else teacher.logits()
+    return teacher if isinstance(teacher, Tensor) else teacher.logits

@@ -89,13 +89,13 @@ def _in_blocks(kernel: Any, count: int, channels: int, teacher: Kept, *more: Ten
 def _read(teacher: Kept) -> tuple[Any, tuple[Tensor | int, ...]]:
     """The function that reads a teacher's rows, and its first argument."""
     if isinstance(teacher, Levels):
-        codes_BNZC, table_BL, index_V = teacher
+        codes_BNZC, table_BL, index_V = teacher.codes_BNZC, teacher.table_BL, teacher.index_V
         layout = *codes_BNZC.stride()[:3], *codes_BNZC.shape[1:3], table_BL.shape[1]
         return _levels, (codes_BNZC, table_BL.contiguous(), index_V.contiguous(), *layout)
     if isinstance(teacher, Coefficients):
-        low_BkN, high_BhN, vectors_BkZC, mean_BZC, index_V = (part.contiguous() for part in teacher[:-1])
-        layout = *low_BkN.shape[1:], high_BhN.shape[1], mean_BZC.shape[1]
-        return _columns, (low_BkN, high_BhN, vectors_BkZC, mean_BZC, index_V, *layout)
+        parts = teacher.low_BkN, teacher.high_BhN, teacher.vectors_BkZC, teacher.mean_BZC, teacher.index_V
+        layout = *teacher.low_BkN.shape[1:], teacher.high_BhN.shape[1], teacher.mean_BZC.shape[1]
+        return _columns, (*(part.contiguous() for part in parts), *layout)
     return _values, (teacher.contiguous(),)
 
 
