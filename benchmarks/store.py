@@ -136,9 +136,10 @@ def measure(encoding: str, keep: str, said_of: list[tuple[Frame, TeacherPredicti
     sizes = {name: (path / array.chunk(0)).stat().st_size / 1e6 for name, array in store.arrays.items()}
     voxels_mb = sum(sizes[array.name] for array in store.signals["voxels"].arrays())
     bev_mb = sum(sizes[array.name] for array in store.signals["bev"].arrays())
-    needed = ["voxels", "bev"], True, keep != "all"
+    needed = ["voxels", "bev"], "covered" not in store.signals["voxels"].answers, keep != "all"
     read_ms, told = best_ms(lambda: store.told(TOKEN, *needed)), stack([store.told(TOKEN, *needed)])
-    travels_mb = sum(each.nbytes for record in told.signals.values() for each in vars(record).values()) / 1e6
+    travels = [each for record in (told, *told.signals.values()) for each in vars(record).values()]
+    travels_mb = sum(each.nbytes for each in travels if isinstance(each, torch.Tensor)) / 1e6
     place_V = torch.from_numpy(kept_XYZ).flatten().nonzero().squeeze(1)
     listener = store.signals["voxels"].listen(told.signals["voxels"], frame, OCC3D, free, frozenset())
     teacher_VC, decoded_VC = prediction.voxel_log_probs_BXYZC.flatten(0, 3)[place_V], listener.voxels(place_V)
