@@ -29,11 +29,10 @@ from distill.frame import Frame, Told
 from distill.grids import OCC3D
 from distill.losses.objective import Lesson, Term
 from distill.networks.prediction import DepthBins, FeatureMap, Occupancy
-from distill.signals import SIGNALS
-from distill.signals.bev import BevProbs
+from distill.signals.bev import Bev, BevProbs
 from distill.signals.features import FeatureCodes, Features
-from distill.signals.seen import SeenVoxels
-from distill.signals.voxels import LOG_PROBS, VoxelCodes
+from distill.signals.seen import Seen, SeenVoxels
+from distill.signals.voxels import LOG_PROBS, VoxelCodes, Voxels
 from distill.teaching.taught import Taught
 from student.evaluation.cost import device_name, milliseconds, peak_bytes
 
@@ -124,8 +123,7 @@ def terms_of(choices: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def step(term: Term, frame: Frame, prediction: Occupancy) -> Callable[[], None]:
     """One forward and backward pass of a term, as if it were the only one."""
-    signals = {name: SIGNALS[name](OCC3D, NAMES) for name in ("voxels", "bev", "seen")}
-    answers = {"voxels": signals["voxels"], "columns": signals["bev"], "seen": signals["seen"]}
+    answers = {"voxels": Voxels(OCC3D, NAMES), "columns": Bev(OCC3D, NAMES), "seen": Seen(OCC3D, NAMES)}
     answers["features"] = Features(OCC3D, NAMES, TEACHER_CHANNELS, 1)
     maps = [each.values for each in prediction.features.values()]
     leaves = [prediction.voxel_logits_BXYZC, *maps, prediction.depth.logits_BNDHW, *term.parameters()]

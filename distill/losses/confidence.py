@@ -54,7 +54,7 @@ def _agreement(lesson: Lesson, teacher: Taught, index_V: Tensor, classes: ClassS
     """Right / (labelled occupied or called so)."""
     frame = lesson.frame
     index_V = index_V[frame.labelled[frames_of(index_V, lesson)]]
-    labels_V, called_V = frame.semantics.flatten()[index_V], teacher.voxels(index_V).argmax(-1)
+    labels_V, called_V = frame.semantics.flatten()[index_V], teacher.called(index_V)
     compared_V = (labels_V != classes.ignored) & ((labels_V != classes.free) | (called_V != classes.free))
     return _means((labels_V == called_V)[compared_V].float(), index_V[compared_V], lesson)
 

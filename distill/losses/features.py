@@ -197,7 +197,7 @@ def _occupied(lesson: Lesson, teacher: Taught, index_V: Tensor, free: int) -> Te
     occupied_V = lesson.frame.semantics.flatten()[index_V] != free
     told_V = ~lesson.frame.labelled[frames_of(index_V, lesson)]
     if told_V.any():  # a teacher of labelled frames alone is not asked
-        occupied_V[told_V] = teacher.voxels(index_V[told_V]).argmax(-1) != free
+        occupied_V[told_V] = teacher.called(index_V[told_V]) != free
     return occupied_V
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distill.bev import bev_log_probs
@@ -23,6 +22,7 @@ from distill.losses.objective import Lesson, Needs
 from distill.losses.regions import RegionTerm, decoupled, rows
 from distill.signals.voxels import voxels_of
 from distill.teaching.taught import Taught
+from kernels.stored_kl import Kept, expected, likeliest, stored_kl
 
 
 class _LogitsTerm(RegionTerm):
@@ -52,9 +52,9 @@ class VoxelKL(_LogitsTerm):
     def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
         """One teacher's part."""
         index_V = self.region(lesson, teacher)
-        student_VC = rows(lesson.prediction.voxel_logits_BXYZC, index_V, axes=1)
+        student_MC, said = lesson.prediction.voxel_logits_BXYZC.flatten(0, -2), teacher.kept("voxels", index_V)
         confidence_V = self.confidence_of(index_V, lesson, teacher)
-        return distillation_kl(student_VC, teacher.voxels(index_V), self.temperature, confidence_V)
+        return distillation_kl(student_MC, said, self.temperature, confidence_V, index_V)
 
 
 class BalancedVoxelKL(_LogitsTerm):
@@ -82,23 +82,24 @@ class BalancedVoxelKL(_LogitsTerm):
     def listen(self, lesson: Lesson, teacher: Taught) -> Tensor:
         """One teacher's part."""
         index_V = self.region(lesson, teacher)
-        student_VC = rows(lesson.prediction.voxel_logits_BXYZC, index_V, axes=1)
-        teacher_VC = teacher.voxels(index_V)
-        weights_V, occupied_V = self.balanced(teacher_VC)
+        student_MC, said = lesson.prediction.voxel_logits_BXYZC.flatten(0, -2), teacher.kept("voxels", index_V)
+        weights_V, occupied_V = self.balanced(said)
         if self.near is not None:
             near_V = nearness(teacher.grid, self.near).to(weights_V.device)
             weights_V = weights_V * near_V[index_V % len(near_V)]
         shares_V = voxel_shares(weights_V, occupied_V, self.occupied_share)
         shares_V = shares_V * self.confidence_of(index_V, lesson, teacher)
-        return shared_kl(student_VC, teacher_VC, self.temperature, shares_V)
+        return shared_kl(student_MC, said, self.temperature, shares_V, index_V)
 
-    def balanced(self, teacher_VC: Tensor) -> tuple[Tensor, Tensor]:
+    def balanced(self, said: Kept) -> tuple[Tensor, Tensor]:
         """The weights of voxels, and how much of each is occupied, in [0, 1], both (V,)."""
+        occupied_C = torch.ones_like(self.weights_C)
+        occupied_C[self.classes.free] = 0
         if self.balance_by == "class":
-            called_V = teacher_VC.argmax(-1)
-            return self.weights_C[called_V], (called_V != self.classes.free).to(self.weights_C.dtype)
-        probs_VC = teacher_VC.softmax(-1)
-        return probs_VC @ self.weights_C, 1 - probs_VC[:, self.classes.free]
+            called_V = likeliest(said)
+            return self.weights_C[called_V], occupied_C[called_V]
+        weights_V, occupied_V = expected(said, torch.stack([self.weights_C, occupied_C], 1)).unbind(1)
+        return weights_V, occupied_V
 
 
 class DecoupledVoxelKL(_LogitsTerm):
@@ -139,24 +140,27 @@ class BevKL(_LogitsTerm):
         student_KZC = rows(logits_BXYZC, index_K, axes=2).log_softmax(-1)
         student_KC = bev_log_probs(student_KZC, self.classes.free, teacher.in_columns(voxels_of(index_K, height)))
         confidence_K = self.confidence_of(index_K * height, lesson, teacher)
-        return distillation_kl(student_KC, teacher.columns(index_K), self.temperature, confidence_K)
+        return distillation_kl(student_KC, teacher.kept("columns", index_K), self.temperature, confidence_K)
 
 
 def distillation_kl(
-    student_VC: Tensor, teacher_VC: Tensor, temperature: float, confidence_V: Tensor | float = 1.0
+    student_MC: Tensor,
+    teacher: Kept,
+    temperature: float,
+    confidence_V: Tensor | float = 1.0,
+    row_V: Tensor | None = None,
 ) -> Tensor:
     """T^2 / |V| sum_v c_v sum_k p_t(k) (ln p_t(k) - ln p_s(k)) with p = softmax(. / T) (docs/formulas.md 4.3).
 
     Args:
-        student_VC: logits or log-probabilities.
-        teacher_VC: finite logits or log-probabilities; gets no gradient.
-        temperature: T, applied to both.
+        student_MC, teacher, temperature, row_V: see `kernels.stored_kl.stored_kl`.
         confidence_V: c, in [0, 1].
 
     Returns:
         A scalar; 0 without rows.
     """
-    return (confidence_V * _kl(student_VC, teacher_VC, temperature)).sum() / max(len(student_VC), 1)
+    kl_V = stored_kl(student_MC, teacher, temperature, row_V)
+    return (confidence_V * kl_V).sum() / max(len(kl_V), 1)
 
 
 def decoupled_kl(
@@ -182,26 +186,19 @@ def decoupled_kl(
     return free_kl, class_kl
 
 
-def shared_kl(student_VC: Tensor, teacher_VC: Tensor, temperature: float, shares_V: Tensor) -> Tensor:
+def shared_kl(
+    student_MC: Tensor, teacher: Kept, temperature: float, shares_V: Tensor, row_V: Tensor | None = None
+) -> Tensor:
     """T^2 sum_v a_v sum_k p_t(k) (ln p_t(k) - ln p_s(k)) with p = softmax(. / T) (docs/formulas.md 4.7).
 
     Args:
-        student_VC: logits or log-probabilities.
-        teacher_VC: finite logits or log-probabilities; gets no gradient.
-        temperature: T, applied to both.
+        student_MC, teacher, temperature, row_V: see `kernels.stored_kl.stored_kl`.
         shares_V: a, of each voxel.
 
     Returns:
         A scalar; 0 without rows.
     """
-    return (shares_V * _kl(student_VC, teacher_VC, temperature)).sum()
-
-
-def _kl(student_VC: Tensor, teacher_VC: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of each voxel (V,)."""
-    student_VC = (student_VC / temperature).log_softmax(-1)
-    teacher_VC = (teacher_VC.detach() / temperature).log_softmax(-1)
-    return temperature**2 * F.kl_div(student_VC, teacher_VC, reduction="none", log_target=True).sum(-1)
+    return (shares_V * stored_kl(student_MC, teacher, temperature, row_V)).sum()
 
 
 def voxel_shares(weights_V: Tensor, occupied_V: Tensor, occupied_share: float) -> Tensor:

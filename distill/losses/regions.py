@@ -87,7 +87,7 @@ def found_classes(teacher: Taught, index_V: Tensor, shape_BXYZ: torch.Size) -> T
         shape_BXYZ: of the voxels.
     """
     found_K = torch.full((shape_BXYZ.numel(),), UNKNOWN, dtype=torch.uint8, device=index_V.device)
-    found_K[index_V] = teacher.voxels(index_V).argmax(-1).to(torch.uint8)
+    found_K[index_V] = teacher.called(index_V).to(torch.uint8)
     return found_K.view(shape_BXYZ)
 
 
@@ -118,7 +118,7 @@ def taught_voxels(lesson: Lesson, teacher: Taught, mask: str, unlabelled: str, c
         if mask != "occupied":
             return index_V
         occupied_V = frame.semantics.flatten()[index_V] != classes.free
-        occupied_V |= teacher.voxels(index_V).argmax(-1) != classes.free
+        occupied_V |= teacher.called(index_V) != classes.free
         return index_V[occupied_V]
 
     return lesson.once(("taught voxels", teacher.name, mask, unlabelled), work_out)

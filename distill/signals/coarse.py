@@ -15,20 +15,21 @@ from torch import Tensor
 from typing_extensions import override
 
 from distill.bev import BEV_RULE
-from distill.frame import FACT, GRID, PLANES, Array, Frame, Record, declared
+from distill.frame import FACT, PLANES, Array, Frame, Record, declared
 from distill.signals.arrays import StoredArray, repeats
 from distill.signals.bev import column_log_probs
 from distill.signals.columns import CoveredVoxels
 from distill.signals.divergence import divergence, kl_array
 from distill.signals.levels import BEV_STEP, MAX_BEV_KL, MAX_VOXEL_KL, VOXEL_STEP, LevelTable, coarse_levels
 from distill.signals.signal import Reading, Signal, TeacherPrediction
+from kernels.stored_kl import Levels
 
 _VOXELS, _BEV = LevelTable(coarse_levels(VOXEL_STEP)), LevelTable(coarse_levels(BEV_STEP))
 
 
 @dataclass(frozen=True)
 class LayerCodes(Record):
-    """What travels of the voxels.
+    """What travels of the voxels, or of the columns as one layer.
 
     Attributes:
         codes: uint8 (Z, X, Y, C), positions in the table.
@@ -36,19 +37,6 @@ class LayerCodes(Record):
     """
 
     codes: Array = declared(PLANES)
-    table: Array = declared(FACT)
-
-
-@dataclass(frozen=True)
-class ColumnCodes(Record):
-    """What travels of the columns.
-
-    Attributes:
-        codes: uint8 (X, Y, C), positions in the table.
-        table: float32 (L,), the log-probability of each code.
-    """
-
-    codes: Array = declared(GRID)
     table: Array = declared(FACT)
 
 
@@ -109,7 +97,7 @@ class LevelVoxels(Signal):
 
 
 class StoredLayers:
-    """Looks up the voxels that are asked for."""
+    """Looks up the voxels or columns that are asked for."""
 
     def __init__(self, record: LayerCodes) -> None:
         self.codes_BZXYC: Tensor = record.codes
@@ -117,11 +105,13 @@ class StoredLayers:
 
     def voxels(self, index_V: Tensor) -> Tensor:
         """Log-probabilities of voxels, rounded one by one, float32 (V, C)."""
-        _, height, *columns, _ = self.codes_BZXYC.shape
-        area = columns[0] * columns[1]
-        column_V, frame_V = index_V // height % area, index_V // (height * area)
-        place_V = (frame_V * height + index_V % height) * area + column_V
-        return _looked_up(self.codes_BZXYC, place_V, self.table_BL, frame_V)
+        return self.kept_voxels(index_V).logits
+
+    def kept_voxels(self, index_V: Tensor) -> Levels:
+        """The same as it is kept."""
+        return Levels(self.codes_BZXYC.flatten(2, 3).transpose(1, 2), self.table_BL, index_V)
+
+    columns, kept_columns = voxels, kept_voxels  # of one layer
 
 
 @dataclass(frozen=True)
@@ -158,31 +148,12 @@ class LevelBev(Signal):
         return {"bev_codes": _encoded(_BEV, said[:, :, None])[:, :, 0]}
 
     @override
-    def decode(self, read: Reading) -> ColumnCodes:
-        return ColumnCodes(codes=np.ascontiguousarray(read("bev_codes")), table=np.array(self.levels, np.float32))
+    def decode(self, read: Reading) -> LayerCodes:
+        return LayerCodes(codes=np.ascontiguousarray(read("bev_codes"))[None], table=np.array(self.levels, np.float32))
 
     @override
-    def listen(self, record: ColumnCodes, frame: Frame, grid: Any, free: int, asked: Set[str]) -> StoredCodes:
-        return StoredCodes(record)
-
-
-class StoredCodes:
-    """Looks up the columns that are asked for."""
-
-    def __init__(self, record: ColumnCodes) -> None:
-        self.codes_BXYC: Tensor = record.codes
-        self.table_BL: Tensor = record.table
-
-    def columns(self, index_K: Tensor) -> Tensor:
-        """Log-probabilities of columns, rounded one by one, float32 (K, C)."""
-        frame_K = index_K // self.codes_BXYC[0, ..., 0].numel()
-        return _looked_up(self.codes_BXYC, index_K, self.table_BL, frame_K)
-
-
-def _looked_up(codes: Tensor, place_V: Tensor, table_BL: Tensor, frame_V: Tensor) -> Tensor:
-    """Levels of rows of codes; stores may differ from frame to frame, and with them the tables."""
-    codes_VC = codes.flatten(0, -2).index_select(0, place_V).long()
-    return table_BL.flatten()[codes_VC + table_BL.shape[1] * frame_V.unsqueeze(1)]
+    def listen(self, record: LayerCodes, frame: Frame, grid: Any, free: int, asked: Set[str]) -> StoredLayers:
+        return StoredLayers(record)
 
 
 def _encoded(table: LevelTable, log_probs_XYZC: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -21,12 +22,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from distill.bev import bev_log_probs
-from distill.frame import FACT, FACTS, GRID, PLANES, Array, Frame, Record, declared
+from distill.frame import FACT, FACTS, PLANES, Array, Frame, Record, declared
 from distill.grids import VoxelGrid
 from distill.signals.arrays import StoredArray, bit_planes, slice_by_slice
 from distill.signals.divergence import TEMPERATURES, divergence, kl_array
 from distill.signals.signal import CONSTANT, Reading, Signal, TeacherPrediction
 from kernels.compiled import compiled
+from kernels.stored_kl import Coefficients
 
 # nats, at every temperature of `divergence`: of a keyframe in the mean, and of any of its voxels
 MAX_MEAN_KL, MAX_KL = 2e-4, 2e-2
@@ -60,23 +62,21 @@ class CoveredVoxels(NamedTuple):
 
 @dataclass(frozen=True)
 class ColumnCoefs(Record):
-    """What travels of the voxels.
+    """What travels of the voxels: of few planes are the coefficients larger than a byte.
 
     Attributes:
-        planes: int64 (k,), which of the basis vectors a plane is about.
-        coefs: int16 (k, X, Y), in steps.
-        step: float32, nats.
-        basis: float32 (K, K), rows are basis vectors.
-        mean: float32 (K,), of the columns of the teacher.
-        covered: bool (X, Y, Z).
+        planes: int8 (k, X, Y), the low bytes of the coefficients; a coefficient is low + 256 high.
+        high: int8 (h, X, Y), the high bytes of the first h planes; those of the others are 0.
+        basis: float32 (k, Z, C), the vectors of the planes, as long as a step.
+        mean: float32 (Z, C), of the columns of the teacher.
+        covered: uint8 (Z / 8 and up, X, Y), of which voxels it says anything, a bit each, the lowest first.
     """
 
-    planes: Array = declared(FACTS)
-    coefs: Array = declared(PLANES)
-    step: Array = declared(FACT)
-    basis: Array = declared(FACT)
+    planes: Array = declared(PLANES)
+    high: Array = declared(PLANES)
+    basis: Array = declared(FACTS)
     mean: Array = declared(FACT)
-    covered: Array = declared(GRID)
+    covered: Array = declared(PLANES)
 
 
 @dataclass(frozen=True)
@@ -181,17 +181,16 @@ class ColumnVoxels(Signal):
     @override
     def absent(self) -> ColumnCoefs:
         nothing = np.empty((0, *self.grid.shape[:2]), np.int16)
-        return self._record(np.empty(0, np.int64), nothing, np.float32(0), np.zeros(self.grid.shape, bool))
+        return self._record(np.empty(0, np.intp), nothing, np.float32(0), np.zeros(self.grid.shape, bool))
 
-    def _record(self, planes: np.ndarray, coefs_kXY: np.ndarray, step: Any, covered_XYZ: np.ndarray) -> ColumnCoefs:
-        size = len(self.column_basis)
+    def _record(self, used: np.ndarray, coefs_kXY: np.ndarray, step: Any, covered_XYZ: np.ndarray) -> ColumnCoefs:
+        low_kXY, high_kXY = _bytes(coefs_kXY)
         return ColumnCoefs(
-            planes=planes.astype(np.int64),
-            coefs=coefs_kXY,
-            step=np.asarray(step, np.float32),
-            basis=self.column_basis.reshape(size, size),
-            mean=self.column_mean.reshape(size),
-            covered=np.ascontiguousarray(covered_XYZ),
+            planes=low_kXY,
+            high=high_kXY,
+            basis=self.column_basis[used] * step,
+            mean=self.column_mean,
+            covered=_bits(covered_XYZ.transpose(2, 0, 1)),
         )
 
     @override
@@ -204,25 +203,41 @@ class StoredColumns:
 
     def __init__(self, record: ColumnCoefs, free: int) -> None:
         self.record, self.free = record, free
-        batch, *_, self.height = record.covered.shape
-        self.columns_of_frame = record.covered[0, ..., 0].numel()
-        self._place_N = record.planes.new_full((batch * self.columns_of_frame,), -1)
-        self._known_NZC = record.basis.new_empty((0, self.height, record.mean.shape[1] // self.height))
+        batch, _, *shape = record.covered.shape
+        self.height, self.columns_of_frame = record.mean.shape[1], shape[0] * shape[1]
+        self._place_N = record.covered.new_full((batch * self.columns_of_frame,), -1, dtype=torch.int64)
+        self._known_NZC = record.mean.new_empty((0, *record.mean.shape[1:]))
 
     def voxels(self, index_V: Tensor) -> Tensor:
         """Log-probabilities of voxels, float32 (V, C)."""
-        place_V = self._places(index_V // self.height) * self.height + index_V % self.height
-        return self._known_NZC.flatten(0, 1).index_select(0, place_V).log_softmax(-1)
+        return self._logits(index_V).log_softmax(-1)
+
+    def kept_voxels(self, index_V: Tensor) -> Coefficients:
+        """The same as it is kept."""
+        of_column = self.record.planes.flatten(2), self.record.high.flatten(2), self.record.basis, self.record.mean
+        return Coefficients(*of_column, index_V, lambda: self._logits(index_V))
 
     def columns(self, index_K: Tensor) -> Tensor:
         """Log-probabilities of columns by the BEV rule, float32 (K, C)."""
-        place_K, covered_KZ = self._places(index_K), self.record.covered.flatten(0, 2)[index_K]
+        place_K, covered_KZ = self._places(index_K), self._covered.view(-1, self.height)[index_K]
         known_KZC = self._known_NZC.index_select(0, place_K)
         return bev_log_probs(known_KZC.log_softmax(-1), self.free, covered_KZ)
 
     def covered(self, index: Tensor) -> Tensor:
         """Whether the teacher has modelled voxels, bool in the shape of `index`."""
-        return self.record.covered.flatten()[index]
+        return self._covered[index]
+
+    @cached_property
+    def _covered(self) -> Tensor:
+        """Of all voxels, bool (B * X * Y * Z,)."""
+        layer_Z = torch.arange(self.height, device=self.record.covered.device)
+        bits_BXYZ = self.record.covered.movedim(1, -1)[..., layer_Z // 8] >> layer_Z % 8
+        return (bits_BXYZ & 1).bool().flatten()
+
+    def _logits(self, index_V: Tensor) -> Tensor:
+        """Of voxels, float32 (V, C)."""
+        place_V = self._places(index_V // self.height) * self.height + index_V % self.height
+        return self._known_NZC.flatten(0, 1).index_select(0, place_V)
 
     def _places(self, index_N: Tensor) -> Tensor:
         """Where in `_known_NZC` columns stand; those that were never asked for are decoded."""
@@ -235,25 +250,26 @@ class StoredColumns:
 
     def _decoded(self, index_N: Tensor) -> Tensor:
         """Logits of columns, whose positions rise, float32 (N, Z, C)."""
-        edges = torch.arange(len(self.record.step) + 1, device=index_N.device) * self.columns_of_frame
+        edges = torch.arange(len(self.record.mean) + 1, device=index_N.device) * self.columns_of_frame
         first, *later = torch.searchsorted(index_N, edges).tolist()
         decoded = []
         for frame, last in enumerate(later):
             inside_N = index_N[first:last] - frame * self.columns_of_frame
             decoded.append(decoded_columns(self.record, frame, inside_N))
             first = last
-        return torch.cat(decoded).view(len(index_N), self.height, -1)
+        return torch.cat(decoded)
 
 
 def decoded_columns(record: ColumnCoefs, frame: int, index_N: Tensor) -> Tensor:
-    """Logits of columns of one frame of a batch, float32 (N, K) (docs/formulas.md 13.1).
+    """Logits of columns of one frame of a batch, float32 (N, Z, C) (docs/formulas.md 13.1).
 
     In float32 to the last digit, whatever precision the training has: coefficients have more digits than TF32.
     """
-    coefs_kN = record.coefs[frame].flatten(1)[:, index_N].float()
-    vectors_kK = record.basis[frame][record.planes[frame]] * record.step[frame]
+    coefs_kN = record.planes[frame].flatten(1)[:, index_N].float()
+    coefs_kN[: record.high.shape[1]] += 256 * record.high[frame].flatten(1)[:, index_N].float()
+    basis_kZC, mean_ZC = record.basis[frame], record.mean[frame]
     with torch.autocast(index_N.device.type, enabled=False), _all_digits():
-        return torch.addmm(record.mean[frame], coefs_kN.T, vectors_kK)
+        return torch.addmm(mean_ZC.flatten(), coefs_kN.T, basis_kZC.flatten(1)).view(-1, *mean_ZC.shape)
 
 
 @contextmanager
@@ -265,6 +281,22 @@ def _all_digits() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def _bits(covered_ZXY: np.ndarray) -> np.ndarray:
+    """8 layers a byte, uint8 (Z / 8 and up, X, Y); np.packbits takes eight times as long."""
+    height, *shape = covered_ZXY.shape
+    bits = np.zeros((-(-height // 8), *shape), np.uint8)
+    for layer, covered_XY in enumerate(covered_ZXY):
+        bits[layer // 8] += covered_XY * np.uint8(1 << layer % 8)
+    return bits
+
+
+def _bytes(coefs_kXY: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Low bytes, int8 (k, X, Y), and high ones, int8 (h, X, Y), up to the last plane that has any."""
+    low_kXY = coefs_kXY.astype(np.int8)
+    wide = np.append(0, 1 + np.flatnonzero((low_kXY != coefs_kXY).any((1, 2))))[-1]
+    return low_kXY, ((coefs_kXY[:wide] - low_kXY[:wide]) >> 8).astype(np.int8)
 
 
 @compiled(nogil=True)

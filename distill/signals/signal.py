@@ -214,6 +214,9 @@ class Signal(ABC):
     def listen(self, record: Any, frame: Frame, grid: VoxelGrid, free: int, asked: Set[str]) -> Any:
         """Its answers about a batch: an object with a method for each of `answers`.
 
+        Beside "voxels" and "columns", `kept_voxels` and `kept_columns` may give the same as the store keeps it, for
+        `kernels.stored_kl`; where there are none, that is given log-probabilities.
+
         Args:
             record: what has travelled, as a batch on the device of the frame.
             frame: the batch.

@@ -36,6 +36,7 @@ from distill.signals.arrays import StoredArray, bit_planes
 from distill.signals.levels import LevelTable
 from distill.signals.signal import Reading, Signal, TeacherPrediction
 from kernels.compiled import compiled
+from kernels.stored_kl import Levels
 
 # (step in nats, count): how the levels descend from 0; steps as wide as the bound permits, round where values abound.
 _SEGMENTS = (
@@ -146,10 +147,11 @@ class StoredVoxels:
 
     def voxels(self, index_V: Tensor) -> Tensor:
         """Log-probabilities of voxels, rounded one by one, float32 (V, C)."""
-        codes_VC = self.codes_BXYZC.flatten(0, -2).index_select(0, index_V).long()
-        # stores may differ from frame to frame, and with them the tables
-        frame_V = index_V // self.codes_BXYZC[0, ..., 0].numel()
-        return self.table_B256.flatten()[codes_VC + 256 * frame_V.unsqueeze(1)]
+        return self.kept_voxels(index_V).logits
+
+    def kept_voxels(self, index_V: Tensor) -> Levels:
+        """The same as it is kept."""
+        return Levels(self.codes_BXYZC.flatten(1, 2), self.table_B256, index_V)
 
 
 def voxels_of(index_K: Tensor, height: int) -> Tensor:

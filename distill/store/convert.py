@@ -26,6 +26,7 @@ from distill.signals import ENCODINGS, Signal, TeacherPrediction, described
 from distill.signals.bev import LEAST_PROB, Bev, BevProbs, Columns
 from distill.signals.coarse import LayerCodes, LevelBev, LevelVoxels
 from distill.signals.columns import ColumnCoefs, ColumnVoxels, decoded_columns
+from distill.signals.voxels import VoxelCodes
 from distill.store.keeping import encoded, encoded_as_in, kept
 from distill.store.place import Local
 from distill.store.reader import DamagedSample, TeacherStore
@@ -207,12 +208,9 @@ def voxel_log_probs(store: TeacherStore, token: str) -> Tensor:
     """Log-probabilities of voxels by whatever encoding, float32 (X, Y, Z, C); arbitrary where nothing is kept."""
     record: Any = store.told(token, ["voxels"], coverage=False).signals["voxels"]
     if isinstance(record, ColumnCoefs):
-        x, y, z = store.grid.shape
-        return decoded_columns(stack([record]), 0, torch.arange(x * y)).view(x, y, z, -1).log_softmax(-1)
-    levels = record.table[record.codes]
-    if isinstance(record, LayerCodes):
-        levels = levels.transpose(1, 2, 0, 3)
-    return torch.from_numpy(levels).log_softmax(-1)
+        x, y, _ = store.grid.shape
+        return decoded_columns(stack([record]), 0, torch.arange(x * y)).unflatten(0, (x, y)).log_softmax(-1)
+    return _levels(record).log_softmax(-1)
 
 
 def column_log_probs(store: TeacherStore, token: str) -> Tensor:
@@ -220,7 +218,13 @@ def column_log_probs(store: TeacherStore, token: str) -> Tensor:
     record: Any = store.told(token, ["bev"], coverage=False).signals["bev"]
     if isinstance(record, BevProbs):
         return torch.from_numpy(np.maximum(record.probs, LEAST_PROB)).log().log_softmax(-1)
-    return torch.from_numpy(record.table[record.codes]).log_softmax(-1)
+    return _levels(record).squeeze(2).log_softmax(-1)
+
+
+def _levels(record: LayerCodes | VoxelCodes) -> Tensor:
+    """Of voxels, float32 (X, Y, Z, C); Z is 1 of columns."""
+    levels = torch.from_numpy(record.table[record.codes])
+    return levels.permute(1, 2, 0, 3) if isinstance(record, LayerCodes) else levels
 
 
 def is_encoded(signal: Signal | None) -> bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from distill.frame import Frame, Told
 from distill.grids import VoxelGrid
 from distill.networks.prediction import FeatureMap
+from kernels.stored_kl import Kept, likeliest
 
 
 class Speaker(Protocol):
@@ -62,17 +63,30 @@ class Taught:
 
     def ask(self, question: str) -> Callable[..., Any]:
         """The answer to a question: a function of flat positions, but for maps of features."""
+        return getattr(self._listener(question), question)
+
+    def kept(self, question: Literal["voxels", "columns"], index: Tensor) -> Kept:
+        """What it says of voxels or columns as its store keeps it, for `kernels.stored_kl`; else log-probabilities."""
+        listener = self._listener(question)
+        answer: Callable[[Tensor], Kept] = getattr(listener, f"kept_{question}", getattr(listener, question))
+        return answer(index)
+
+    def _listener(self, question: str) -> Any:
         speaker = self.answers[question]
         if speaker.name not in self._listeners:
             record = self.told.signals[speaker.name]
             self._listeners[speaker.name] = speaker.listen(
                 record, self.frame, self.grid, self.free, frozenset(self.answers)
             )
-        return getattr(self._listeners[speaker.name], question)
+        return self._listeners[speaker.name]
 
     def voxels(self, index_V: Tensor) -> Tensor:
         """Log-probabilities of voxels, float32 (V, C)."""
         return self.ask("voxels")(index_V)
+
+    def called(self, index_V: Tensor) -> Tensor:
+        """The likeliest classes of voxels, int64 (V,)."""
+        return likeliest(self.kept("voxels", index_V))
 
     def columns(self, index_K: Tensor) -> Tensor:
         """Log-probabilities of columns by the BEV rule, float32 (K, C)."""

@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
         ("ray_cast", "cpu"),
         ("ray_march", "cpu"),
         ("splat", "cpu"),
+        ("stored_kl", "reference"),
         ("submanifold", "reference"),
     ],
 )

@@ -166,9 +166,10 @@ class TestTerms:
 def test_it_is_worked_out_once(frame, logits):
     """Three terms of one region look at their voxels, and the teacher is measured once beside."""
     asked = lesson(frame, logits)
-    calls = []
-    voxels = asked.teachers["stored"].voxels
-    asked.teachers["stored"].voxels = lambda index: calls.append(len(index)) or voxels(index)
+    calls, teacher = [], asked.teachers["stored"]
+    voxels, kept = teacher.voxels, teacher.kept
+    teacher.voxels = lambda index: calls.append(len(index)) or voxels(index)
+    teacher.kept = lambda question, index: (question == "voxels" and calls.append(index)) or kept(question, index)
     for kind in (VoxelKL, BevKL, BalancedVoxelKL):
         term(kind, "entropy")(asked)
     assert len(calls) == 3

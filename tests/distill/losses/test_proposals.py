@@ -57,6 +57,9 @@ class Teacher:
     def voxels(self, index_V):
         return torch.eye(18)[self.found_K[index_V]]
 
+    def called(self, index_V):
+        return self.voxels(index_V).argmax(-1)
+
     def covered(self, index_V):
         return torch.ones_like(index_V, dtype=torch.bool)
 
