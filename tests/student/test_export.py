@@ -254,7 +254,8 @@ def test_a_trained_students_file_scores_as_its_checkpoint(workshop: Workshop, tr
     for name, value in sources["student"]["metrics"].items():
         assert sources["first"]["metrics"][name] == pytest.approx(value, abs=0.01), name
     assert sources["first"]["cost"]["latency_ms"]["median"] > 0
-    assert "is on grid" in workshop.refused("occ-eval", "sources=[first.onnx]", "data=demo", "grid=surroundocc", *quick)
+    data = ("data.root=data/demo", "data.version=v1.0-demo", "data.cache_dir=cache")
+    assert "is on grid" in workshop.refused("occ-eval", "sources=[first.onnx]", *data, "grid=surroundocc", *quick)
 
 
 def run(monkeypatch, *overrides):
