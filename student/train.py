@@ -18,7 +18,7 @@ from distill.checkpoint import is_checkpoint, load_checkpoint, load_training_sta
 from distill.command import command
 from distill.errors import InputError
 from distill.files import owned
-from distill.frame import stack
+from distill.loader import frame_loader
 from distill.memory import keep_freed_memory
 from distill.metrics import Confusion
 from distill.networks.network import OfOthers, StartsPretrained
@@ -199,11 +199,10 @@ def training_loader(plan: Plan, stock: Inventory) -> DataLoader:
         rays=plan.rays,
         **{**config.student.inputs, "lidar": plan.points},
     )
-    return DataLoader(
+    return frame_loader(
         TeacherStream(frames, plan.teachers),
+        config.trainer.workers,
         batch_sampler=make_sampler(config, [token in stock.labelled for token in keyframes.tokens]),
-        num_workers=config.trainer.workers,
-        collate_fn=stack,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global random state belongs to the network: a resumed run restores it
     )
@@ -240,13 +239,7 @@ def validation(config: DictConfig, stock: Inventory, device: torch.device) -> Ca
     classes = instantiate(config.classes)
 
     def score(network: nn.Module) -> Confusion:
-        loader = DataLoader(
-            frames,
-            batch_size=1,
-            num_workers=min(1, config.trainer.workers),
-            collate_fn=stack,
-            generator=torch.Generator(),
-        )
+        loader = frame_loader(frames, min(1, config.trainer.workers), batch_size=1, generator=torch.Generator())
         return score_network(network, loader, classes, device)
 
     return score

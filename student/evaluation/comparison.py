@@ -22,7 +22,7 @@ from distill.nuscenes.index import Keyframes, NuScenesIndex
 from distill.nuscenes.inventory import Inventory, place_of_labels, settle_missing, summary, take_stock
 from distill.nuscenes.labels import LabelSource
 from student.evaluation.predictions import PredictionsFolder
-from student.evaluation.request import Opened
+from student.evaluation.request import Opened, cache_of
 from student.evaluation.sources import CheckpointSource, NetworkSource, PredictionsSource, Source, StoreSource
 from student.evaluation.teacher import find_teacher
 
@@ -212,6 +212,7 @@ def _open_sources(
             comparison.grid,
             comparison.classes,
             device,
+            cache_of(config),
         )
         sources[1:1] = [] if teacher is None else [teacher]
     return sources
