@@ -39,7 +39,8 @@ from obstore.exceptions import (
 from obstore.store import from_url
 from typing_extensions import override
 
-from distill.store.place import Place, Unreachable
+from distill.errors import Unreachable
+from distill.store.place import Place
 
 T = TypeVar("T")
 

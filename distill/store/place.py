@@ -23,15 +23,6 @@ from typing_extensions import override
 from distill.errors import InputError
 from distill.files import sync, write_durably
 
-
-class Unreachable(OSError):  # noqa: N818 - it names what was met
-    """What an object store refuses or does not answer, in one line."""
-
-    def __init__(self, told: str) -> None:
-        super().__init__(told)
-        self.strerror = told
-
-
 # what `write_durably` leaves of a file when it is killed
 _PARTIAL = re.compile(r"(?P<name>.+)\.\d+\.partial")
 
