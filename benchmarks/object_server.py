@@ -28,7 +28,11 @@ def program() -> str | None:
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[dict[str, str]]:
-    """An S3 server that keeps its objects in a folder, with an empty bucket; the environment in which it is found."""
+    """An S3 server that keeps its objects in a folder, with a bucket.
+
+    Yields:
+        The environment in which clients find it, and its number as a process, PROCESS.
+    """
     ports = _free_ports(8)
     names = ("master.port", "volume.port", "filer.port", "s3.port")
     given = [part for name, port in zip(names, ports[:4], strict=True) for part in (f"-{name}", str(port))]
@@ -46,7 +50,7 @@ def serving(folder: Path) -> Iterator[dict[str, str]]:
         try:
             environment = environment_of(endpoint)
             _make_bucket(environment, process)
-            yield environment
+            yield environment | {"PROCESS": str(process.pid)}
         finally:
             process.send_signal(signal.SIGKILL)  # it takes long over anything else
             process.wait()

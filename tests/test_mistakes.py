@@ -88,11 +88,12 @@ def test_a_store_on_another_grid_is_refused(workshop):
 
 
 def test_a_damaged_sample_is_an_error_or_skipped_and_can_be_redone(workshop):
-    store = shutil.copytree(workshop.folder / STORE, workshop.folder / "stores/damaged.zarr")
+    copied = shutil.copytree(workshop.folder / STORE, workshop.folder / "stores/damaged.zarr")
+    store = TeacherStore(copied)
     train = json.loads((workshop.folder / "data/demo/v1.0-demo/splits.json").read_text())["train"]
-    scenes = zarr.open_group(store, mode="r")["scenes"][:].tolist()
+    scenes = zarr.open_group(copied, mode="r")["scenes"][:].tolist()
     row = scenes.index(train[0])
-    chunk = next((store / "column_coefs").glob(f"c.{row}.*"))
+    chunk = next((copied / "column_coefs").glob(f"c.{row}.*"))
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
     chunk.write_bytes(content)
