@@ -78,7 +78,9 @@ class Workshop:
 
     def command(self, program: str, *overrides: str) -> list[str]:
         """The command line of a program, for a process from scratch."""
-        world = () if program == "occ-eval" or any(o.startswith("data=") for o in overrides) else SMALL_WORLD
+        world = (
+            () if program in ("occ-eval", "occ-store") or any(o.startswith("data=") for o in overrides) else SMALL_WORLD
+        )
         return [str(BIN / program), *world, *overrides]
 
     def ok(self, program: str, *overrides: str) -> str:

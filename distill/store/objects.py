@@ -119,8 +119,11 @@ class Objects(Place):
 
     @override
     def read_several(self, names: Sequence[str]) -> list[bytes]:
+        one_by_one = super().read_several
+        if len(names) == 1:
+            return one_by_one(names)
         # most of the time it takes is waiting
-        return list(_readers().map(lambda name: super(Objects, self).read_several([name])[0], names))
+        return [content for (content,) in _readers().map(lambda name: one_by_one([name]), names)]
 
     @override
     def read_part(self, name: str, start: int, length: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import compress
@@ -328,17 +329,22 @@ class TeacherStore:
             Token -> names of sources; absent and damaged keyframes, and stores of schema 2, say nothing.
         """
         different: dict[str, list[str]] = {}
-        for token in self.present & digests.keys():
-            try:
-                theirs = self.frame_digests(token)
-            except DamagedSample:
-                continue  # whoever asks for what the sample says is told
+        tokens = sorted(self.present & digests.keys())
+        with ThreadPoolExecutor(16 if self.place.remote else 1) as pool:  # most of it is waiting for an object store
+            found = list(pool.map(self._intact_frame_digests, tokens))
+        for token, theirs in zip(tokens, found, strict=True):
             if theirs is not None:
                 named = self.identity.frame_digests
                 pairs = zip(named, digests[token].tolist(), theirs.tolist(), strict=False)
                 sources = [name for name, one, other in pairs if one and other and one != other]
                 different |= {token: sources} if sources else {}
         return different
+
+    def _intact_frame_digests(self, token: str) -> np.ndarray | None:
+        try:
+            return self.frame_digests(token)
+        except DamagedSample:
+            return None  # whoever asks for what the sample says is told
 
     def verify(self, token: str) -> None:
         """Check every byte of a sample against its checksums.
