@@ -7,6 +7,9 @@
                                                    finds the disk full; 7: every seventh
     python benchmarks/store_faults.py fills 300    a small file system has room for a random part of that:
                                                    --folder, of mount -t tmpfs -o size=8m none FOLDER
+    python benchmarks/store_faults.py requests 300 every fifth request to an object store fails while keyframes are
+                                                   written and read: 500, slow-down, timeouts, answers that are lost or
+                                                   cut, listings of before
 
 Everything happens to stores of small keyframes in a temporary folder. A fault that nobody notices ends the campaign.
 """
@@ -35,12 +38,13 @@ from unittest import mock
 
 import numpy as np
 import torch
+from object_server import BUCKET, FAULTS, FaultyProxy, serving
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from distill.bev import bev_log_probs
 from distill.classes import OCC3D_CLASSES
-from distill.errors import InputError
+from distill.errors import InputError, Unreachable
 from distill.frame import Told
 from distill.grids import VoxelGrid
 from distill.signals import Signal, described
@@ -50,6 +54,7 @@ from distill.store import StoreIdentity, StoreWriter, TeacherStore
 from distill.store.convert import Conversion
 from distill.store.main import check
 from distill.store.packing import Packing
+from distill.store.place import place_of
 
 GRID = VoxelGrid("small", "ego", (0.0, 0.0, 0.0), 1.0, (16, 16, 4))
 NAMES = OCC3D_CLASSES.names
@@ -70,11 +75,11 @@ def said(token: str) -> CoveredVoxels:
     return CoveredVoxels(logits.float().log_softmax(-1).numpy(), np.ones(GRID.shape, bool))
 
 
-def open_writer(path: Path) -> StoreWriter:
+def open_writer(path: Path | str) -> StoreWriter:
     """Of the store at `path`, made if it is not there."""
     signals: list[Signal] = [ColumnVoxels.fitted(said(TOKENS[0]), 0.25, GRID, NAMES), LevelBev(GRID, NAMES)]
     identity = StoreIdentity("campaign", "", {}, GRID, NAMES, described(signals))
-    if not path.exists():
+    if place_of(path).empty():
         StoreWriter.create(path, identity, TOKENS, SCENES, signals)
     return StoreWriter.open(path, identity, TOKENS, SCENES)
 
@@ -368,10 +373,38 @@ def reads(count: int, folder: Path) -> None:
     print(f"{count} reads: the peak of memory grew by {grown / 1024:.1f} MiB after the first tenth")
 
 
+def requests(count: int, folder: Path) -> None:
+    """Let requests fail; what is told of a keyframe is true, and what was said to be durable is there."""
+    truth, address, durable, refused, failing = expected(folder), f"s3://{BUCKET}/faults.zarr", set[str](), 0, True
+
+    def fault(*_: str) -> str | None:
+        return random.choice(FAULTS) if failing and random.random() < 0.2 else None
+
+    (folder / "server").mkdir()
+    with serving(folder / "server") as found, FaultyProxy(found["AWS_ENDPOINT_URL"], fault) as proxy:
+        os.environ |= {**found, "AWS_ENDPOINT_URL": proxy.endpoint, "AWS_TIMEOUT": "0.2s"}
+        for number in tqdm(range(count), desc="requests"):
+            token, failing = random.choice(TOKENS), number % 10 < 9 and number < count - 1
+            try:
+                write(open_writer(address), token)
+                durable.add(token)
+                store = TeacherStore(address)
+                assert failing or durable <= store.present, f"lost: {durable - store.present}"
+                chosen = sorted(store.present)
+                for each in chosen if not failing else random.sample(chosen, min(2, len(chosen))):
+                    assert fingerprint(store.told(each, SIGNALS, coverage=True)) == truth[each], f"false: {each}"
+            except (InputError, Unreachable) as error:
+                assert failing, error
+                durable.discard(token)
+                refused += 1
+    faults = {name: times for name, times in proxy.counts.items() if name is not None}
+    print(f"{count} requests for a keyframe, {refused} refused in one line: none false, none lost; faults: {faults}")
+
+
 def main() -> None:
     """Run a campaign."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    campaigns = {"kills": kills, "flips": flips, "reads": reads, "full": full, "fills": fills}
+    campaigns = {"kills": kills, "flips": flips, "reads": reads, "full": full, "fills": fills, "requests": requests}
     parser.add_argument("campaign", choices=campaigns)
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=0)

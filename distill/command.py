@@ -25,7 +25,7 @@ from omegaconf.errors import (
 
 from conf.renamed import renamed
 from conf.schema import checked
-from distill.errors import InputError
+from distill.errors import InputError, Unreachable
 from distill.located import import_from_working_folder
 
 USER_ERROR = 2
@@ -145,7 +145,7 @@ def user_mistake(error: BaseException | None) -> str | None:
     """The one-line message if `error`, or what caused it, is a mistake of the user's; otherwise None."""
     configuration: str | None = None
     while error is not None:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError | Unreachable):
             return _one_line(error)
         if isinstance(error, OverrideParseException):
             return _how_to_write(error.override)

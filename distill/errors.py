@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises."""
+"""What ends a program with one line instead of a traceback."""
 
 
 class InputError(Exception):
@@ -6,3 +6,11 @@ class InputError(Exception):
 
     The command line prints the message without a traceback and exits with code 2 (see `distill.command`).
     """
+
+
+class Unreachable(OSError):  # noqa: N818 - it names what was met
+    """What an object store refuses or does not answer, in one line that says what to look at."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(told)
+        self.strerror = told

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from distill import ranks
 from distill.errors import InputError
-from distill.frame import stack
+from distill.loader import frame_loader
 from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.inventory import Inventory
 from distill.teaching import Provider
@@ -69,13 +68,8 @@ def calibration(plan: Plan, train: Inventory, teacher: Provider, device: torch.d
     frames = FrameDataset(
         mine, labels=labels, augmentation=None, seed=config.seed, depth_stride=None, **config.student.inputs
     )
-    loader = DataLoader(
-        TeacherStream(frames, [teacher]),
-        batch_size=1,
-        num_workers=min(1, config.trainer.workers),
-        collate_fn=stack,
-        generator=torch.Generator(),
-    )
+    stream = TeacherStream(frames, [teacher])
+    loader = frame_loader(stream, min(1, config.trainer.workers), batch_size=1, generator=torch.Generator())
     counted = Calibration(instantiate(config.classes), _BINS).to(device)
     for frame in loader:
         frame = frame.to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,9 @@ def _last(key: str) -> str:
 
 
 def _is_free(key: str) -> bool:
-    place = key.startswith("teachers.") and key.endswith((".paths", ".folder"))  # compared by who speaks there
-    return place or key in FREE_TO_CHANGE or key.startswith(tuple(each for each in FREE_TO_CHANGE if each[-1] == "."))
+    if re.fullmatch(r"teachers\.[^.]+\.(paths|folder|cache|cache\..*)", key):  # compared by who speaks there
+        return True
+    return key in FREE_TO_CHANGE or key.startswith(tuple(each for each in FREE_TO_CHANGE if each[-1] == "."))
 
 
 def _named_file(config: DictConfig, key: str) -> Path | None:

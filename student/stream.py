@@ -23,6 +23,7 @@ class TeacherStream(Dataset[Frame]):
     def __init__(self, frames: FrameDataset, teachers: Sequence[Provider]) -> None:
         self.frames = frames
         self.teachers = teachers
+        self.remote = any(teacher.remote for teacher in teachers)
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -19,7 +19,7 @@ from distill.checkpoint import is_checkpoint, load_checkpoint, load_training_sta
 from distill.command import command
 from distill.errors import InputError
 from distill.files import owned
-from distill.frame import stack
+from distill.loader import frame_loader
 from distill.memory import keep_freed_memory
 from distill.metrics import Confusion
 from distill.networks.network import OfOthers, StartsPretrained
@@ -207,11 +207,10 @@ def training_loader(plan: Plan, stock: Inventory) -> DataLoader:
         rays=plan.rays,
         **{**config.student.inputs, "lidar": plan.points},
     )
-    return DataLoader(
+    return frame_loader(
         TeacherStream(frames, plan.teachers),
+        config.trainer.workers,
         batch_sampler=make_sampler(config, [token in stock.labelled for token in keyframes.tokens]),
-        num_workers=config.trainer.workers,
-        collate_fn=stack,
         worker_init_fn=leave_signals_to_the_trainer,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global random state belongs to the network: a resumed run restores it
@@ -249,11 +248,10 @@ def validation(config: DictConfig, stock: Inventory, device: torch.device) -> Ca
     classes = instantiate(config.classes)
 
     def score(network: nn.Module) -> Confusion:
-        loader = DataLoader(
+        loader = frame_loader(
             frames,
+            min(1, config.trainer.workers),
             batch_size=1,
-            num_workers=min(1, config.trainer.workers),
-            collate_fn=stack,
             worker_init_fn=leave_signals_to_the_trainer,
             generator=torch.Generator(),
         )

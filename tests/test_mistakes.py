@@ -80,19 +80,20 @@ def test_labels_of_a_wrong_shape_are_named(copy):
 
 
 def test_a_store_on_another_grid_is_refused(workshop):
-    store = TeacherStore(shutil.copytree(workshop.folder / STORE, workshop.folder / "stores/lidar.zarr"))
-    attributes = json.loads((store.path / "zarr.json").read_text())["attributes"]
-    rewrite(store.path, attributes | {"grid": attributes["grid"] | {"frame": "lidar"}})
+    store = shutil.copytree(workshop.folder / STORE, workshop.folder / "stores/lidar.zarr")
+    attributes = json.loads((store / "zarr.json").read_text())["attributes"]
+    rewrite(store, attributes | {"grid": attributes["grid"] | {"frame": "lidar"}})
     overrides = (*SMALL_STUDENT, "teachers.stored.paths=[stores/lidar.zarr]", "output=runs/lidar")
     assert "no signal answers for columns on grid" in workshop.refused("occ-train-student", *overrides)
 
 
 def test_a_damaged_sample_is_an_error_or_skipped_and_can_be_redone(workshop):
-    store = TeacherStore(shutil.copytree(workshop.folder / STORE, workshop.folder / "stores/damaged.zarr"))
+    copied = shutil.copytree(workshop.folder / STORE, workshop.folder / "stores/damaged.zarr")
+    store = TeacherStore(copied)
     train = json.loads((workshop.folder / "data/demo/v1.0-demo/splits.json").read_text())["train"]
-    scenes = zarr.open_group(store.path, mode="r")["scenes"][:].tolist()
+    scenes = zarr.open_group(copied, mode="r")["scenes"][:].tolist()
     row = scenes.index(train[0])
-    chunk = next((store.path / "column_coefs").glob(f"c.{row}.*"))
+    chunk = next((copied / "column_coefs").glob(f"c.{row}.*"))
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
     chunk.write_bytes(content)

@@ -61,7 +61,7 @@ class Workshop:
         _, *arguments = self.command(program, *overrides)
         with tempfile.TemporaryDirectory() as folder:
             streams = [Path(folder, name) for name in ("out", "err")]
-            process = FORKS.Process(target=_become, args=(program, arguments, self.folder, streams))
+            process = FORKS.Process(target=_become, args=(program, arguments, self.folder, streams, dict(os.environ)))
             with contextlib.chdir(ROOT):  # where the forking process finds the packages, and not tests/distill
                 process.start()
             process.join(600)
@@ -78,7 +78,7 @@ class Workshop:
 
     def command(self, program: str, *overrides: str) -> list[str]:
         """The command line of a program, for a process from scratch."""
-        own_data = program in ("occ-eval", "occ-export") or any(o.startswith("data=") for o in overrides)
+        own_data = program in ("occ-eval", "occ-export", "occ-store") or any(o.startswith("data=") for o in overrides)
         world = () if own_data else SMALL_WORLD
         return [str(BIN / program), *world, *overrides]
 
@@ -98,8 +98,9 @@ class Workshop:
         return lines[0]
 
 
-def _become(program: str, arguments: list[str], folder: Path, streams: list[Path]) -> None:
+def _become(program: str, arguments: list[str], folder: Path, streams: list[Path], environ: dict[str, str]) -> None:
     """What the console script does, with standard output and error in files."""
+    os.environ |= environ
     multiprocessing.set_start_method(None, force=True)  # for its loader workers: the default, as in any process
     for descriptor, path in enumerate(streams, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)

@@ -6,6 +6,7 @@ left to its constructor.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,7 +124,7 @@ def _problem(key: str, found: ErrorDetails) -> str:
         said = "should be a group of values with a _target_, not one value"
     if found["input"] == "":
         said = "should not be empty"
-    shown = "" if isinstance(found["input"], dict) else f"={found['input']}"
+    shown = "" if isinstance(found["input"], dict) else f"={_SECRET.sub(_PUBLIC, str(found['input']))}"
     if isinstance(found["input"], str) and found["type"] in ("int_type", "float_type", "bool_type"):
         shown = f'="{found["input"]}"'  # "3" is no number
     for python, yaml in (("=None", "=null"), ("=True", "=true"), ("=False", "=false")):
@@ -131,6 +132,9 @@ def _problem(key: str, found: ErrorDetails) -> str:
     return f"{name}{shown}: {said}"
 
 
+# what of a URL may hold a password is not repeated
+_PUBLIC = r"\1\2"
+_SECRET = re.compile(r"(://)(?:[^/]*@)?([^?]*)(?:\?.*)?")
 _TEXTS = {
     "device": "should be auto, cpu, cuda (the first GPU) or cuda:N (GPU number N, from 0)",
     "weights": "must be given: none, or a local file (.pth or .safetensors) with weights of that timm model",

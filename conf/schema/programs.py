@@ -30,8 +30,11 @@ from conf.schema.values import (
     Scales,
     Seed,
     Signal,
+    SourcePlace,
     Split,
     Splits,
+    StoreCache,
+    StorePlace,
     TaughtFrames,
     TaughtMask,
     Text,
@@ -172,7 +175,7 @@ class Train(Computing):
 class WriteStore(Node):
     """Where a dump goes, and how it keeps voxels."""
 
-    path: Place
+    path: StorePlace
     encoding: Literal["auto", "columns", "levels", "fine"]
     step: Annotated[Number, Field(ge=1 / 16, le=1)]
     keep: Literal["all", "visible"]
@@ -189,6 +192,7 @@ class DumpSettings(Node):
     batch_size: Count
     workers: CountOrNone
     writers: Count
+    beside: Place
 
 
 class GateSettings(Node):
@@ -217,7 +221,7 @@ class Dump(Computing):
 class TeacherOfCheckpoint(Node):
     """Where the stores of a teacher of the checkpoint are; null stands for what the checkpoint says."""
 
-    paths: list[Place] | None
+    paths: list[StorePlace] | None
 
 
 class MetricSettings(Node):
@@ -250,7 +254,8 @@ class Eval(Computing):
     robustness: dict[str, Built]
     tta: TTA
     checkpoint: Place | None
-    sources: list[Place]
+    sources: list[SourcePlace]
+    cache: StoreCache | None
     weights: Literal["ema", "raw"]
     split: Split | None
     max_samples: Count | None
@@ -306,7 +311,7 @@ class Export(Node):
 class NewStore(Node):
     """What a store is made into."""
 
-    path: Place | None
+    path: StorePlace | None
     encoding: Literal["same", "auto", "columns", "levels", "fine"]
     step: Annotated[Number, Field(ge=1 / 16, le=1)]
     keep: Literal["same", "visible"]
@@ -318,7 +323,7 @@ class Stores(Node):
     cache_dir: Place
     data: Data | None
     do: Literal["info", "verify", "pack", "convert", "merge"]
-    path: Annotated[list[Place], BeforeValidator(_one_or_several), Field(min_length=1), AfterValidator(distinct)]
+    path: Annotated[list[StorePlace], BeforeValidator(_one_or_several), Field(min_length=1), AfterValidator(distinct)]
     discard: bool
     threads: Count
     store: NewStore

@@ -18,6 +18,8 @@ from conf.schema.values import (
     Place,
     Seed,
     Size,
+    StoreCache,
+    StorePlace,
     TaughtFrames,
     Text,
     distinct,
@@ -28,8 +30,9 @@ from conf.schema.values import (
 class Stored(Known):
     """`distill.teaching.stored.open_stored`."""
 
-    paths: Annotated[list[Place], AfterValidator(distinct)] | None
-    folder: Place
+    paths: Annotated[list[StorePlace], AfterValidator(distinct)] | None
+    folder: StorePlace
+    cache: StoreCache | None = None
     missing: Literal["error", "skip"]
     signals: Annotated[list[Text], AfterValidator(distinct)] | None
     weight: NotNegative

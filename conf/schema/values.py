@@ -14,6 +14,24 @@ def _place(path: str) -> str:
     return path if path.startswith("pkg://") else os.path.abspath(os.path.expanduser(path))
 
 
+def _store_place(address: str) -> str:
+    """An absolute path, or the URL of an object store as it is."""
+    scheme, there, rest = address.partition("://")
+    if not there:
+        return _place(address)
+    if scheme == "file":
+        return _place(rest)
+    if scheme not in _OBJECT_STORES:
+        raise ValueError(f"should be a path, or begin with {', '.join(f'{each}://' for each in _OBJECT_STORES)}")
+    if "@" in rest.partition("/")[0] or "?" in rest or "#" in rest:
+        raise ValueError("should hold no password and no query: credentials are those of the environment (AWS_...)")
+    return address.rstrip("/")
+
+
+def _source_place(path: str) -> str:
+    return path if path.startswith("pkg://") else _store_place(path)
+
+
 def _text(value: Any) -> Any:
     """Hydra reads `name=2024` as a number."""
     return str(value) if type(value) is int else value
@@ -31,6 +49,8 @@ def _labels(value: Any) -> Any:
     if value is None or value == "openocc" or (isinstance(value, dict) and "_target_" in value):
         return value
     if isinstance(value, str) and value.rstrip("/").endswith(".zarr"):
+        if "://" in value:
+            raise ValueError("should lie on a local disk: occ-store do=convert store.path=... makes a copy there")
         return _place(value)
     raise ValueError("should be null, openocc, a teacher's store (*.zarr) or {_target_: MODULE.CLASS}")
 
@@ -72,11 +92,14 @@ def _threshold(value: Any) -> Any:
     return value
 
 
+_OBJECT_STORES = ("s3", "gs", "az", "memory")
 Text = Annotated[str, BeforeValidator(_text), StringConstraints(min_length=1)]
 # becomes part of a file's name
 Name = Annotated[Text, StringConstraints(pattern=r"^[^/\s\x00][^/\x00]*$"), AfterValidator(_no_folder)]
 Place = Annotated[Text, AfterValidator(_place)]
 Labels = Annotated[Any, AfterValidator(_labels)]
+StorePlace = Annotated[Text, AfterValidator(_store_place)]
+SourcePlace = Annotated[Text, AfterValidator(_source_place)]
 FileOrNone = Annotated[Text, AfterValidator(_file_or_none)]
 Weights = Annotated[str, AfterValidator(_weights)]
 Split = Annotated[Text, StringConstraints(pattern=r"^\S+$")]
@@ -108,6 +131,13 @@ class Node(BaseModel):
     """A configuration node that holds what is declared and nothing else."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StoreCache(Node):
+    """`distill.store.cache.Cache`."""
+
+    folder: Place
+    gb: Positive
 
 
 class Built(BaseModel):

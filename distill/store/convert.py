@@ -6,11 +6,11 @@ What needs no other encoding is copied chunk by chunk. Letters: B batch, X Y Z v
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from distill.signals.coarse import LayerCodes, LevelBev, LevelVoxels
 from distill.signals.columns import ColumnCoefs, ColumnVoxels, decoded_columns
 from distill.signals.voxels import VoxelCodes
 from distill.store.keeping import encoded, encoded_as_in, kept
-from distill.store.place import Local
+from distill.store.place import place_of
 from distill.store.reader import DamagedSample, TeacherStore
 from distill.store.schema import read_whole
 from distill.store.writer import StoreWriter, teacher_errors
@@ -69,12 +69,12 @@ class Conversion:
             InputError: they are not of one teacher and one dataset version, or cannot be kept so, or another store is
                 there.
         """
-        first, path = sources[0], Path(asked.path)
+        first, place = sources[0], place_of(asked.path)
         _check_alike(sources)
-        if any(source.path.resolve() == path.resolve() for source in sources):
-            raise InputError(f"{path} is one of the stores that are read: give another store.path")
+        if any(os.path.realpath(source.path) == os.path.realpath(asked.path) for source in sources):
+            raise InputError(f"{asked.path} is one of the stores that are read: give another store.path")
         if not any(source.present for source in sources):
-            raise InputError(f"no keyframe is in {', '.join(str(source.path) for source in sources)}: nothing to do")
+            raise InputError(f"no keyframe is in {', '.join(source.path for source in sources)}: nothing to do")
         keep = first.identity.keep if asked.keep == "same" else asked.keep
         shown = shown if keep != first.identity.keep else None
         _check_kept(first, keep, shown)
@@ -84,7 +84,6 @@ class Conversion:
             _check_columns(source, signals)
         identity = replace(first.identity, signals=described(signals), keep=keep)
         scenes = [str(scene) for scene in read_whole(first.place, "scenes")]
-        place = Local(path)
         if place.empty():
             StoreWriter.create(place, identity, first.tokens, scenes, signals, [in_words(each) for each in sources])
         return cls(sources, StoreWriter.open(place, identity, first.tokens, scenes), shown, {}), told
@@ -97,7 +96,7 @@ class Conversion:
             again = self._again(source)
             with ThreadPoolExecutor(threads) as pool:
                 done = pool.map(lambda token, source=source, again=again: self._take(source, token, again), tokens)
-                written += sum(tqdm(done, source.path.name, len(tokens), unit="keyframe"))
+                written += sum(tqdm(done, source.name, len(tokens), unit="keyframe"))
         return written
 
     def _take(self, source: TeacherStore, token: str, again: Sequence[str]) -> bool:
@@ -245,8 +244,8 @@ def _signals(first: TeacherStore, asked: DictConfig, shown: Shown | None) -> tup
     theirs = list(first.signals.values())
     if asked.encoding == "same":
         return theirs, ""
-    if not Local(Path(asked.path)).empty():
-        return encoded_as_in(TeacherStore(Path(asked.path)), theirs, asked), ""
+    if not place_of(asked.path).empty():
+        return encoded_as_in(TeacherStore(asked.path), theirs, asked), ""
     if all(_holds(signal, asked) for signal in theirs):
         return theirs, ""
     return encoded([_on_levels(signal) for signal in theirs], asked, lambda: _first_answer(first, shown))

@@ -6,7 +6,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +30,7 @@ DAMAGED = 1  # how the program ends when samples are damaged
 @command("stores")
 def main(config: DictConfig) -> None:
     """Do what is configured; see conf/stores.yaml."""
-    stores = [TeacherStore(Path(path)) for path in config.path]
+    stores = [TeacherStore(path) for path in config.path]
     if config.do == "info":
         print("\n\n".join(report(store, config.threads) for store in stores), flush=True)
         return
@@ -85,7 +84,7 @@ def check(store: TeacherStore, tokens: list[str], threads: int) -> tuple[list[st
     in_files = [token for token in tokens if layout.pack(store.row(token)) is None]
     with (
         ThreadPoolExecutor(threads) as pool,
-        tqdm(desc=store.path.name, total=len(tokens), unit="keyframe") as progress,
+        tqdm(desc=store.name, total=len(tokens), unit="keyframe") as progress,
     ):
         for token, lines in zip(in_files, pool.map(partial(damages, store), in_files), strict=True):
             damaged += [token] * bool(lines)
@@ -125,7 +124,7 @@ def _check_pack(store: TeacherStore, layout: Layout, pack: Pack) -> _Found:
         layout.index(pack)
         if is_sealed(store.place.read(pack.name)):
             return _Found([], [])
-        elsewhere = [f"{store.path / pack.name} is damaged beside its keyframes, which are intact"]
+        elsewhere = [f"{store.path}/{pack.name} is damaged beside its keyframes, which are intact"]
     except DamagedIndex as error:
         return _Found([f"{len(tokens)} samples are damaged with {error}"], tokens)
     except FileNotFoundError:

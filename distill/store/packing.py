@@ -67,7 +67,7 @@ class Packing:
         """Pack whatever is not; how many keyframes were."""
         layout, packed = self.store.look(), 0
         groups = [group for group in self.groups(layout) if not self._is_packed(layout, group)]
-        progress = tqdm(desc=self.store.path.name, total=sum(map(len, groups)), unit="keyframe", disable=not groups)
+        progress = tqdm(desc=self.store.name, total=sum(map(len, groups)), unit="keyframe", disable=not groups)
         with progress:
             for group in groups:
                 packed += self.pack(group) or 0

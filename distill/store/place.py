@@ -6,6 +6,7 @@ promises of its files and claims is in `Place`; tests/distill/store/test_place.p
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import os
@@ -13,12 +14,13 @@ import re
 import shutil
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 from typing_extensions import override
 
+from distill.errors import InputError
 from distill.files import sync, write_durably
 
 # what `write_durably` leaves of a file when it is killed
@@ -29,7 +31,13 @@ class Place(ABC):
     """Files by name, whose parts are separated by "/", and claims.
 
     May be pickled and read in other processes; claims are not sent along.
+
+    Attributes:
+        remote: whether it is in an object store: it is worth a cache then, and cannot be read in a fork of the process
+            that opened it.
     """
+
+    remote = False
 
     @property
     @abstractmethod
@@ -55,6 +63,16 @@ class Place(ABC):
         Raises:
             FileNotFoundError: there is none.
         """
+
+    def read_several(self, names: Sequence[str]) -> list[bytes]:
+        """The content of several files; of one that is not there, nothing."""
+        contents = []
+        for name in names:
+            try:
+                contents.append(self.read(name))
+            except FileNotFoundError:
+                contents.append(b"")
+        return contents
 
     @abstractmethod
     def read_part(self, name: str, start: int, length: int) -> bytes:
@@ -83,8 +101,8 @@ class Place(ABC):
         """Whether there is such a file."""
 
     @abstractmethod
-    def size(self, name: str) -> int:
-        """Bytes in a file; 0 if there is none."""
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes in each file in a folder, by its name relative to it; see `names`."""
 
     @abstractmethod
     def version(self, name: str) -> int | None:
@@ -93,6 +111,10 @@ class Place(ABC):
     @abstractmethod
     def names(self, folder: str) -> list[str]:
         """What lies in a folder, relative to it, in no order; of folders in it their files."""
+
+    @abstractmethod
+    def folders(self) -> list[str]:
+        """Names of the folders in it, in no order; none if it is not there."""
 
     @abstractmethod
     def leftovers(self, folder: str) -> Iterator[tuple[str, str]]:
@@ -196,11 +218,12 @@ class Local(Place):
         return (self.root / name).is_file()
 
     @override
-    def size(self, name: str) -> int:
-        try:
-            return (self.root / name).stat().st_size
-        except FileNotFoundError:
-            return 0
+    def sizes(self, folder: str) -> dict[str, int]:
+        found = {}
+        for name in self.names(folder):
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = (self.root / folder / name).stat().st_size
+        return found
 
     def version(self, name: str) -> int | None:
         """When it was written, nanoseconds."""
@@ -217,6 +240,10 @@ class Local(Place):
             for where, _, files in os.walk(root)
             for file in files
         ]
+
+    @override
+    def folders(self) -> list[str]:
+        return [each.name for each in self.root.iterdir() if each.is_dir()] if self.root.is_dir() else []
 
     @override
     def leftovers(self, folder: str) -> Iterator[tuple[str, str]]:
@@ -300,8 +327,8 @@ class Memory(Place):
         return name in self._files
 
     @override
-    def size(self, name: str) -> int:
-        return len(self._files.get(name, (b"",))[0])
+    def sizes(self, folder: str) -> dict[str, int]:
+        return {name: len(self._files[f"{folder}/{name}"][0]) for name in self.names(folder)}
 
     @override
     def version(self, name: str) -> int | None:
@@ -310,6 +337,10 @@ class Memory(Place):
     @override
     def names(self, folder: str) -> list[str]:
         return [name.removeprefix(f"{folder}/") for name in self._files if name.startswith(f"{folder}/")]
+
+    @override
+    def folders(self) -> list[str]:
+        return list({name.partition("/")[0] for name in self._files if "/" in name})
 
     def leftovers(self, folder: str) -> Iterator[tuple[str, str]]:
         """None: nothing is written in steps."""
@@ -323,3 +354,30 @@ class Memory(Place):
     def release(self, claims: str, number: int) -> None:
         if self._owners.get((claims, number)) is self:
             del self._owners[claims, number]
+
+
+def place_of(address: str | Path) -> Place:
+    """The place that an address of a store means: a path, or the URL of an object store.
+
+    Raises:
+        InputError: it is a URL, and what reads it is not installed.
+        Unreachable: it is no URL of an object store.
+    """
+    if "://" not in str(address):
+        return Local(Path(address))
+    try:
+        from distill.store.objects import Objects
+    except ModuleNotFoundError as error:
+        if error.name != "obstore":
+            raise
+        raise InputError(
+            f"{address} is in an object store, which needs another package: pip install 'occ-distill[objects]'"
+        ) from error
+    return Objects(str(address))
+
+
+def stores_in(folder: str) -> list[str]:
+    """The addresses of the zarr groups in a folder, in order; none if there is no such folder."""
+    place = place_of(folder)
+    names = sorted(name for name in place.folders() if place.exists(f"{name}/zarr.json"))
+    return [f"{place.address}/{name}" for name in names]

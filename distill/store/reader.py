@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import compress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import numpy as np
@@ -16,8 +18,9 @@ from distill.errors import InputError
 from distill.frame import Told
 from distill.grids import VoxelGrid
 from distill.signals.arrays import is_sealed, seal
+from distill.store.cache import Cache
 from distill.store.packs import DamagedIndex, Layout, Pack
-from distill.store.place import Local, Place
+from distill.store.place import Place, place_of
 from distill.store.schema import (
     CONTINUED,
     StoreIdentity,
@@ -59,19 +62,17 @@ class _InFiles:
     def file(self, name: str) -> str:
         return self.store.arrays[name].chunk(self.row)
 
-    def chunk(self, name: str) -> bytes:
-        return self.store.place.read(self.file(name))
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        """What is there of these chunks, read at once."""
+        return dict(zip(names, self.store.place.read_several([self.file(name) for name in names]), strict=True))
 
 
 class _InPack:
-    """A sample in a pack, of which the chunks that are `wanted` are read at once."""
+    """A sample in a pack."""
 
-    def __init__(self, store: TeacherStore, row: int, pack: Pack, wanted: Collection[str]) -> None:
+    def __init__(self, store: TeacherStore, row: int, pack: Pack) -> None:
         self.store, self.pack, self.index = store, pack, store.layout.index(pack)[row - pack.first]
         self.record = seal(self.index["checksum"].tobytes())
-        spans = [self._span(name) for name in wanted] or [(0, 0)]
-        self._start, end = min(start for start, _ in spans), max(end for _, end in spans)
-        self._content = store.place.read_part(pack.name, self._start, end - self._start) if end else b""
 
     def version(self) -> int:
         return int(self.index["version"])
@@ -83,11 +84,12 @@ class _InPack:
     def file(self, name: str) -> str:
         return self.pack.name
 
-    def chunk(self, name: str) -> bytes:
-        start, end = self._span(name)
-        if self._start <= start and end <= self._start + len(self._content):
-            return self._content[start - self._start : end - self._start]
-        return self.store.place.read_part(self.pack.name, start, end - start)
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        """What is there of these chunks, read at once, with what lies between them."""
+        spans = {name: self._span(name) for name in names}
+        first, end = min(start for start, _ in spans.values()), max(end for _, end in spans.values())
+        content = self.store.place.read_part(self.pack.name, first, end - first)
+        return {name: content[start - first : end - first] for name, (start, end) in spans.items()}
 
 
 class Sample:
@@ -108,11 +110,12 @@ class Sample:
         row = store.row(token)
         pack = store.layout.pack(row)
         try:
-            self.found = _InFiles(store, row) if pack is None else _InPack(store, row, pack, wanted)
+            self.found = _InFiles(store, row) if pack is None else _InPack(store, row, pack)
+            self._chunks = self._read(wanted)
         except FileNotFoundError as error:
             if pack is None:
                 raise AbsentSample(f"sample {token} is not in {store.path}: dump it with occ-dump") from error
-            raise self._damaged(f"with {store.path / pack.name}, which is gone") from error
+            raise self._damaged(f"with {store.path}/{pack.name}, which is gone") from error
         except DamagedIndex as error:
             raise self._damaged(f"with {error}") from error
 
@@ -130,14 +133,34 @@ class Sample:
         Raises:
             DamagedSample: it is not what was written.
         """
-        try:
-            chunk = self.found.chunk(name)
-        except FileNotFoundError:
-            chunk = b""
-        record, column = self.found.record, self.store.column(name)
-        if not (is_sealed(chunk) and is_sealed(record) and chunk[-4:] == record[4 * column :][:4]):
-            raise self._damaged(f"in array {name}, file {self.store.path / self.found.file(name)}")
+        if name not in self._chunks:
+            with suppress(FileNotFoundError):
+                self._chunks |= self._read([name])
+        chunk = self._chunks.get(name, b"")
+        if not (is_sealed(chunk) and is_sealed(self.found.record) and chunk[-4:] == self._checksum(name)):
+            raise self._damaged(f"in array {name}, file {self.store.path}/{self.found.file(name)}")
         return chunk
+
+    def _read(self, names: Collection[str]) -> dict[str, bytes]:
+        """Chunks from the cache, and what it has not from the store; then it has them, too, if they are intact."""
+        cache, chunks = self.store.cache, dict[str, bytes]()
+        if cache is not None:
+            found = {name: cache.read(self._address(name), self._checksum(name)) for name in names}
+            chunks = {name: chunk for name, chunk in found.items() if chunk is not None}
+        others = [name for name in names if name not in chunks]
+        read = self.found.read(others) if others else {}
+        for name, chunk in read.items():
+            if cache is not None and is_sealed(chunk) and chunk[-4:] == self._checksum(name):
+                cache.keep(self._address(name), chunk)
+        return chunks | read
+
+    def _checksum(self, name: str) -> bytes:
+        """Of the chunk of an array, as it was committed."""
+        return self.found.record[4 * self.store.column(name) :][:4]
+
+    def _address(self, name: str) -> str:
+        """Of a chunk, wherever it lies now."""
+        return f"{self.store.path}/{self.store.arrays[name].chunk(self.store.row(self.token))}"
 
     def _damaged(self, where: str) -> DamagedSample:
         return DamagedSample(f"sample {self.token} is damaged {where}: {_AGAIN}")
@@ -149,7 +172,8 @@ class TeacherStore:
     Holds no open files: it may be pickled, and read in forked and spawned loader workers.
 
     Args:
-        place: the zarr group.
+        place: the zarr group, or its address.
+        cache: of what is read of it, if it is in an object store; None: none.
 
     Attributes:
         place: where it lies.
@@ -167,8 +191,9 @@ class TeacherStore:
         InputError: there is no store, or it has another schema.
     """
 
-    def __init__(self, place: Path | Place) -> None:
-        self.place = place if isinstance(place, Place) else Local(place)
+    def __init__(self, place: Path | str | Place, cache: Cache | None = None) -> None:
+        self.place = place if isinstance(place, Place) else place_of(place)
+        self.cache = cache if self.place.remote else None
         attributes = read_attributes(self.place)
         check_files(self.place, attributes)
         self.schema: int = attributes["schema"]
@@ -192,9 +217,14 @@ class TeacherStore:
         return Layout(self.place, self.seal, len(self.tokens), len(self.arrays), loose)
 
     @property
-    def path(self) -> Path:
-        """Where it lies, for messages and for what lies beside it."""
-        return Path(self.place.address)
+    def path(self) -> str:
+        """Where it lies, for messages: a path or a URL."""
+        return self.place.address
+
+    @property
+    def name(self) -> str:
+        """The last part of it."""
+        return PurePosixPath(self.path).name
 
     @property
     def grid(self) -> VoxelGrid:
@@ -265,8 +295,8 @@ class TeacherStore:
         return self._reading(token, lambda read: np.ascontiguousarray(read("voxel_semantics")))
 
     def file(self, token: str) -> Path:
-        """The file in which the teacher's voxel classes lie, its own or that of a pack."""
-        return self.path / self._reading(token, lambda read: read.found.file("voxel_semantics"))
+        """The file of a local store in which the teacher's voxel classes lie, its own or that of a pack."""
+        return Path(self.path) / self._reading(token, lambda read: read.found.file("voxel_semantics"))
 
     def coverage(self, token: str) -> np.ndarray:
         """Of which voxels the teacher says anything, bool (X, Y, Z)."""
@@ -303,11 +333,10 @@ class TeacherStore:
             Token -> names of sources; absent and damaged keyframes, and stores of schema 2, say nothing.
         """
         different: dict[str, list[str]] = {}
-        for token in self.present & digests.keys():
-            try:
-                theirs = self.frame_digests(token)
-            except DamagedSample:
-                continue  # whoever asks for what the sample says is told
+        tokens = sorted(self.present & digests.keys())
+        with ThreadPoolExecutor(16 if self.place.remote else 1) as pool:  # most of it is waiting for an object store
+            found = list(pool.map(self._intact_frame_digests, tokens))
+        for token, theirs in zip(tokens, found, strict=True):
             if theirs is not None:
                 named = self.identity.frame_digests
                 if len(digests[token]) - len(named) not in (0, 1):  # with and without that of the labels
@@ -317,6 +346,12 @@ class TeacherStore:
                 sources = [name for name, one, other in pairs if one and other and one != other]
                 different |= {token: sources} if sources else {}
         return different
+
+    def _intact_frame_digests(self, token: str) -> np.ndarray | None:
+        try:
+            return self.frame_digests(token)
+        except DamagedSample:
+            return None  # whoever asks for what the sample says is told
 
     def verify(self, token: str) -> None:
         """Check every byte of a sample against its checksums.
@@ -340,10 +375,15 @@ class TeacherStore:
         Args:
             apply: `map`, or that of a pool.
         """
-        loose = np.flatnonzero(self.layout.loose).tolist()
-        in_files = apply(lambda row: Counter({n: self.place.size(a.chunk(row)) for n, a in self.arrays.items()}), loose)
+        in_files = apply(self._sizes_of, self.arrays)
         in_packs = apply(self._sizes_in, self.layout.packs)
         return sum((*in_files, *in_packs), Counter(dict.fromkeys(self.arrays, 0)))
+
+    def _sizes_of(self, name: str) -> Counter[str]:
+        """Of the keyframes of an array that have files of their own."""
+        sizes, array = self.place.sizes(name), self.arrays[name]
+        files = (array.chunk(row).removeprefix(f"{name}/") for row in np.flatnonzero(self.layout.loose))
+        return Counter({name: sum(sizes.get(file, 0) for file in files)})
 
     def _sizes_in(self, pack: Pack) -> Counter[str]:
         """Of the keyframes that are read from a pack."""

@@ -16,7 +16,7 @@ from distill.files import leaves
 from distill.signals import NOT_COVERED, Signal
 from distill.signals.arrays import seal
 from distill.store.packs import DESCRIPTION, DamagedIndex, Layout, withdrawn_name
-from distill.store.place import Local, Place
+from distill.store.place import Place, place_of
 from distill.store.reader import TeacherStore
 from distill.store.schema import CLAIMS, COMMITS, PACKS, SCHEMA, StoreIdentity, commit_name, new_store
 
@@ -44,7 +44,7 @@ class StoreWriter:
         One whose signals keep something once is to be made by `create`.
 
         Args:
-            place: the zarr group.
+            place: the zarr group, or its address.
             identity: who is going to write.
             tokens: all keyframes of the dataset version, whether they will be dumped or not.
             scenes: the scene name of each.
@@ -52,7 +52,7 @@ class StoreWriter:
         Raises:
             InputError: the store there has another identity or other tokens, or cannot be written.
         """
-        place = place if isinstance(place, Place) else Local(Path(place))
+        place = place if isinstance(place, Place) else place_of(place)
         if place.empty():
             cls.create(place, identity, tokens, scenes, ())
         store = TeacherStore(place)
@@ -81,7 +81,7 @@ class StoreWriter:
         Raises:
             InputError: it cannot be written.
         """
-        place = place if isinstance(place, Place) else Local(Path(place))
+        place = place if isinstance(place, Place) else place_of(place)
         constants = {name: values for signal in signals for name, values in signal.constants().items()}
         files = new_store(identity, tokens, scenes, code_version(), constants, made_of)
         told = f"cannot create the store {place.address}", "free some space, or give another store.path"

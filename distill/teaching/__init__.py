@@ -60,12 +60,14 @@ class Provider(nn.Module, ABC):
         needs_points: LiDAR points (`Frame.points`).
         changes: whether it says other things from step to step, so that nothing can be measured of it beforehand.
         passes_labelled: whether it leaves keyframes with labels to their labels.
+        remote: whether loader workers read an object store when it is `told`; see `distill.loader`.
     """
 
     needs_depth: bool = False
     needs_points: bool = False
     changes: bool = False
     passes_labelled: bool = False
+    remote: bool = False
 
     def __init__(self, name: str, weight: float) -> None:
         super().__init__()

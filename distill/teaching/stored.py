@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +14,8 @@ from distill.grids import VoxelGrid
 from distill.networks.prediction import Occupancy
 from distill.signals import SIGNALS, Signal
 from distill.store import DamagedSample, TeacherStore
+from distill.store.cache import Cache
+from distill.store.place import stores_in
 from distill.teaching import Provider, Pupil
 from distill.teaching.taught import Taught
 
@@ -27,6 +28,7 @@ def open_stored(
     signals: Sequence[str] | None,
     weight: float,
     pupil: Pupil,
+    cache: Mapping[str, Any] | None = None,
 ) -> Stored:
     """The teacher that an entry of `teachers` describes.
 
@@ -36,6 +38,7 @@ def open_stored(
         folder: where stores lie.
         missing, signals, weight: see `Stored`.
         pupil: whom it teaches; asks further questions if a store holds any keyframe without labels.
+        cache: arguments of `Cache`, for stores in object stores; None: none.
 
     Raises:
         InputError: there is no store, or several could be meant, or one does not exist or does not fit.
@@ -46,9 +49,8 @@ def open_stored(
         return {*pupil.asked, *pupil.asked_unlabelled} if holds_unlabelled else pupil.asked
 
     if paths is None:
-        stores = [_only_one(name, Path(folder), signals, pupil.grid, asked_of, pupil.tokens)]
-    else:
-        stores = [TeacherStore(Path(path)) for path in paths]
+        paths = [_only_one(name, folder, signals, pupil.grid, asked_of, pupil.tokens).path]
+    stores = [TeacherStore(path, None if cache is None else Cache(**cache)) for path in paths]
     if not stores:
         raise InputError(f"teachers.{name} has no store: give teachers.{name}.paths=[...], or kd=none")
     for store in stores:
@@ -92,6 +94,7 @@ class Stored(Provider):
     ) -> None:
         super().__init__(name, weight)
         self.stores, self.missing, self.grid, self.classes = stores, missing, grid, classes
+        self.remote = any(store.place.remote for store in stores)
         self.answers = {question: _answering(name, stores, question, signals, grid) for question in sorted(asked)}
         rendered = [signal for signal in self.answers.values() if "covered" in signal.answers]
         if rendered:
@@ -161,7 +164,7 @@ class Stored(Provider):
         return {
             **super().facts(),
             "stores": [store.identity.to_dict() for store in self.stores],
-            "paths": [str(store.path) for store in self.stores],
+            "paths": [store.path for store in self.stores],
         }
 
     def speakers(self) -> str:
@@ -180,7 +183,7 @@ class Stored(Provider):
         if untaught and self.missing == "error":
             raise InputError(
                 f"{len(untaught)} of {len(digests)} training keyframes (first {untaught[0]}) are not in "
-                f"{', '.join(str(store.path) for store in self.stores)}: dump them with occ-dump, or set "
+                f"{', '.join(store.path for store in self.stores)}: dump them with occ-dump, or set "
                 f"teachers.{self.name}.missing=skip"
             )
         for store in self.stores:
@@ -220,7 +223,7 @@ def _check_kept(name: str, store: TeacherStore, pupil: Pupil) -> None:
 
 def _only_one(
     name: str,
-    folder: Path,
+    folder: str,
     signals: Sequence[str] | None,
     grid: VoxelGrid,
     asked_of: Callable[[Sequence[TeacherStore]], Collection[str]],
@@ -230,7 +233,7 @@ def _only_one(
 
     One that lacks answers is meant if there is no other: whoever asks is told what it lacks.
     """
-    stores = [TeacherStore(file.parent) for file in sorted(folder.glob("*/zarr.json"))]
+    stores = [TeacherStore(address) for address in stores_in(folder)]
     of_these = [store for store in stores if set(store.tokens) == set(tokens)]
     about = [
         store for store in of_these if all(_answer([store], question, signals, grid) for question in asked_of([store]))

@@ -23,7 +23,7 @@ from distill.nuscenes.inventory import Inventory, place_of_labels, settle_missin
 from distill.nuscenes.labels import LabelSource
 from distill.teaching.labels import TeacherLabels
 from student.evaluation.predictions import PredictionsFolder
-from student.evaluation.request import Opened
+from student.evaluation.request import Opened, cache_of
 from student.evaluation.sources import (
     CheckpointSource,
     NetworkSource,
@@ -231,6 +231,7 @@ def _open_sources(
             comparison.grid,
             comparison.classes,
             device,
+            cache_of(config),
         )
         sources[1:1] = [] if teacher is None else [teacher]
     return sources

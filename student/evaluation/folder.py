@@ -11,7 +11,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from distill import ranks
-from distill.checkpoint import PACKAGE_PREFIX
 from distill.command import distinct
 from distill.errors import InputError
 from distill.files import owned
@@ -74,7 +73,7 @@ def report_folder(config: DictConfig, settings: DictConfig, own_data: bool) -> I
 def default_folder(config: DictConfig, split: str, overrides: Sequence[str], own_data: bool) -> Path:
     """`eval-<split>` beside the first source; the name goes on with what else was asked for and changes the scores.
 
-    Other files than best.pt, and folders, put their own name in front.
+    Other files than best.pt, and folders, put their own name in front; what is not local has it in `runs`.
 
     Args:
         config: of conf/eval.yaml; something to score is given.
@@ -85,7 +84,7 @@ def default_folder(config: DictConfig, split: str, overrides: Sequence[str], own
     first, *others = [path for path in (config.checkpoint, *config.sources) if path is not None]
     expected = [*_NOT_IN_NAME, *([] if own_data else _DATA), *([] if others else ["sources"])]
     name, beside = f"eval-{split}{distinct(overrides, but=expected)}", Path(first)
-    if first.startswith(PACKAGE_PREFIX):
+    if "://" in first:  # nothing can lie beside it
         return Path("runs") / name_of(first) / name
     if beside.name == "best.pt":
         return beside.with_name(name)

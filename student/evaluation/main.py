@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from distill import ranks
@@ -20,6 +20,7 @@ from distill.checkpoint import Checkpoint, code_version
 from distill.command import command
 from distill.errors import InputError
 from distill.frame import Frame, stack
+from distill.loader import frame_loader
 from distill.memory import keep_freed_memory
 from distill.metrics import OccupancyScore
 from distill.metrics.bootstrap import Counts
@@ -227,12 +228,8 @@ class Evaluation:
     ) -> Iterator[tuple[Keyframe, Prediction, Frame]]:
         """Keyframe, prediction and labels, keyframe by keyframe in order; without `keyframes`, this process's."""
         keyframes = self.mine if keyframes is None else keyframes
-        loader = DataLoader(
-            dataset(keyframes, self.comparison.labels),
-            batch_size=self.config.batch_size,
-            num_workers=self.config.workers,
-            collate_fn=stack,
-        )
+        frames = dataset(keyframes, self.comparison.labels)
+        loader = frame_loader(frames, self.config.workers, batch_size=self.config.batch_size)
         place = 0
         with tqdm(total=len(keyframes), desc=title, unit="keyframe", disable=ranks.rank() != 0) as progress:
             for frame in loader:

@@ -15,6 +15,7 @@ from distill.checkpoint import PACKAGE_PREFIX, Checkpoint
 from distill.errors import InputError
 from distill.networks.published import Published, open_network
 from distill.store import TeacherStore
+from distill.store.cache import Cache
 from student.evaluation.folder import name_of
 from student.evaluation.predictions import PredictionsFolder
 from student.export.runtime import OnnxFile
@@ -40,7 +41,7 @@ def open_files(config: DictConfig) -> dict[str, Opened]:
     for path in config.sources:
         name = next(name for name in _names(path) if name not in taken)
         taken.add(name)
-        opened[name] = _open_file(path, config.weights)
+        opened[name] = _open_file(path, config.weights, cache_of(config))
     networks = any(isinstance(source, Checkpoint | Published | OnnxFile) for source in opened.values())
     if not networks and (config.robustness or config.tta.views):
         raise InputError("robustness= and tta= are about networks: give a checkpoint, or leave them out")
@@ -55,7 +56,9 @@ def _names(path: str) -> Iterator[str]:
         yield f"{name}-{number}"
 
 
-def _open_file(path: str, weights: str) -> Opened:
+def _open_file(path: str, weights: str, cache: Cache | None) -> Opened:
+    if "://" in path and not path.startswith(PACKAGE_PREFIX):
+        return [TeacherStore(path, cache)]
     folder = Path(path)
     if folder.suffix == ".onnx":
         return OnnxFile(folder, torch.get_num_threads())
@@ -64,6 +67,11 @@ def _open_file(path: str, weights: str) -> Opened:
     if not folder.exists():
         raise InputError(f"{path}: no such checkpoint, teacher store or folder of predictions")
     return [TeacherStore(folder)] if (folder / "zarr.json").exists() else PredictionsFolder(folder)
+
+
+def cache_of(config: DictConfig) -> Cache | None:
+    """Of stores in object stores; None: none."""
+    return None if config.cache is None else Cache(**config.cache)
 
 
 def settings_of(config: DictConfig, opened: dict[str, Opened]) -> DictConfig:

@@ -214,7 +214,7 @@ class StoreSource:
     def __init__(
         self, name: str, stores: Sequence[TeacherStore], grid: VoxelGrid, classes: ClassSet, device: torch.device
     ) -> None:
-        self.name, self.path = name, ", ".join(str(store.path) for store in stores)
+        self.name, self.path = name, ", ".join(store.path for store in stores)
         self.teacher = Stored(name, stores, "error", None, 1.0, grid, classes, {"voxels"})
         self.grid, self.classes, self.device = grid, classes, device
         self.facts = {
@@ -238,7 +238,7 @@ class StoreSource:
 
     def dataset(self, keyframes: Sequence[Keyframe], labels: LabelSource) -> Dataset[Frame]:
         """Labels, and what the store says."""
-        return _LabelsAnd(self._read, keyframes, labels)
+        return _LabelsAnd(self._read, keyframes, labels, remote=self.teacher.remote)
 
     def _read(self, keyframe: Keyframe) -> dict[str, Any]:
         lidar2ego, classes = keyframe.lidar2ego, {}
@@ -287,7 +287,7 @@ class PredictionsSource:
 
     def dataset(self, keyframes: Sequence[Keyframe], labels: LabelSource) -> Dataset[Frame]:
         """Labels, and the classes in its files."""
-        return _LabelsAnd(self._read, keyframes, labels)
+        return _LabelsAnd(self._read, keyframes, labels, remote=False)
 
     def _read(self, keyframe: Keyframe) -> dict[str, Any]:
         return {"classes": self.folder.read(keyframe.token)}
@@ -309,12 +309,19 @@ class ScoredFrame(Frame):
 
 
 class _LabelsAnd(Dataset[ScoredFrame]):
-    """Labels as in `FrameDataset`, without images, and the fields of `ScoredFrame` that `read` returns."""
+    """Labels as in `FrameDataset`, without images, and the fields of `ScoredFrame` that `read` returns.
+
+    `remote`: whether that is read from an object store; see `distill.loader`.
+    """
 
     def __init__(
-        self, read: Callable[[Keyframe], dict[str, Any]], keyframes: Sequence[Keyframe], labels: LabelSource
+        self,
+        read: Callable[[Keyframe], dict[str, Any]],
+        keyframes: Sequence[Keyframe],
+        labels: LabelSource,
+        remote: bool,
     ) -> None:
-        self.read, self.keyframes, self.labels = read, keyframes, labels
+        self.read, self.keyframes, self.labels, self.remote = read, keyframes, labels, remote
 
     def __len__(self) -> int:
         return len(self.keyframes)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from distill.checkpoint import Checkpoint
 from distill.classes import ClassSet
+from distill.errors import Unreachable
 from distill.grids import VoxelGrid
 from distill.store import StoreIdentity, TeacherStore
+from distill.store.cache import Cache
+from distill.store.place import place_of
 from student.evaluation.sources import StoreSource
 from student.identity import stores_of
 
@@ -22,6 +24,7 @@ def find_teacher(
     grid: VoxelGrid,
     classes: ClassSet,
     device: torch.device,
+    cache: Cache | None,
 ) -> StoreSource | None:
     """The teacher of a student, if its stores hold all that is scored.
 
@@ -31,8 +34,9 @@ def find_teacher(
         tokens: of the keyframes that are scored.
         grid, classes: of the student.
         device: for rendering Gaussians.
+        cache: of stores in object stores; None: none.
     """
-    stores = _stores_that_taught(student, paths)
+    stores = _stores_that_taught(student, paths, cache)
     if not stores:
         return None
     teacher = StoreSource("teacher", stores, grid, classes, device)
@@ -43,11 +47,15 @@ def find_teacher(
     return teacher
 
 
-def _stores_that_taught(student: Checkpoint, paths: Sequence[str]) -> list[TeacherStore]:
+def _stores_that_taught(student: Checkpoint, paths: Sequence[str], cache: Cache | None) -> list[TeacherStore]:
     if not stores_of(student.facts):
         print("the student was trained without a teacher: it is scored alone")
         return []
-    there = [TeacherStore(Path(path)) for path in paths if Path(path).exists()]
+    try:
+        there = [TeacherStore(path, cache) for path in paths if not place_of(path).empty()]
+    except Unreachable as error:
+        print(f"{error}: the student is scored alone")
+        return []
     if not there:
         print(f"no teacher store at {', '.join(paths) or '(none)'}: the student is scored alone")
         return []

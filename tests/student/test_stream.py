@@ -1,5 +1,7 @@
 """Frames joined with a tiny store of voxels and Gaussians, and with whoever else teaches."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -103,7 +105,7 @@ def test_what_is_asked_for_is_streamed_with_its_coverage(store):
 )
 def test_nothing_else_is_read(store, asked, read):
     """Whatever else the sample holds may even be gone."""
-    for array in store.path.iterdir():
+    for array in Path(store.path).iterdir():
         if array.is_dir() and array.name not in read | {"checksums", "tokens", "scenes"}:
             (file,) = array.glob("c.1.*")
             file.unlink()
@@ -141,7 +143,7 @@ def test_a_batch_of_workers_is_what_the_store_holds(store):
 
 @pytest.mark.parametrize(("signals", "array"), [(None, "voxel_coverage"), (["gaussians"], "gaussians")])
 def test_damage_is_an_error_or_silence(store, signals, array):
-    (file,) = (store.path / array).glob("c.0.*")
+    (file,) = Path(store.path, array).glob("c.0.*")
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(DamagedSample, match=array):
         stream(teacher(store, signals=signals, missing="error"))[0]
@@ -204,7 +206,7 @@ class TestTheStoreThatIsMeant:
             r"no signal answers for seen on grid tiny \(.*teacher.zarr holds voxels, bev, gaussians on grid tiny\): "
             r"dump into a new store.path with dump.signals=\[voxels,bev,gaussians,seen\], or set kd.unlabelled=all"
         )
-        for paths in (None, [str(store.path)]):
+        for paths in (None, [store.path]):
             with pytest.raises(InputError, match=told):
                 self.open(tmp_path, paths, unlabelled=TOKENS)
 
@@ -215,7 +217,7 @@ class TestTheStoreThatIsMeant:
         ) as refused:
             self.open(tmp_path)
         assert "2 keyframes" in str(refused.value)
-        assert [found.path for found in self.open(tmp_path, [str(second.path)]).stores] == [second.path]
+        assert [found.path for found in self.open(tmp_path, [second.path]).stores] == [second.path]
 
     def test_without_any_it_is_said_what_there_is(self, tmp_path):
         with pytest.raises(InputError, match=r"no store in .* \(there: none\): dump one with occ-dump"):

@@ -8,9 +8,11 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,10 +20,21 @@ from tiny_store import IDENTITY, TOKENS, codes, digests, everything, open_writer
 
 from distill.errors import InputError
 from distill.store import DamagedSample, TeacherStore
-from distill.store.place import Local, Memory, Place
+from distill.store.place import Local, Memory, Place, place_of, stores_in
+
+if TYPE_CHECKING:
+    from distill.store.objects import Objects
 
 FORK = multiprocessing.get_context("fork")
+SPAWN = multiprocessing.get_context("forkserver")
+SPAWN.set_forkserver_preload(["distill.store"])
 CLAIMS = "folder/claims"
+
+
+def claim_and_wait(address: str, number: int, sender: Connection, environment: dict[str, str]) -> None:
+    os.environ |= environment
+    sender.send(place_of(address).claim(CLAIMS, number))
+    time.sleep(60)
 
 
 @contextmanager
@@ -48,13 +61,27 @@ def memory_owner(place: Memory, number: int) -> Iterator[bool]:
     del other
 
 
-OWNERS: dict[type[Place], Callable] = {Local: local_owner, Memory: memory_owner}
+@contextmanager
+def objects_owner(place: Objects, number: int) -> Iterator[bool]:
+    """Another process, no fork, that claims a number and is killed at the end; whether it got it."""
+    receiver, sender = SPAWN.Pipe(duplex=False)
+    arguments = place.address, number, sender, dict(os.environ)
+    process = SPAWN.Process(target=claim_and_wait, args=arguments, daemon=True)
+    process.start()
+    yield receiver.recv()
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
 
 
-@pytest.fixture(params=[Local, Memory])
+OWNERS = {"Local": local_owner, "Memory": memory_owner, "Objects": objects_owner}
+
+
+@pytest.fixture(params=OWNERS)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """One with nothing in it."""
-    return Local(tmp_path / "parent" / "place") if request.param is Local else Memory()
+    if request.param == "Objects":
+        return place_of(f"{request.getfixturevalue('folder_of_objects')}/place")
+    return Local(tmp_path / "parent" / "place") if request.param == "Local" else Memory()
 
 
 @pytest.fixture
@@ -81,7 +108,7 @@ def test_bytes_are_those_that_were_written(filled: Place) -> None:
     for content in (b"", b"\x00\xff" * 100_000, bytes(1)):
         filled.write("folder/a", content)
         assert filled.read("folder/a") == content
-        assert filled.size("folder/a") == len(content)
+        assert filled.sizes("folder")["a"] == len(content)
     filled.write("folder/new", memoryview(b"view"))
     assert filled.read("folder/new") == b"view"
 
@@ -106,7 +133,7 @@ def test_what_is_absent_is_said_to_be(filled: Place) -> None:
         filled.read("folder/nothing")
     assert not filled.exists("folder/nothing")
     assert not filled.exists("folder")
-    assert (filled.size("folder/nothing"), filled.version("folder/nothing")) == (0, None)
+    assert (filled.sizes("folder/nothing"), filled.version("folder/nothing")) == ({}, None)
     filled.delete("folder/nothing")
     filled.delete("folder/a")
     assert not filled.exists("folder/a")
@@ -117,6 +144,12 @@ def test_listing(filled: Place) -> None:
     assert sorted(filled.names("folder")) == ["a", "claims", "deeper/b"]
     assert filled.names("folder/deeper") == ["b"]
     assert list(filled.leftovers("folder")) == []
+
+
+def test_folders(place: Place) -> None:
+    assert place.folders() == []
+    place.create({"zarr.json": b"{}", "one/zarr.json": b"1", "two/deeper/b": b"22"})
+    assert sorted(place.folders()) == ["one", "two"]
 
 
 def test_versions_tell_writes_apart(filled: Place) -> None:
@@ -146,7 +179,7 @@ def test_a_reader_sees_a_file_whole(filled: Place) -> None:
 
 
 def test_claims_are_exclusive_and_end_with_their_owner(filled: Place) -> None:
-    owner = OWNERS[type(filled)]
+    owner = OWNERS[type(filled).__name__]
     assert filled.claim(CLAIMS, 3)
     assert filled.claim(CLAIMS, 3)
     with owner(filled, 3) as got:
@@ -218,3 +251,13 @@ def test_a_local_write_that_was_interrupted_leaves_something_to_tidy_away(tmp_pa
     (tmp_path / "folder" / "a.4711.partial").touch()
     (tmp_path / "folder" / "a.partial").touch()
     assert list(place.leftovers("folder")) == [("folder/a", "folder/a.4711.partial")]
+
+
+def test_the_stores_in_a_folder(place: Place) -> None:
+    """Zarr groups, each by an address that means it."""
+    if isinstance(place, Memory):
+        pytest.skip("it has no address")
+    place.create({"zarr.json": b"{}", "b.zarr/zarr.json": b"1", "a.zarr/zarr.json": b"2", "other/file": b"3"})
+    found = stores_in(place.address)
+    assert [place_of(address).read("zarr.json") for address in found] == [b"2", b"1"]
+    assert stores_in(f"{place.address}/nothing") == []
