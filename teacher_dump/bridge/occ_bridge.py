@@ -34,8 +34,8 @@ What is declared:
 
 A keyframe is a dict: token, scene, timestamp (microseconds), ego2global, lidar ({path, columns, lidar2ego}; path and
 the names of its columns with lidar=True; lidar2ego None where there is no LiDAR), cameras ({channel: {path, width,
-height, intrinsics, cam2ego, ego2global}}, path None where the keyframe lacks one) and past (the earlier ones, the latest
-first; at the start of a scene fewer, or none). With images, a camera also has image, uint8 (H, W, 3) RGB, and
+height, intrinsics, cam2ego, ego2global}}, path None where the keyframe lacks one) and past (the earlier ones, the
+latest first; at the start of a scene fewer, or none). With images, a camera also has image, uint8 (H, W, 3) RGB, and
 image_intrinsics, of that image. Matrices are float64; cam2ego leads to the ego frame at the camera's own time, whose
 pose is the camera's ego2global.
 
