@@ -149,10 +149,14 @@ def _check_members(teacher: Teacher, where: str) -> None:
     kinds: dict[str, Any] = {"grid": VoxelGrid, "inputs": Mapping, "checkpoint_sha256": str}
     kinds |= {"gaussians": GaussianKind | None, "points": PointKind | None}
     kinds |= {"features": FeatureKind | None, "voxel_features": FeatureKind | None}
+    kinds |= {"identity": Mapping | None}
     for name, kind in kinds.items():
         value = getattr(teacher, name, None)
         if not isinstance(value, kind):
             raise InputError(f"{where}: its {name} is a {_name(value)}: see teacher_dump.teachers.Teacher")
+    for name in ("read", "file"):
+        if not callable(getattr(teacher, name, callable)):
+            raise InputError(f"{where}: its {name} is no method: see teacher_dump.teachers.Teacher")
     for name in {**teacher.inputs, **_INPUTS}:
         possible, words = _INPUTS.get(name, (None, ""))
         if possible is None:

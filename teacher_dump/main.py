@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from distill import ranks
@@ -37,7 +39,9 @@ from distill.store import StoreIdentity, StoreWriter, TeacherStore
 from distill.store.keeping import encoded, encoded_as_in, kept
 from distill.store.place import place_of
 from distill.store.writer import teacher_errors
+from teacher_dump.asked import AskedFrames
 from teacher_dump.border import ask, open_teacher, place
+from teacher_dump.estimate import HANDFUL, Pace, check_space, forecast
 from teacher_dump.gate import Gate
 from teacher_dump.panel import panel
 from teacher_dump.teachers import Teacher, TeacherPrediction
@@ -54,6 +58,7 @@ class Dump:
         gate: what watches the teacher.
         digests: token -> what the teacher is given, for `StoreWriter.write`.
         device: where the teacher computes.
+        pace: of this process.
     """
 
     config: DictConfig
@@ -62,6 +67,7 @@ class Dump:
     gate: Gate
     digests: dict[str, np.ndarray]
     device: torch.device
+    pace: Pace = field(default_factory=Pace)
 
     def run(self, keyframes: Keyframes, seen: dict[str, int | None]) -> int:
         """Dump keyframes that no other process dumps; loading, teacher, compression and writing overlap.
@@ -73,9 +79,7 @@ class Dump:
         Returns:
             How many were dumped.
         """
-        labels = open_labels(self.config.data, self.teacher.grid)
-        frames = FrameDataset(keyframes, labels=labels, augmentation=None, seed=0, **self.teacher.inputs)
-        tokens = keyframes.tokens
+        frames, tokens = frames_of(self.config, self.teacher, keyframes), keyframes.tokens
         progress = tqdm(total=len(tokens), desc="dump", unit="keyframe", disable=ranks.rank() != 0)
         with progress, ThreadPoolExecutor(self.config.dump.writers) as pool:
             dumped = -1
@@ -86,23 +90,30 @@ class Dump:
         return int(progress.n)
 
     def _go_through(
-        self, frames: FrameDataset, positions: Iterator[int], pool: ThreadPoolExecutor, progress: tqdm
+        self, frames: Dataset[Frame], positions: Iterator[int], pool: ThreadPoolExecutor, progress: tqdm
     ) -> None:
         """Dump the frames at some positions."""
         dump = self.config.dump
         loader = frame_loader(frames, dump.workers, batch_size=dump.batch_size, sampler=positions)
         writing: deque[Future[None]] = deque()
         for frame in loader:
-            for sample in self.samples(frame.to(self.device), first=progress.n == 0):
+            first = progress.n == 0
+            for sample in self.samples(frame.to(self.device), first):
                 writing.append(pool.submit(self.writer.write, **sample))
                 # a bounded queue: the teacher waits for the disk instead of filling the memory
                 while len(writing) > 2 * self.config.dump.writers:
                     writing.popleft().result()
                 progress.update()
+            self.pace.done(len(frame.token))
+            if first and self.config.dump.space == "check":
+                while writing:
+                    writing.popleft().result()
+                check_space(self.writer.store, frame.token, len(self.writer.missing([*self.digests])))
             if self.gate.labelled:
                 progress.set_postfix_str(f"mIoU {self.gate.miou:.1f}")
         for future in writing:
             future.result()
+        self.pace.written()
 
     def _claimed(self, tokens: list[str], seen: dict[str, int | None]) -> Iterator[int]:
         """The positions of keyframes that this process has claimed for itself.
@@ -194,24 +205,48 @@ def main(config: DictConfig) -> None:
     stock = survey(config, index, teacher, store)
     if store is None:
         writer = create(config, index, teacher, stock, signals)
-    seen = outstanding(config, writer, stock.keyframes.tokens[ranks.rank() :: ranks.world_size()])
-    mine = len(stock.keyframes.tokens[ranks.rank() :: ranks.world_size()])
-    say(f"{mine - len(seen)} of {mine} keyframes are present in {writer.store.path}, {len(seen)} to dump")
-    if not seen:
-        say(writer.summary())
-        return
+    mine = stock.keyframes.tokens[ranks.rank() :: ranks.world_size()]
+    seen = outstanding(config, writer, mine)
+    say(f"{len(mine) - len(seen)} of {len(mine)} keyframes are present in {writer.store.path}, {len(seen)} to dump")
+    if seen:
+        fill(config, index, teacher, writer, stock, seen)
+    say(writer.summary())
+
+
+def fill(
+    config: DictConfig,
+    index: KeyframeIndex,
+    teacher: Teacher,
+    writer: StoreWriter,
+    stock: Inventory,
+    seen: dict[str, int | None],
+) -> None:
+    """Dump what this rank has to, or a handful of it if `dump.estimate` asks what the rest will take."""
     device = ranks.device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    gate = Gate(config.gate.min_miou, config.gate.after, classes)
-    keyframes = index.select(list(seen))
+    gate = Gate(config.gate.min_miou, config.gate.after, instantiate(config.classes))
     dump = Dump(config, place(teacher, device), writer, gate, given_to(teacher, stock), device)
-    dumped = dump.run(keyframes, seen)
+    chosen = dict(itertools.islice(seen.items(), HANDFUL if config.dump.estimate else None))
+    dumped = dump.run(index.select(list(chosen)), chosen)
     say(f"dumped {dumped} keyframes; {gate.verdict()}" if dumped else "dumped 0 keyframes")
-    others = sum(is_outstanding(writer, token, seen) for token in seen)
+    others = sum(is_outstanding(writer, token, chosen) for token in chosen)
     if others:
         say(f"{others} keyframes are being dumped by another process and were left to it")
-    say(writer.summary())
+    written = [token for token in chosen if writer.version(token) is not None]
+    if config.dump.estimate and written:
+        left = len(writer.missing(stock.keyframes.tokens))
+        say(forecast(writer.store, written, left, len(seen) - dumped, dump.pace))
+        if config.dump.space == "check":
+            check_space(writer.store, written, left)
+
+
+def frames_of(config: DictConfig, teacher: Teacher, keyframes: Keyframes) -> Dataset[Frame]:
+    """The frames that the teacher is asked about."""
+    labels = open_labels(config.data, teacher.grid)
+    frames = FrameDataset(keyframes, labels=labels, augmentation=None, seed=0, **teacher.inputs)
+    read = getattr(teacher, "read", None)
+    return frames if read is None else AskedFrames(frames, keyframes, read)
 
 
 def signals_of(config: DictConfig, teacher: Teacher, classes: ClassSet) -> list[Signal]:
@@ -273,6 +308,7 @@ def survey(config: DictConfig, index: KeyframeIndex, teacher: Teacher, store: Te
         cameras=True,
         lidar=has_scans(teacher),
         history=teacher.inputs.get("history", 0),
+        further=getattr(teacher, "file", None),
     )
     splits = {"+".join(config.dump.splits): stock}
     settle_missing(splits, config.data.missing, beside(config, ".missing_files.txt"))
@@ -301,9 +337,19 @@ def has_scans(teacher: Teacher) -> bool:
 
 def given_to(teacher: Teacher, stock: Inventory) -> dict[str, np.ndarray]:
     """Token -> digests of what the teacher is given, for `StoreWriter.write`."""
-    sources = stock.sources[:-1]  # all but the labels
-    given = np.array([source != LIDAR or has_scans(teacher) for source in sources], np.uint32)
+    sources = sources_given(teacher, stock.keyframes.channels)
+    left_out = {"labels"} if has_scans(teacher) else {"labels", LIDAR}
+    given = np.array([source not in left_out for source in sources], np.uint32)
     return {token: stock.digests[token][: len(sources)] * given for token in stock.keyframes.tokens}
+
+
+def sources_given(teacher: Teacher, channels: Sequence[str]) -> tuple[str, ...]:
+    """What a store knows by its digest: all but the labels, which no teacher is given.
+
+    Behind them, where students and their labels look for nothing, comes a file of the teacher's own.
+    """
+    sources = sources_of(channels)
+    return (*sources, "teacher's file") if hasattr(teacher, "file") else sources[:-1]
 
 
 def beside(config: DictConfig, ending: str) -> Path:
@@ -330,9 +376,7 @@ def create(
     classes, device = instantiate(config.classes), ranks.device(config.device)
 
     def first() -> tuple[Frame, TeacherPrediction]:
-        labels = open_labels(config.data, teacher.grid)
-        keyframes = index.select(stock.keyframes.tokens[:1])
-        frames = FrameDataset(keyframes, labels=labels, augmentation=None, seed=0, **teacher.inputs)
+        frames = frames_of(config, teacher, index.select(stock.keyframes.tokens[:1]))
         frame = stack([frames[0]]).to(device)
         return frame, ask(place(teacher, device), frame, classes, device)
 
@@ -352,8 +396,9 @@ def open_writer(config: DictConfig, index: KeyframeIndex, teacher: Teacher, sign
 
 def identity_of(config: DictConfig, index: KeyframeIndex, teacher: Teacher, signals: Sequence[Signal]) -> StoreIdentity:
     """Of the store of this dump."""
-    description = OmegaConf.to_container(config.teacher, resolve=True)
-    assert isinstance(description, dict)
+    told = getattr(teacher, "identity", None) or OmegaConf.to_container(config.teacher, resolve=True)
+    assert isinstance(told, Mapping)
+    description = dict(told)
     description.pop("checkpoint", None)  # known by its digest, wherever the file lies
     return StoreIdentity(
         teacher=config.teacher.name,
@@ -362,7 +407,7 @@ def identity_of(config: DictConfig, index: KeyframeIndex, teacher: Teacher, sign
         grid=teacher.grid,
         classes=instantiate(config.classes).names,
         signals=described(signals),
-        frame_digests=sources_of(index.channels)[:-1],  # of all but the labels, which no teacher is given
+        frame_digests=sources_given(teacher, index.channels),
         keep=config.store.keep,
     )
 

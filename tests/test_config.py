@@ -26,13 +26,17 @@ GIVEN = {
     "teacher": {
         "checkpoint": ["teacher.name=n", f"teacher.checkpoint={SHIPPED}"],
         "callable": ["teacher.name=n", "teacher._target_=types.SimpleNamespace"],
+        "process": ["teacher.name=n", "teacher.command=conda run --no-capture-output -n theirs python my_teacher.py"],
+        "files": ["teacher.name=n", "teacher.folder=f", "teacher.format=sparse", "teacher.grid=occ3d"],
         **{file.stem: ["teacher.checkpoint=c.pth"] for file in CONF.glob("teacher/gaussianformer*.yaml")},
         **{file.stem: ["teacher.checkpoint=c.pth"] for file in CONF.glob("teacher/opus*.yaml")},
         **{file.stem: ["teacher.checkpoint=c.pth"] for file in CONF.glob("teacher/flashocc*.yaml")},
     },
 }
-# only with upstream's weights; the network in it is built nevertheless
+# only with what others have: upstream's weights (the network in it is built nevertheless), a program, a folder
 UPSTREAM = {
+    "teacher_dump.teachers.process.teacher.ProcessTeacher",
+    "teacher_dump.teachers.files.teacher.FilesTeacher",
     "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher",
     "teacher_dump.teachers.network.PublishedTeacher",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from distill.checkpoint import export, load_checkpoint
 LONGEST = 40  # lines of a recipe's files
 PAGE = (ROOT / "docs/architecture.md").read_text()
 RECIPES = {title: body for title, body in re.findall(r"^### (.+?)\n(.*?)(?=^### |\Z)", PAGE, re.M | re.S)}
+GUIDE = (ROOT / "docs/guide.md").read_text()
 QUICK = (*SMALL_STUDENT, "trainer.max_samples=1", "trainer.epochs=1", "trainer.gradient_norms_every=1")
 
 
@@ -84,6 +86,16 @@ def test_a_network_is_trained_and_scored(shop):
 def test_a_teacher_is_dumped(copy):
     printed = done("A teacher", copy)[0]
     assert "teacher mIoU 100.00" in printed
+
+
+def test_a_program_in_its_own_environment_teaches_as_the_guide_says(copy):
+    """Its first command, with the interpreter of these tests for `python`."""
+    _, section = GUIDE.split("### Your own teacher, in its own environment\n")
+    name, code = re.search(r"```python\n# (\S+)\n(.*?)```", section, re.S).groups()
+    (copy.folder / name).write_text(code)
+    program, *overrides = shlex.split(re.search(r"^\$ (.+)$", section, re.M)[1])
+    here = [override.replace("=python ", f"={sys.executable} ") for override in overrides]
+    assert "teacher mIoU 100.00" in copy.ok(program, "gate.min_miou=1", *here)
 
 
 def test_labels_are_read_from_elsewhere(shop):

@@ -143,6 +143,8 @@ def test_no_value_goes_unchecked(program, wrong):
         ("dump", "dump.signals=voxels", "dump.signals=voxels: should be a list: dump.signals=[voxels]"),
         ("dump", "teacher.checkpoint=null", "teacher.checkpoint=null: should be a valid string"),
         ("dump", "dump.writers=0", "dump.writers=0: should be greater than or equal to 1"),
+        ("dump", "dump.space=guess", "dump.space=guess: should be 'check' or 'ignore'"),
+        ("dump", "dump.estimate=3", "dump.estimate=3: should be a valid boolean"),
         ("dump", "gate.min_miou=101", "gate.min_miou=101: should be less than or equal to 100"),
         ("eval", "metrics.distance_bands=[10,0]", "metrics.distance_bands=[10, 0]: should rise"),
         ("eval", "cost.runs=0", "cost.runs=0: should be greater than or equal to 1"),

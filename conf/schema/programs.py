@@ -188,6 +188,8 @@ class DumpSettings(Node):
     max_samples: Count | None
     overwrite: bool
     signals: Annotated[list[Signal], Field(min_length=1), AfterValidator(distinct)]
+    estimate: bool
+    space: Literal["check", "ignore"]
     verify: bool
     batch_size: Count
     workers: CountOrNone

@@ -11,11 +11,14 @@ from conf.schema.values import (
     Built,
     Count,
     CountOrNone,
+    Device,
     Known,
     Name,
     NotNegative,
     Number,
     Place,
+    Positive,
+    Probability,
     Seed,
     Size,
     StoreCache,
@@ -94,6 +97,33 @@ class GaussianFormerTeacher(Known):
     network: Built
 
 
+class ProcessTeacher(Known):
+    """`teacher_dump.teachers.process.teacher.ProcessTeacher`."""
+
+    name: Name
+    command: Text
+    timeout: Positive
+    image_size: Size
+    device: Device
+
+
+class FilesTeacher(Known):
+    """`teacher_dump.teachers.files.teacher.FilesTeacher`."""
+
+    name: Name
+    folder: Place
+    format: Literal["tokens", "prototype", "predictions", "sparse"]
+    grid: Literal["occ3d", "surroundocc"]
+    kind: Literal["log_probs", "probs", "logits", "classes"] | None
+    axes: Text | None
+    classes: Text | list[Text]
+    confidence: Probability | None
+    key: Text | None
+    covered: Text | None
+    positions: Place | dict[str, Place] | None
+    image_size: Size
+
+
 BUILT: dict[str, type[Known]] = {
     "distill.teaching.stored.open_stored": Stored,
     "distill.teaching.ema.Ema": Ema,
@@ -101,4 +131,6 @@ BUILT: dict[str, type[Known]] = {
     "teacher_dump.teachers.network.NetworkTeacher": NetworkTeacher,
     "teacher_dump.teachers.network.PublishedTeacher": PublishedTeacher,
     "teacher_dump.teachers.gaussianformer.teacher.GaussianFormerTeacher": GaussianFormerTeacher,
+    "teacher_dump.teachers.process.teacher.ProcessTeacher": ProcessTeacher,
+    "teacher_dump.teachers.files.teacher.FilesTeacher": FilesTeacher,
 }

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,8 @@ class Inventory:
             channel or "labels"); no file where it needs a LiDAR scan and the data name none. Labels may be absent, but
             an empty file of them was meant to hold some.
         labelled: tokens of the whole keyframes that have labels.
-        digests: token -> uint32 (S,), one for each of `sources`, 0 for what is absent.
+        digests: token -> uint32 (S,), one for each of `sources`, 0 for what is absent; behind them, where a further
+            file was asked for, its own.
         masks: of label files that were looked at, how many voxels each `mask_camera` holds and how many of them are
             free, int64 (L, 2).
         voxels: of a label file.
@@ -82,7 +83,13 @@ class Inventory:
 
 
 def take_stock(
-    keyframes: Keyframes, labels: LabelSource, free: int, cameras: bool, lidar: bool, history: int = 0
+    keyframes: Keyframes,
+    labels: LabelSource,
+    free: int,
+    cameras: bool,
+    lidar: bool,
+    history: int = 0,
+    further: Callable[[Keyframe], Path] | None = None,
 ) -> Inventory:
     """Look at the files of keyframes, in parallel.
 
@@ -92,13 +99,14 @@ def take_stock(
         free: id of the free class.
         cameras, lidar: whether images, and scans, are needed.
         history: of how many earlier keyframes of the scene images are needed, too.
+        further: a file of a keyframe that is needed, too; None: none is.
 
     Raises:
         InputError: a file cannot be read, or a label file that was looked at is bad.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         looks = pool.map(
-            lambda i: _look_at(keyframes[i], keyframes.before(i, history), labels, cameras, lidar),
+            lambda i: _look_at(keyframes[i], keyframes.before(i, history), labels, cameras, lidar, further),
             range(len(keyframes)),
         )
         bar = tqdm(looks, "check files", len(keyframes), unit="keyframe", delay=_PATIENCE, disable=ranks.rank() > 0)
@@ -219,7 +227,12 @@ def _without_cameras(splits: dict[str, Inventory]) -> Iterator[str]:
 
 
 def _look_at(
-    keyframe: Keyframe, past: Sequence[Keyframe], labels: LabelSource, cameras: bool, lidar: bool
+    keyframe: Keyframe,
+    past: Sequence[Keyframe],
+    labels: LabelSource,
+    cameras: bool,
+    lidar: bool,
+    further: Callable[[Keyframe], Path] | None,
 ) -> tuple[np.ndarray, dict[Path, str] | None]:
     """The digests of a keyframe, and its files, and images of its past, that are needed, but absent or empty.
 
@@ -237,6 +250,9 @@ def _look_at(
         if camera.path is not None and not (camera.path.exists() and camera.path.stat().st_size):
             lacking[camera.path] = camera.channel
     values = [*digests.values(), _calibration_digest(keyframe), digest_of_labels]
+    if further is not None:
+        values.append(_file_digest(path := further(keyframe)))
+        lacking |= {} if values[-1] else {path: "of the teacher"}
     whole = not lacking and not (lidar and keyframe.lidar_path is None)
     return np.array(values, np.uint32), None if whole else lacking
 

@@ -159,6 +159,10 @@ class Objects(Place):
         return self._ask(folder, lambda: {name: int(meta["size"]) for name, meta in self._listed(folder)})
 
     @override
+    def free(self) -> None:
+        return None
+
+    @override
     def version(self, name: str) -> int | None:
         found = self._head(name)
         if found is None:

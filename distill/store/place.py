@@ -105,6 +105,10 @@ class Place(ABC):
         """Bytes in each file in a folder, by its name relative to it; see `names`."""
 
     @abstractmethod
+    def free(self) -> int | None:
+        """Bytes that whoever asks may still write; None: there is no limit that it knows of."""
+
+    @abstractmethod
     def version(self, name: str) -> int | None:
         """Changes when a file is written again, below 2^64; None if there is none."""
 
@@ -225,6 +229,13 @@ class Local(Place):
                 found[name] = (self.root / folder / name).stat().st_size
         return found
 
+    def free(self) -> int:
+        """On the disk that the folder is or will be on."""
+        folder = self.root
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
     def version(self, name: str) -> int | None:
         """When it was written, nanoseconds."""
         try:
@@ -329,6 +340,10 @@ class Memory(Place):
     @override
     def sizes(self, folder: str) -> dict[str, int]:
         return {name: len(self._files[f"{folder}/{name}"][0]) for name in self.names(folder)}
+
+    @override
+    def free(self) -> None:
+        return None
 
     @override
     def version(self, name: str) -> int | None:

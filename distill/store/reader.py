@@ -394,6 +394,10 @@ class TeacherStore:
         read_here = [row - pack.first for row in self.layout.rows_of(pack)]
         return Counter(dict(zip(self.arrays, sizes[read_here].sum(0, np.int64).tolist(), strict=True)))
 
+    def size(self, token: str, block: int = 1) -> int:
+        """Bytes of a keyframe that is present, each of its arrays in whole blocks of so many."""
+        return sum(-(-len(chunk) // block) * block for chunk in self.chunks(token, self.arrays).values())
+
     def row(self, token: str) -> int:
         """The row of a keyframe.
 

@@ -1,7 +1,4 @@
-"""A folder of predictions: `<sample token>.npz` files, as SparseOcc's scorer reads them (docs/formulas.md 3.6).
-
-Each holds class ids on the grid under the key `pred`. Folders inside the folder are searched too, and FlashOCC's name
-for such a file is understood: `<scene>/<sample token>/pred.npz`.
+"""A folder of predictions (`distill.predictions`), checked before it is scored.
 
 Letters: X Y Z voxel axes, V voxels.
 """
@@ -10,10 +7,9 @@ from __future__ import annotations
 
 import csv
 import zipfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +21,9 @@ from distill.errors import InputError
 from distill.files import durable
 from distill.nuscenes.index import Keyframe
 from distill.nuscenes.labels import LabelSource
+from distill.predictions import NAMES, files_by_token, read_arrays
 from student.evaluation.folder import begin
 
-_NAMES = "<sample token>.npz or <sample token>/pred.npz"
 _NAMED = 3  # offenders in the one-line message
 _PATIENCE = 2.0  # seconds until the progress bar appears
 _LOOKED_AT = 32  # files of a folder, or less than twice as many, whose axes are compared with the labels'
@@ -71,16 +67,7 @@ class PredictionsFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_dir():
-            raise InputError(f"no predictions at {path}: no such folder; give the folder of the files {_NAMES}")
-        files = defaultdict(list)
-        # rglob would pass over links to folders, and take what file managers hide beside each file
-        for file in sorted(path / name for name in glob("**/*.npz", root_dir=path, recursive=True)):
-            files[file.parent.name if file.stem == "pred" else file.stem].append(file)
-        if not files:
-            raise InputError(f"no predictions at {path}: no npz file below it; predictions are files {_NAMES}")
-        self._files = dict(files)
+        self.path, self._files = path, files_by_token(path)
 
     def check(
         self,
@@ -125,9 +112,8 @@ class PredictionsFolder:
         """
         path = self._files[token][0]
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return file["pred"].astype(np.uint8)
-        except Exception as error:  # see _problem
+            return read_arrays(path, ["pred"])["pred"].astype(np.uint8)
+        except InputError as error:
             raise InputError(
                 f"{path}: can no longer be read ({error}): leave predictions alone while scoring"
             ) from error
@@ -135,7 +121,7 @@ class PredictionsFolder:
     def _misnamed(self, known: set[str]) -> Iterable[_Offender]:
         for token in sorted(self._files.keys() - known):
             for path in self._files[token]:
-                detail = f"no keyframe of the dataroot has it; files are {_NAMES}"
+                detail = f"no keyframe of the dataroot has it; files are {NAMES}"
                 yield self._offender(token, path, "unknown token", detail)
 
     def _missing(self, scored: Iterable[str]) -> Iterable[_Offender]:

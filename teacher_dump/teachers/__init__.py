@@ -32,6 +32,15 @@ class Teacher(Protocol):
         voxel_features: alike of maps of voxel features, (C, X, Y, Z).
         points: of the sets of points that it gives in `TeacherPrediction.more["points"]`, see
             `distill.signals.points.packed`; None, or no such member, for a teacher without.
+        identity: what tells it from others, JSON-ready, recorded in the store, which another one is refused; no such
+            member: the values of the `teacher` node.
+
+    A teacher may also have these methods:
+
+        read(keyframes, index): whatever else it wants to know of a keyframe (`distill.nuscenes.index.Keyframes`);
+            called in the loader's workers, and given to `predict` as `frame["given"]`, an item per keyframe.
+        file(keyframe): the file without which it cannot answer about a keyframe, which is then left out or stops the
+            dump (`data.missing`). The store knows its digest as that of the images.
     """
 
     grid: VoxelGrid
