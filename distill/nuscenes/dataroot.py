@@ -33,7 +33,7 @@ def open_dataroot(data: DictConfig) -> KeyframeIndex:
     if data.world is not None:
         ensure_world(root, instantiate(data.world), workers=os.cpu_count() or 1)
     if not root.is_dir():
-        raise InputError(f"no {data.layout} dataroot at {root}: no such folder; say where it is with data.root=")
+        raise InputError(f"no dataroot at {root}: no such folder; say where it is with data.root=")
     if data.layout == "rig":
         return load_rig(source_of(data), root, cache_dir)
     if data.layout == "challenge":

@@ -17,5 +17,5 @@ def test_a_dataroot_that_has_moved_names_the_setting(tmp_path):
             "world": None,
         }
     )
-    with pytest.raises(InputError, match=r"no nuScenes dataroot at .*moved: no such folder; say where .* data\.root="):
+    with pytest.raises(InputError, match=r"no dataroot at .*moved: no such folder; say where .* data\.root="):
         open_dataroot(data)
