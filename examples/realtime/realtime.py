@@ -80,8 +80,8 @@ class Student:
                 f"{file}: want a file of occ-export, onnx.pool=inside, with a past of one keyframe at most"
             )
         self.outputs = [output.name for output in self.session.get_outputs() if output.name != "logits"]
-        shapes = {each.name: each.shape for each in self.session.get_inputs()}
-        self.past = np.zeros((1, *shapes["past"][1:]), np.float32) if self.facts["history"] else None
+        past = [each.shape for each in self.session.get_inputs() if each.name == "past"]
+        self.past = np.zeros((1, *past[0][1:]), np.float32) if past else None
         self.was = None  # its ego frame in the world, when it looked last
 
     def look(self, feeds, ego2global):
@@ -134,8 +134,7 @@ def main():
     student.was, times, pictures = None, [], []
     for token in scene.tokens:
         feeds, ego2global = scene.read(token)
-        start = time.perf_counter()
-        classes_XYZ = student.look(feeds, ego2global)
+        start, classes_XYZ = time.perf_counter(), student.look(feeds, ego2global)
         times.append(time.perf_counter() - start)
         pictures.append(Image.fromarray(from_above(classes_XYZ, colours, free)).resize((600, 600), 0))
         if rerun:
