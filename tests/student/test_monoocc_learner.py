@@ -41,6 +41,9 @@ class Teacher(nn.Module):
     def voxels(self, index_V):
         return torch.eye(18)[self.found_BXYZ.flatten()[index_V]]
 
+    def called(self, index_V):
+        return self.found_BXYZ.flatten()[index_V]
+
     def covered(self, index_V):
         covered = torch.ones(2, *SHAPE, dtype=torch.bool)
         covered[:, :2, :2] = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from workshop import SMALL_STUDENT
 
-from distill.checkpoint import load_checkpoint, save_training_state
+from distill.checkpoint import export, load_checkpoint, save_training_state
 from distill.classes import OCC3D_CLASSES
 from distill.frame import stack
 from distill.grids import OCC3D
@@ -33,7 +32,6 @@ from distill.nuscenes.index import load_index
 from distill.nuscenes.labels import Occ3DLabels
 from student.evaluation.scorecard import ScenePoses, Scorecard
 from student.evaluation.sources import CheckpointSource
-from student.export import main
 from student.scoring import score_network
 from teacher_dump.teachers.network import NetworkTeacher
 
@@ -144,13 +142,11 @@ def test_validation_scores_the_network_itself(demo, labels, checkpoint):
     assert torch.equal(score_network(source.network, loader, OCC3D_CLASSES, CPU).counts_CC, counted.counts_CC)
 
 
-def test_an_export_answers_as_the_checkpoint_and_teaches(demo, labels, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["export", str(checkpoint), str(tmp_path / "out.safetensors")])
-    main()
+def test_an_export_answers_as_the_checkpoint_and_teaches(demo, labels, checkpoint, tmp_path):
+    trained = load_checkpoint(str(checkpoint), "ema")
+    export(trained, tmp_path / "out.safetensors")
     exported = load_checkpoint(str(tmp_path / "out.safetensors"), "ema")
-    source, original = (
-        CheckpointSource("student", each, [], CPU) for each in (exported, load_checkpoint(str(checkpoint), "ema"))
-    )
+    source, original = (CheckpointSource("student", each, [], CPU) for each in (exported, trained))
     teacher = NetworkTeacher(str(tmp_path / "out.safetensors"), "ema").to(CPU)
     assert source.inputs == original.inputs and source.inputs["history"] == teacher.inputs["history"] == 1
     for frame in frames_of(demo.keyframes("val")[:2], source, labels):

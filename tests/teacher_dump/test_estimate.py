@@ -88,5 +88,5 @@ def test_a_full_disk_stops_a_dump_at_its_first_keyframe_and_an_estimate_dumps_a_
     printed = copy.ok("occ-dump", *DUMP, "dump.estimate=true")
     assert "dumped 5 keyframes" in printed
     assert re.search(r"estimate from 5 keyframes: \d+\.\d\d s and 0\.\d\d MB each", printed)
-    assert re.search(r"the other 0: 0\.00 GB, .* GB are free in", printed)
+    assert re.search(r"the other 0: 0\.00 GB, .* GB are free where", printed)
     assert first < TeacherStore(copy.folder / "s.zarr").present

@@ -406,7 +406,7 @@ def test_it_is_scored_and_it_is_said_whose_weights_they_are(published, capsys):
     found = open_network(str(published("flashocc-r50-M0")), "ema")
     said = "by its names and shapes weights of student=flashocc_m0 student.network.convention=upstream"
     assert said in capsys.readouterr().out
-    source = NetworkSource("theirs", found, [], torch.device("cpu"))
+    source = NetworkSource("theirs", found, found.network(), [], torch.device("cpu"))
     assert source.facts["student"] == "flashocc_m0"
     (prediction,) = source.predict(small((KEY, "CAM_BACK")))
     assert prediction.semantics_XYZ.shape == (200, 200, 16)

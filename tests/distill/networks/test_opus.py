@@ -13,10 +13,10 @@ from torch import nn
 
 from distill.errors import InputError
 from distill.networks.opus.decoder import DistanceAttention
-from distill.networks.opus.network import _order
 from distill.networks.opus.sampling import Views, project
 from distill.networks.opus.weights import OFFICIAL
 from distill.networks.published import recognised
+from distill.nuscenes.layout import upstream_order
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_point_is_sampled_by_the_first_camera_that_sees_it_and_else_by_camera_
 
 
 def test_cameras_are_asked_in_upstreams_order():
-    assert _order(("CAM_FRONT_LEFT", "CAM_EXTRA", "CAM_FRONT", "CAM_BACK_RIGHT")) == [2, 0, 3, 1]
+    assert upstream_order(("CAM_FRONT_LEFT", "CAM_EXTRA", "CAM_FRONT", "CAM_BACK_RIGHT")) == [2, 0, 3, 1]
 
 
 def test_attention_falls_with_distance_and_is_that_of_pytorch_without():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
-import signal
 import sys
 import time
 import uuid
@@ -50,7 +49,7 @@ class Worker:
         self.process.start()
 
     def kill(self) -> None:
-        os.kill(self.process.pid or 0, signal.SIGKILL)
+        self.process.kill()
         self.process.join()
 
 
