@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from distill.grids import VoxelGrid
 from distill.networks.blocks.bev_encoder import BEVEncoder
 from distill.networks.blocks.encoder import ImageEncoder
 from distill.networks.blocks.head import ChannelToHeight
+from distill.networks.memory import Memory
 from distill.networks.monoocc.attention import Cameras, VoxelAttention
 from distill.networks.monoocc.proposals import proposed
 from distill.networks.monoocc.stage import ProposalStage, Stage1
@@ -90,12 +91,28 @@ class MonoOcc(nn.Module):
         """Predict from `images`, `intrinsics` and `cam2ego`, and from `points` where depth is the LiDAR's."""
         return self._predict(frame, None)
 
+    def streaming(self, calls: int) -> Streaming:
+        """See `distill.networks.network.Streams`."""
+        return Streaming(self, calls)
+
     def with_measured_depth(self, frame: Frame) -> Occupancy:
         """The same with `depth` (B, N, H / stride, W / stride) in stage 1; see `network.LiftsMeasuredDepth`."""
         return self._predict(frame, frame.depth)
 
     def _predict(self, frame: Frame, measured_BNHW: Tensor | None) -> Occupancy:
-        image_BNCHW, stride = self._see(frame), self.encoder.stride
+        image_BNCHW, *past = map(self.seen, (frame, *(frame.past or ())))
+        return self.answer(frame, image_BNCHW, past, measured_BNHW)
+
+    def seen(self, frame: Frame) -> Tensor:
+        """Features of the images of a batch, its past aside, (B, N, C, H / stride, W / stride)."""
+        image_BNCHW = self.encoder(frame.images)
+        return image_BNCHW if self.views is None else self.views(image_BNCHW, frame.cam2ego)
+
+    def answer(
+        self, frame: Frame, image_BNCHW: Tensor, past: Sequence[Tensor], measured_BNHW: Tensor | None
+    ) -> Occupancy:
+        """The answer to a batch, what was `seen` of it and of `frame.past` being given."""
+        stride = self.encoder.stride
         first = Stage1({}, None)
         proposals_BXYZ = torch.ones(len(image_BNCHW), *self.coarse_shape, dtype=torch.bool, device=image_BNCHW.device)
         if self.proposals is not None:
@@ -103,7 +120,7 @@ class MonoOcc(nn.Module):
             proposals_BXYZ = proposed(first.scores[SCALE])
         if frame.proposals is not None:
             proposals_BXYZ = torch.where(frame.proposals == UNKNOWN, proposals_BXYZ, frame.proposals == 1)
-        voxels_BXYZC = self.attention(self._cameras(frame, image_BNCHW), frame.images.shape[-2:], proposals_BXYZ)
+        voxels_BXYZC = self.attention(_cameras(frame, [image_BNCHW, *past]), frame.images.shape[-2:], proposals_BXYZ)
         # columns of voxels are the channels of a map, as height slices are those of a lift
         bev_BCXY = self.bev_encoder(voxels_BXYZC.flatten(3).permute(0, 3, 1, 2))
         features = {
@@ -113,14 +130,35 @@ class MonoOcc(nn.Module):
         }
         return Occupancy(self.head(bev_BCXY), features, first.depth, proposals=first.scores)
 
-    def _see(self, frame: Frame) -> Tensor:
-        image_BNCHW = self.encoder(frame.images)
-        return image_BNCHW if self.views is None else self.views(image_BNCHW, frame.cam2ego)
 
-    def _cameras(self, frame: Frame, image_BNCHW: Tensor) -> Cameras:
-        past = frame.past or ()
-        with torch.autocast(image_BNCHW.device.type, enabled=False):
-            poses = [frame.cam2ego, *(earlier.ego2present.unsqueeze(1) @ earlier.cam2ego for earlier in past)]
-        images = [image_BNCHW, *map(self._see, past)]
-        intrinsics = [frame.intrinsics, *(earlier.intrinsics for earlier in past)]
-        return Cameras(torch.cat(images, 1), torch.cat(intrinsics, 1), torch.cat(poses, 1))
+def _cameras(frame: Frame, images: Sequence[Tensor]) -> Cameras:
+    past = frame.past or ()
+    with torch.autocast(images[0].device.type, enabled=False):
+        poses = [frame.cam2ego, *(earlier.ego2present.unsqueeze(1) @ earlier.cam2ego for earlier in past)]
+    intrinsics = [frame.intrinsics, *(earlier.intrinsics for earlier in past)]
+    return Cameras(torch.cat(list(images), 1), torch.cat(intrinsics, 1), torch.cat(poses, 1))
+
+
+class Streaming:
+    """A `MonoOcc` that looks at no image twice if keyframes come in the order of time; in any order it is right.
+
+    Args:
+        network: in evaluation mode; its weights stay as they are.
+        calls: see `Memory`, which keeps features of images, and of their cameras, at which views look.
+    """
+
+    def __init__(self, network: MonoOcc, calls: int) -> None:
+        self.network = network
+        self.memory: Memory[Tensor] = Memory(("images", "cam2ego"), calls)
+
+    @torch.no_grad()
+    def __call__(self, frame: Frame) -> Occupancy:
+        """As `MonoOcc.forward`."""
+        self.memory.begin()
+        present = self.network.seen(frame)
+        self.memory.keep(frame, present.split(1))
+        past = [torch.cat(self.memory.recall(earlier, self._seen)) for earlier in frame.past or ()]
+        return self.network.answer(frame, present, past, None)
+
+    def _seen(self, earlier: Frame) -> Sequence[Tensor]:
+        return self.network.seen(earlier).split(1)

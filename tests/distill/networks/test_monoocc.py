@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from distill.networks.monoocc.network import MonoOcc
 from distill.networks.monoocc.proposals import QueryProposals, proposed
 from distill.networks.monoocc.stage import DepthHead, ProposalStage, likeliest_depth
 from distill.networks.monoocc.views import CrossViewTransformer
-from distill.networks.network import LiftsMeasuredDepth
+from distill.networks.network import LiftsMeasuredDepth, streamed
 from distill.networks.prediction import DepthBins
 
 GRID = VoxelGrid("small", "ego", (-8.0, -8.0, -1.0), 0.4, (40, 40, 16))
@@ -190,6 +191,28 @@ def test_the_past_is_looked_at_where_it_was(frame):
     unmoved = replace(earlier, ego2present=torch.eye(4).expand(2, 4, 4))
     still = found(replace(frame, past=(unmoved,))).voxel_logits_BXYZC
     assert (still - plain).abs().max() > 20 * (same - plain).abs().max()
+
+
+@pytest.mark.parametrize("views", [False, True], ids=["views for themselves", "views look at each other"])
+def test_no_image_is_looked_at_twice(frame, views, monkeypatch):
+    """A drive of five keyframes, each with the one before it, then one that does not follow, answered bit for bit."""
+    neighbours = CrossViewTransformer(CHANNELS, 2, around=True, weights="none") if views else None
+    found = eager(network(stage(), neighbours)).eval()
+    random, motion = torch.Generator().manual_seed(1), torch.eye(4).expand(1, 4, 4)
+    images = torch.randint(0, 256, (6, 1, 2, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=random)
+    drive = [replace(frame, images=each, intrinsics=frame.intrinsics[:1], cam2ego=frame.cam2ego[:1]) for each in images]
+    pairs = [(0, 1), (1, 2), (2, 3), (3, 4), (0, 5)]
+    answer, looked = streamed(found, calls=1), Mock(wraps=found.encoder.forward)
+    with torch.inference_mode():
+        for (before, now), times in zip(pairs, [2, 1, 1, 1, 2], strict=True):
+            batch = replace(drive[now], past=(replace(drive[before], ego2present=motion),))
+            expected = found(batch)
+            with monkeypatch.context() as watched:
+                watched.setattr(found.encoder, "forward", looked)
+                looked.reset_mock()
+                streaming = answer(batch)
+            assert looked.call_count == times
+            assert torch.equal(streaming.voxel_logits_BXYZC, expected.voxel_logits_BXYZC)
 
 
 def test_views_look_at_each_other_first(frame):
