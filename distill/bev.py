@@ -10,7 +10,7 @@ import torch
 # Recorded in every store, so that a store made by another rule is recognised.
 BEV_RULE = "noisy_or"
 
-# Keeps exp() of a log-probability, and a sum of 16 of them, normal numbers in float32.
+# Keeps exp() of a log-probability a normal number in float32.
 _LOWEST = -80.0
 
 
@@ -33,17 +33,25 @@ def bev_log_probs(
         Natural log-probabilities (..., C), float32 (float64 for float64 input).
     """
     wide = torch.promote_types(voxel_log_probs_XYZC.dtype, torch.float32)
-    largest = -torch.finfo(wide).eps
-    log_probs_XYZC = voxel_log_probs_XYZC.to(wide).clamp(_LOWEST, largest)
+    log_probs_XYZC = voxel_log_probs_XYZC.to(wide).clamp(_LOWEST, 0.0)
     is_free_C = torch.arange(log_probs_XYZC.shape[-1], device=log_probs_XYZC.device) == free
     if covered_XYZ is not None:
-        certainly_free_C = torch.where(is_free_C, largest, _LOWEST).to(wide)
+        certainly_free_C = torch.where(is_free_C, 0.0, _LOWEST).to(wide)
         log_probs_XYZC = torch.where(covered_XYZ.unsqueeze(-1), log_probs_XYZC, certainly_free_C)
-    # log1p and expm1 keep small probabilities exact, where 1 - (1 - p) would be 0
-    log_absent_XYC = torch.log1p(-log_probs_XYZC.exp()).sum(-2)
-    log_present_XYC = (-torch.expm1(log_absent_XYC)).log()
     log_free_XY = log_probs_XYZC[..., free].sum(-1)
-    scores_XYC = torch.where(is_free_C, log_free_XY.unsqueeze(-1), log_present_XYC)
+    scores_XYC = torch.where(is_free_C, log_free_XY.unsqueeze(-1), _any(log_probs_XYZC.exp()).log())
     if covered_XYZ is not None:
         scores_XYC = scores_XYC * covered_XYZ.any(-1, keepdim=True)
     return scores_XYC.log_softmax(-1)
+
+
+def _any(probs_XYZC: torch.Tensor) -> torch.Tensor:
+    """1 - prod_z(1 - p(z)) over (..., Z, C), halves after halves by p + q - p q.
+
+    No small p is lost in 1 - p, and no logarithm is taken of every voxel: they took most of the time.
+    """
+    while (height := probs_XYZC.shape[-2]) > 1:
+        lower, upper, *middle = probs_XYZC.split(height // 2, -2)
+        either = torch.addcmul(lower + upper, lower, upper, value=-1)
+        probs_XYZC = torch.cat([either, *middle], -2) if middle else either
+    return probs_XYZC.squeeze(-2)
