@@ -135,7 +135,7 @@ def test_positions_of_the_prototype_mean_what_its_lists_say(dumped, tmp_path, ca
     teacher = FilesTeacher(str(dumped), "prototype", **{**prototype, "positions": lists})
     assert [found(teacher, token) for token in (A, B, "c" * 32)] == [is_(4), is_(5), is_(6)]
     assert "3 files of voxels" in (said := capsys.readouterr().out)
-    assert "3 of columns (_bev_) are left, as columns follow from voxels" in said
+    assert "3 of columns (_bev_) are not read: bev is made of voxels" in said
     one = FilesTeacher(str(dumped / "val"), "prototype", **{**prototype, "positions": lists["train"]})
     assert found(one, A) == is_(6)  # the list is what says whose it is
     assert one.identity["positions"] != teacher.identity["positions"]

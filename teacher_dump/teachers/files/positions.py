@@ -27,7 +27,9 @@ _ALLOWED = {
 
 
 def files_by_position(folder: Path, positions: Path | Mapping[str, Path]) -> tuple[dict[str, list[Path]], int]:
-    """The prototype's files of voxels by sample token, and how many it has of columns, which nobody needs.
+    """The prototype's files of voxels by sample token, and how many it has of columns.
+
+    Those are not read: by what rule they were made is unknown, and a student's columns follow from voxels by ours.
 
     Args:
         folder: holds the files.

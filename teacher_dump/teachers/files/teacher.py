@@ -136,7 +136,7 @@ class FilesTeacher:
         if twice is not None:
             raise InputError(f"{twice[0]} and {twice[1]} are about one keyframe: leave one of them in {self._folder}")
         if ranks.rank() == 0:
-            left = f"; {of_columns} of columns (_bev_) are left, as columns follow from voxels" if of_columns else ""
+            left = f"; {of_columns} of columns (_bev_) are not read: bev is made of voxels" if of_columns else ""
             print(f"{len(files)} files of voxels in {self._folder}{left}", flush=True)
         return {token: paths[0] for token, paths in files.items()}
 
