@@ -311,7 +311,8 @@ def survey(config: DictConfig, index: KeyframeIndex, teacher: Teacher, store: Te
         further=getattr(teacher, "file", None),
     )
     splits = {"+".join(config.dump.splits): stock}
-    settle_missing(splits, config.data.missing, beside(config, ".missing_files.txt"))
+    advice = f"; it is {config.teacher.name} that looks at scans: choose a teacher= that looks at cameras alone"
+    settle_missing(splits, config.data.missing, beside(config, ".missing_files.txt"), advice)
     ranks.check_enough(len(stock.keyframes), "keyframes")
     present = 0 if store is None else sum(token in store.present for token in stock.keyframes.tokens)
     if ranks.rank() == 0:

@@ -150,9 +150,9 @@ def settle_missing(splits: dict[str, Inventory], missing: str, listing: Path, ad
         told.append(f"{_shares(without_lidar, splits)} have no LiDAR scan, which is asked for")
     if told and missing == "error":
         scans = any(without_lidar.values()) or LIDAR in files.values()
-        raise InputError(
-            f"{'; '.join(told)}; get them, or leave these keyframes out with data.missing=skip{advice * scans}"
-        )
+        some_are_whole = all(len(stock.keyframes) for stock in splits.values())
+        skip = ", or leave these keyframes out with data.missing=skip" if some_are_whole else ""
+        raise InputError(f"{'; '.join(told)}; get them{skip}{advice * scans}")
     if told and ranks.rank() == 0:
         print(f"left out: {'; '.join(told)}", flush=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pyquaternion import Quaternion
-from workshop import Workshop
+from workshop import SMALL_STUDENT, Workshop
 
 from distill.errors import InputError
 from distill.nuscenes.challenge import load_challenge
@@ -104,11 +104,29 @@ def test_half_a_download_is_counted(worlds, tmp_path):
 
 
 def test_programs_take_it(worlds, workshop: Workshop):
-    """Labels are pooled where gt_path says; `data.missing=skip` leaves out what is not there."""
+    """What is dumped, learned and scored without LiDAR; who wants it is told that there is none, and what to do."""
     _, root, _ = worlds
-    at = ["data=challenge", f"data.root={root}", "data.image_size=[320,180]", "data.missing=skip"]
+    at = ["data=challenge", f"data.root={root}", "data.image_size=[320,180]", "data.cache_dir=cache"]
     told = workshop.ok("occ-pool-labels", *at, "output=pooled/challenge", "scales=[8]")
-    assert "pooled the labels of 6 keyframes" in told
+    assert "pooled the labels of 6 keyframes" in told  # where gt_path says that they are
+    fusion = "teacher.checkpoint=pkg://teacher_dump/weights/fusion_demo.safetensors"
+    assert workshop.refused("occ-dump", *at, fusion).endswith(
+        "6 of 6 keyframes of train+val have no LiDAR scan, which is asked for; get them; it is fusion that looks at "
+        "scans: choose a teacher= that looks at cameras alone"
+    )
+    weights = "teacher.checkpoint=pkg://student/weights/demo_student.safetensors"
+    dumped = workshop.ok("occ-dump", *at, "teacher=checkpoint", "teacher.name=small", weights, "dump.splits=[train]")
+    assert "challenge-small-occ3d.zarr: 2 of 6 keyframes" in dumped
+    train = [*at, *SMALL_STUDENT, "teachers.stored.paths=[stores/challenge-small-occ3d.zarr]"]
+    refused = workshop.refused("occ-train-student", *train, "output=runs/challenge")
+    assert refused.endswith("get them; LiDAR is for depth alone: objective.terms.depth.weight=0 trains without")
+    learned = workshop.ok(
+        "occ-train-student", *train, "output=runs/challenge", "objective.terms.depth.weight=0", "trainer.epochs=1"
+    )
+    assert "2 (small " in learned
+    scored = workshop.ok("occ-eval", "checkpoint=runs/challenge/best.pt", "max_samples=1", "pictures=[]", "cost.runs=1")
+    assert "the data have no LiDAR: the rays of RayIoU begin amidst the cameras" in scored
+    assert "1 keyframes of challenge val" in scored
 
 
 def changed(annotations: dict, change) -> dict:
