@@ -217,7 +217,9 @@ def test_what_needs_a_lidar_says_that_there_is_none(nuscenes, own, tmp_path, cap
     index = load_rig(write(nuscenes.root, own), None, tmp_path / "cache")
     stock = take_stock(index.keyframes("all"), Occ3DLabels(None), 17, cameras=True, lidar=True)
     listing = tmp_path / "missing.txt"
-    message = "1 of 3 keyframes of all lack files: 1 .*; 2 of 3 keyframes of all have no LiDAR scan.*; get them; say so$"
+    message = (
+        "1 of 3 keyframes of all lack files: 1 .*; 2 of 3 keyframes of all have no LiDAR scan.*; get them; say so$"
+    )
     with pytest.raises(InputError, match=message):
         settle_missing({"all": stock}, "error", listing, "; say so")
     whole = take_stock(index.keyframes("all"), Occ3DLabels(None), 17, cameras=True, lidar=False)
