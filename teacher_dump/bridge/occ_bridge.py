@@ -129,20 +129,22 @@ class Keyframe(dict):
         if self.answered:
             raise RuntimeError(f"keyframe {self['token']} was answered twice")
         if self._kind == "sparse":
-            arrays = {name: _numpy(array[name], name) for name in _ARRAYS["sparse"]}
+            arrays = {name: array[name] for name in _ARRAYS["sparse"]}
         else:
-            arrays = {_ARRAYS.get(self._kind, ("voxels",))[0]: _numpy(array, "the answer")}
+            arrays = {_ARRAYS.get(self._kind, ("voxels",))[0]: array}
         if covered is not None:
-            arrays["covered"] = _numpy(covered, "covered")
-        self.answered = True
+            arrays["covered"] = covered
         shared, at, listed = self._memory.of(self._answers), 0, []
         for name, values in arrays.items():
-            if at + values.nbytes > len(shared):
-                raise ValueError(f"{name} is {values.dtype} {values.shape}, more than kind={self._kind!r} takes")
-            # the only copy of it on this side, and there is none on the other
-            np.copyto(np.ndarray(values.shape, values.dtype, shared, at), values)
-            listed.append({"name": name, "dtype": values.dtype.name, "shape": values.shape, "offset": at})
-            at += -(-values.nbytes // _ALIGNED) * _ALIGNED
+            values = values.detach() if hasattr(values, "detach") else np.asarray(values)
+            shape, dtype = tuple(values.shape), _arrives_as(values)
+            size = dtype.itemsize * int(np.prod(shape))
+            if at + size > len(shared):
+                raise ValueError(f"{name} is {dtype} {shape}, more than kind={self._kind!r} takes")
+            _copy(values, np.ndarray(shape, dtype, shared, at))
+            listed.append({"name": name, "dtype": dtype.name, "shape": shape, "offset": at})
+            at += -(-size // _ALIGNED) * _ALIGNED
+        self.answered = True
         _send(self._connection, {"token": self["token"], "arrays": listed})
 
     def _show(self, images):
@@ -167,17 +169,21 @@ class _Memory:
         return self._mapped[path]
 
 
-def _numpy(values, what):
-    """An array that can be handed over, of a NumPy array or a torch tensor."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = (values.float() if "bfloat16" in str(values.dtype) else values).numpy()
-    values = np.asarray(values)
-    if values.dtype == np.float64:
-        values = values.astype(np.float32)
-    if values.dtype.name not in _DTYPES:
-        raise TypeError(f"{what} is {values.dtype}: give one of {', '.join(_DTYPES)}")
-    return values
+def _arrives_as(values):
+    """The type in which an array is handed over: its own, or single precision for what occ-dump does not take."""
+    name = values.dtype.name if isinstance(values, np.ndarray) else str(values.dtype).replace("torch.", "")
+    name = "float32" if name in ("float64", "bfloat16") else name
+    if name not in _DTYPES:
+        raise TypeError(f"the answer is {values.dtype}: give one of {', '.join(_DTYPES)}")
+    return np.dtype(name)
+
+
+def _copy(values, shared):
+    """Write an array or a tensor, of whatever device, into shared memory: the only copy there is on either side."""
+    if isinstance(values, np.ndarray):
+        np.copyto(shared, values, casting="same_kind")
+    else:
+        sys.modules["torch"].from_numpy(shared).copy_(values)
 
 
 def _sha256(path):

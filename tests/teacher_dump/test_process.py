@@ -88,19 +88,28 @@ def test_what_a_program_says_arrives_whole(tmp_path):
         assert torch.equal(alone_XYZC, found_XYZC)
 
 
+def test_whatever_holds_the_numbers_they_arrive_as_they_are(tmp_path):
+    """Doubles and bfloat16 as single precision; gradients, strides and the order of bytes stay behind."""
+    body = (
+        "logits = np.arange(18.0) * np.ones((200, 200, 16, 1))\n"
+        "tensor = torch.arange(18.0).bfloat16().requires_grad_().expand(200, 200, 16, 18)\n"
+        "return {'a': tensor, 'b': logits, 'c': logits.astype('>f4'), 'd': logits[::-1]}[keyframe['token']]"
+    )
+    teacher = opened(written(tmp_path, body, LOGITS.replace("CXYZ", "XYZC"), "import torch"))
+    for token in "abcd":
+        found_BXYZC = teacher.predict(frame(token)).voxel_log_probs_BXYZC
+        torch.testing.assert_close(found_BXYZC, torch.arange(18.0).log_softmax(-1).expand(found_BXYZC.shape))
+
+
 def test_a_loop_answers_as_a_function_does_with_coverage_and_tensors_and_what_it_prints_stays_visible(tmp_path, capfd):
     (tmp_path / "program.py").write_text(
-        "import sys, numpy as np, occ_bridge\n"
-        "class Tensor:\n"  # of a torch that is not here
-        "    dtype = 'torch.bfloat16'\n"
-        "    detach = cpu = float = lambda self: self\n"
-        "    numpy = lambda self: np.full((200, 200, 16), 17)\n"
+        "import sys, numpy as np, occ_bridge, torch\n"
         f"for keyframe in occ_bridge.keyframes({CLASSES}):\n"
         "    print('looking at', keyframe['token'])\n"
         "    print('UserWarning: old', file=sys.stderr)\n"
         "    covered = np.zeros((200, 200, 16), bool)\n"
         "    covered[7] = True\n"
-        "    keyframe.answer(Tensor(), covered)\n"
+        "    keyframe.answer(torch.full((200, 200, 16), 17), covered)\n"
     )
     teacher = opened(f"{sys.executable} {tmp_path / 'program.py'}")
     prediction = teacher.predict(frame(TOKEN))
