@@ -51,10 +51,10 @@ from distill.signals import Signal, described
 from distill.signals.coarse import LevelBev
 from distill.signals.columns import ColumnVoxels, CoveredVoxels
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
+from distill.store.address import place_of
 from distill.store.convert import Conversion
 from distill.store.main import check
 from distill.store.packing import Packing
-from distill.store.place import place_of
 
 GRID = VoxelGrid("small", "ego", (0.0, 0.0, 0.0), 1.0, (16, 16, 4))
 NAMES = OCC3D_CLASSES.names

@@ -36,8 +36,8 @@ from distill.nuscenes.layout import LIDAR
 from distill.signals import Signal, described, signal_class
 from distill.signals.columns import ColumnVoxels
 from distill.store import StoreIdentity, StoreWriter, TeacherStore
+from distill.store.address import place_of
 from distill.store.keeping import encoded, encoded_as_in, kept
-from distill.store.place import place_of
 from distill.store.writer import teacher_errors
 from teacher_dump.asked import AskedFrames
 from teacher_dump.border import ask, open_teacher, place

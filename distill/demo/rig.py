@@ -22,8 +22,9 @@ from distill.command import script
 from distill.demo.generate import MANIFEST, ensure_world
 from distill.demo.keyframe import VERSION as WORLD
 from distill.files import write_durably
-from distill.nuscenes.index import Camera, Keyframe, KeyframeIndex, load_index
-from distill.nuscenes.rig import FORMAT, VERSION
+from distill.nuscenes.devkit import load_index
+from distill.nuscenes.index import Camera, Keyframe, KeyframeIndex
+from distill.nuscenes.rig_format import FORMAT, VERSION
 
 # what this rig calls the cameras that it has; nobody looks back
 CAMERAS = {

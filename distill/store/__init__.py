@@ -5,7 +5,8 @@ are kept, `place` where it may lie.
 """
 
 from distill.signals import NOT_COVERED, GaussianKind
-from distill.store.reader import DamagedSample, TeacherStore
+from distill.store.reader import TeacherStore
+from distill.store.sample import DamagedSample
 from distill.store.schema import StoreIdentity
 from distill.store.writer import StoreWriter
 

@@ -27,9 +27,10 @@ from distill.signals.bev import LEAST_PROB, Bev, BevProbs, Columns
 from distill.signals.coarse import LayerCodes, LevelBev, LevelVoxels
 from distill.signals.columns import ColumnCoefs, ColumnVoxels, decoded_columns
 from distill.signals.voxels import VoxelCodes
+from distill.store.address import place_of
 from distill.store.keeping import encoded, encoded_as_in, kept
-from distill.store.place import place_of
-from distill.store.reader import DamagedSample, TeacherStore
+from distill.store.reader import TeacherStore
+from distill.store.sample import DamagedSample
 from distill.store.schema import read_whole
 from distill.store.writer import StoreWriter, teacher_errors
 

@@ -10,7 +10,8 @@ import numpy as np
 from distill.signals import Signal
 from distill.signals.divergence import TEMPERATURES
 from distill.store.convert import in_words
-from distill.store.reader import DamagedSample, TeacherStore
+from distill.store.reader import TeacherStore
+from distill.store.sample import DamagedSample
 from distill.store.schema import read_whole
 
 

@@ -20,7 +20,8 @@ from distill.store.convert import Conversion, Shown, overlap
 from distill.store.info import report
 from distill.store.packing import Packing
 from distill.store.packs import DamagedIndex, Layout, Pack
-from distill.store.reader import DamagedSample, TeacherStore
+from distill.store.reader import TeacherStore
+from distill.store.sample import DamagedSample
 from distill.store.schema import read_whole
 from distill.store.writer import StoreWriter
 

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from distill.errors import InputError
 from distill.store.packs import DESCRIPTION, Layout, Pack, PackedRow, pack_content, withdrawn_name
-from distill.store.reader import DamagedSample, Sample, TeacherStore
+from distill.store.reader import TeacherStore
+from distill.store.sample import DamagedSample, Sample
 from distill.store.schema import COMMITS, commit_name, read_attributes, read_whole
 from distill.store.writer import StoreWriter, disk_errors
 

@@ -20,7 +20,6 @@ from weakref import WeakValueDictionary
 
 from typing_extensions import override
 
-from distill.errors import InputError
 from distill.files import sync, write_durably
 
 # what `write_durably` leaves of a file when it is killed
@@ -369,30 +368,3 @@ class Memory(Place):
     def release(self, claims: str, number: int) -> None:
         if self._owners.get((claims, number)) is self:
             del self._owners[claims, number]
-
-
-def place_of(address: str | Path) -> Place:
-    """The place that an address of a store means: a path, or the URL of an object store.
-
-    Raises:
-        InputError: it is a URL, and what reads it is not installed.
-        Unreachable: it is no URL of an object store.
-    """
-    if "://" not in str(address):
-        return Local(Path(address))
-    try:
-        from distill.store.objects import Objects
-    except ModuleNotFoundError as error:
-        if error.name != "obstore":
-            raise
-        raise InputError(
-            f"{address} is in an object store, which needs another package: pip install 'occ-distill[objects]'"
-        ) from error
-    return Objects(str(address))
-
-
-def stores_in(folder: str) -> list[str]:
-    """The addresses of the zarr groups in a folder, in order; none if there is no such folder."""
-    place = place_of(folder)
-    names = sorted(name for name in place.folders() if place.exists(f"{name}/zarr.json"))
-    return [f"{place.address}/{name}" for name in names]

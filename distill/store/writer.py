@@ -15,8 +15,9 @@ from distill.errors import InputError
 from distill.files import leaves
 from distill.signals import NOT_COVERED, Signal
 from distill.signals.arrays import seal
+from distill.store.address import place_of
 from distill.store.packs import DESCRIPTION, DamagedIndex, Layout, withdrawn_name
-from distill.store.place import Place, place_of
+from distill.store.place import Place
 from distill.store.reader import TeacherStore
 from distill.store.schema import CLAIMS, COMMITS, PACKS, SCHEMA, StoreIdentity, commit_name, new_store
 

@@ -14,8 +14,8 @@ from distill.grids import VoxelGrid
 from distill.networks.prediction import Occupancy
 from distill.signals import SIGNALS, Signal
 from distill.store import DamagedSample, TeacherStore
+from distill.store.address import stores_in
 from distill.store.cache import Cache
-from distill.store.place import stores_in
 from distill.teaching import Provider, Pupil
 from distill.teaching.taught import Taught
 

@@ -11,8 +11,8 @@ from distill.classes import ClassSet
 from distill.errors import Unreachable
 from distill.grids import VoxelGrid
 from distill.store import StoreIdentity, TeacherStore
+from distill.store.address import place_of
 from distill.store.cache import Cache
-from distill.store.place import place_of
 from student.evaluation.sources import StoreSource
 from student.identity import stores_of
 

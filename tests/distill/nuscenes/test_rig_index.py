@@ -17,13 +17,14 @@ from tiny import VERSION, write_dataroot
 from distill.errors import InputError
 from distill.grids import SURROUNDOCC
 from distill.nuscenes import rig as rig_module
+from distill.nuscenes.devkit import load_index
 from distill.nuscenes.frames import FrameDataset
-from distill.nuscenes.index import load_index
 from distill.nuscenes.inventory import settle_missing, take_stock
 from distill.nuscenes.labels import Occ3DLabels
 from distill.nuscenes.layout import CAMERAS
 from distill.nuscenes.points import read_points
-from distill.nuscenes.rig import RigIndex, entries_of, load_rig, read_rig
+from distill.nuscenes.rig import entries_of, load_rig, read_rig
+from distill.nuscenes.rig_format import RigIndex
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = json.loads(Path(rig_module.__file__).with_name("rig_index.schema.json").read_text())

@@ -18,11 +18,14 @@ from tiny_store import TOKENS, codes, everything, open_writer, write
 
 from distill.errors import InputError, Unreachable
 from distill.store import TeacherStore
+from distill.store.address import place_of
 from distill.store.cache import Cache
-from distill.store.place import Place, place_of
+from distill.store.place import Place
 
-objects = pytest.importorskip("distill.store.objects", reason="no client of object stores: pip install obstore")
+obstore = pytest.importorskip("obstore", reason="no client of object stores: pip install obstore")
 from object_server import FAULTS, FaultyProxy  # noqa: E402
+
+from distill.store import client, lease  # noqa: E402
 
 SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["distill.store.writer"])
@@ -88,8 +91,8 @@ def test_two_who_create_make_one(folder_of_objects: str) -> None:
 
 def test_a_claim_whose_owner_is_silent_for_long_is_taken_over(folder_of_objects: str, monkeypatch) -> None:
     """From another machine: nobody can ask whether the process is there."""
-    monkeypatch.setattr(objects, "LEASE", 2.0)
-    monkeypatch.setattr(objects, "_machine", lambda: None)
+    monkeypatch.setattr(lease, "LEASE", 2.0)
+    monkeypatch.setattr(lease, "_machine", lambda: None)
     owner, place = Worker("claims", folder_of_objects, 7), place_of(folder_of_objects)
     assert owner.heard.recv()
     assert not place.claim(CLAIMS, 7)
@@ -104,8 +107,8 @@ def test_who_was_silent_for_long_writes_nothing_more(monkeypatch) -> None:
     place.create({"zarr.json": b"{}"})
     assert place.claim(CLAIMS, 1)
     place.write("folder/a", b"1")
-    now = objects._clock()
-    monkeypatch.setattr(objects, "_clock", lambda: now + objects.LEASE - objects.SLOWEST + 1)
+    now = lease._clock()
+    monkeypatch.setattr(lease, "_clock", lambda: now + lease.LEASE - lease.SLOWEST + 1)
     with pytest.raises(Unreachable, match="could not be reached for 76 s, and others may have claimed"):
         place.write("folder/a", b"2")
     assert place.read("folder/a") == b"1"
@@ -114,8 +117,8 @@ def test_who_was_silent_for_long_writes_nothing_more(monkeypatch) -> None:
 
 
 def test_an_object_store_without_conditions_is_refused(monkeypatch) -> None:
-    put = objects.obstore.put
-    monkeypatch.setattr(objects.obstore, "put", lambda *a, mode=None, **more: put(*a, **more))
+    put = obstore.put
+    monkeypatch.setattr(obstore, "put", lambda *a, mode=None, **more: put(*a, **more))
     with pytest.raises(InputError, match="does not heed conditions"):
         open_writer(in_memory())
 
@@ -182,7 +185,7 @@ def test_a_fault_is_ridden_out(fault: str, proxied) -> None:
 
 
 def test_what_no_patience_mends_is_one_line(folder_of_objects: str, proxied, monkeypatch) -> None:
-    monkeypatch.setattr(objects, "FIRST_PATIENCE", 0.5)
+    monkeypatch.setattr(client, "FIRST_PATIENCE", 0.5)
     _, address = proxied(lambda method, path: "slow-down")
     with pytest.raises(Unreachable, match=r"the server answers 503 .*asked for \d+ s.*AWS_ENDPOINT_URL"):
         TeacherStore(address)
@@ -224,7 +227,7 @@ def test_a_fork_is_told_instead_of_waiting_for_ever() -> None:
 
 def test_without_the_client_one_line_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
-    monkeypatch.delitem(sys.modules, "distill.store.objects")
+    monkeypatch.delitem(sys.modules, "distill.store.objects", raising=False)
     with pytest.raises(InputError, match=r"pip install 'occ-distill\[objects\]'"):
         place_of("s3://bucket/name.zarr")
 

@@ -20,7 +20,8 @@ from tiny_store import IDENTITY, TOKENS, codes, digests, everything, open_writer
 
 from distill.errors import InputError
 from distill.store import DamagedSample, TeacherStore
-from distill.store.place import Local, Memory, Place, place_of, stores_in
+from distill.store.address import place_of, stores_in
+from distill.store.place import Local, Memory, Place
 
 if TYPE_CHECKING:
     from distill.store.objects import Objects
