@@ -10,7 +10,7 @@ import torch
 from workshop import SMALL_STUDENT, Workshop
 
 from distill.bev import bev_log_probs
-from distill.nuscenes.devkit import load_index
+from distill.nuscenes.index import load_index
 from distill.signals.gaussians import MAX_MEAN_KL, render
 from distill.signals.voxels import MAX_KL
 from distill.store import TeacherStore

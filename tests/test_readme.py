@@ -18,7 +18,7 @@ from workshop import BIN, SMALL_STUDENT, SMALL_WORLD, Workshop
 from conf.renamed import renamed
 from conf.schema import checked
 from distill.demo import WorldConfig, ensure_world
-from distill.nuscenes.devkit import load_index
+from distill.nuscenes.index import load_index
 from distill.store import TeacherStore
 from distill.store.packing import Packing
 

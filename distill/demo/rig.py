@@ -22,8 +22,8 @@ from distill.command import script
 from distill.demo.generate import MANIFEST, ensure_world
 from distill.demo.keyframe import VERSION as WORLD
 from distill.files import write_durably
-from distill.nuscenes.devkit import load_index
-from distill.nuscenes.index import Camera, Keyframe, KeyframeIndex
+from distill.nuscenes.index import KeyframeIndex, load_index
+from distill.nuscenes.keyframe import Camera, Keyframe
 from distill.nuscenes.rig_format import FORMAT, VERSION
 
 # what this rig calls the cameras that it has; nobody looks back

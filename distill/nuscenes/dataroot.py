@@ -13,8 +13,7 @@ from distill.demo import ensure_world
 from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
 from distill.nuscenes.challenge import ANNOTATIONS, load_challenge
-from distill.nuscenes.devkit import load_index
-from distill.nuscenes.index import KeyframeIndex
+from distill.nuscenes.index import KeyframeIndex, load_index
 from distill.nuscenes.labels import LabelSource, Occ3DLabels, OpenOccLabels, SurroundOccLabels
 from distill.nuscenes.rig import load_rig
 from distill.teaching.labels import TeacherLabels

@@ -13,7 +13,8 @@ from distill.augment import Augmentation, ImageTransform, Transform
 from distill.errors import InputError
 from distill.frame import Calibration, Frame, Mirror
 from distill.nuscenes.images import read_images
-from distill.nuscenes.index import Keyframe, Keyframes
+from distill.nuscenes.index import Keyframes
+from distill.nuscenes.keyframe import Keyframe
 from distill.nuscenes.labels import LabelSource
 from distill.nuscenes.points import depth_maps, read_points
 from distill.nuscenes.rays import RayDraw

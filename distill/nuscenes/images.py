@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, ImageEnhance, ImageFile
 
 from distill.augment import ImageTransform
 from distill.errors import InputError
-from distill.nuscenes.index import Camera, Keyframe
+from distill.nuscenes.keyframe import Camera, Keyframe
 
 # Pillow's modes of 8 bits a channel whose conversion to RGB is beyond doubt
 _MODES = frozenset({"RGB", "L", "P", "RGBA", "LA", "PA", "RGBX", "CMYK", "YCbCr"})

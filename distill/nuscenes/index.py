@@ -1,15 +1,15 @@
-"""Keyframes, and a compact index of them that is read from whatever describes them only once.
+"""A compact index of keyframes that is read from whatever describes them only once.
 
 The index is one numpy record array, one record per keyframe, mapped from disk: it opens at once whatever its size, and
-loader workers and ranks share its pages. `Keyframe` objects are made on access. `distill.nuscenes.devkit`, `challenge`
-and `rig` make one of their layouts.
+loader workers and ranks share its pages. `Keyframe` objects are made on access. `NuScenesIndex` is of a nuScenes
+dataroot; `distill.nuscenes.challenge` and `distill.nuscenes.rig` read other layouts.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -17,78 +17,13 @@ import numpy as np
 
 from distill import rigid
 from distill.errors import InputError
-from distill.nuscenes.layout import ScanFormat
-from distill.nuscenes.lidarseg import PointClasses
+from distill.nuscenes.cache import cache_file, cached
+from distill.nuscenes.keyframe import Camera, Keyframe
+from distill.nuscenes.layout import LIDAR, LIDAR_COLUMNS, SHORT_NAMES, ScanFormat, nuscenes_scans
+from distill.nuscenes.lidarseg import PointClasses, check_lidarseg, class_of_category, read_lidarseg
 from distill.nuscenes.records import cameras_of
-from distill.nuscenes.sweeps import Sweep
-
-
-@dataclass(frozen=True)
-class Camera:
-    """One camera image of a keyframe, as calibrated.
-
-    A camera that the keyframe lacks has no image and a calibration under which it sees nothing of the world: far above
-    the ego frame, looking up.
-
-    Attributes:
-        channel: its name, "CAM_FRONT" for example.
-        path: the image file; None: the keyframe lacks this camera.
-        width, height: its size in pixels.
-        intrinsics: camera frame to pixels, float64 (3, 3).
-        cam2ego: camera frame to the ego frame at the camera's time, float64 (4, 4).
-        ego2global: ego frame at the camera's time to the map, float64 (4, 4).
-    """
-
-    channel: str
-    path: Path | None
-    width: int
-    height: int
-    intrinsics: np.ndarray
-    cam2ego: np.ndarray
-    ego2global: np.ndarray
-
-    @property
-    def present(self) -> bool:
-        """Whether the keyframe has an image of this camera."""
-        return self.path is not None
-
-
-@dataclass(frozen=True)
-class Keyframe:
-    """One moment that is predicted; its ego frame is that of nuScenes at LiDAR time (docs/formulas.md 1.2).
-
-    Attributes:
-        token: of nuScenes the sample token; the identity of the keyframe everywhere.
-        scene: scene name, for example "scene-0061".
-        timestamp: microseconds.
-        previous, next: tokens of the neighbours in time within the scene, "" at its ends.
-        cameras: in the order of `KeyframeIndex.channels`, N of them.
-        lidar_path: the LIDAR_TOP scan; None: there is none.
-        scan: what stands in it.
-        lidar2ego: LIDAR_TOP to ego frame, float64 (4, 4); None: there is no LiDAR.
-        ego2global: ego frame to the map, float64 (4, 4).
-        labels: file of its labels; None: the layout of the data does not name it.
-    """
-
-    token: str
-    scene: str
-    timestamp: int
-    previous: str
-    next: str
-    cameras: tuple[Camera, ...]
-    lidar_path: Path | None
-    scan: ScanFormat
-    lidar2ego: np.ndarray | None
-    ego2global: np.ndarray
-    labels: Path | None = None
-
-    def cam2ego(self) -> np.ndarray:
-        """Camera frames, each at its own time, to this keyframe's ego frame: float64 (N, 4, 4).
-
-        The ego motion between camera and LiDAR time is included.
-        """
-        global2ego = rigid.inverse(self.ego2global)
-        return np.stack([global2ego @ camera.ego2global @ camera.cam2ego for camera in self.cameras])
+from distill.nuscenes.sweeps import Sweep, read_sweeps, rows_before
+from distill.nuscenes.tables import Tables, read_tables
 
 
 class Keyframes(Sequence[Keyframe]):
@@ -318,3 +253,106 @@ class KeyframeIndex:
 
     def _file(self, name: bytes) -> Path | None:
         return self.root / os.fsdecode(name) if name else None  # names the same bytes in a locale of another encoding
+
+
+class NuScenesIndex(KeyframeIndex):
+    """All keyframes of one version of a nuScenes dataroot.
+
+    Its cameras are those in `distill.nuscenes.layout.CAMERAS`, if the dataroot has no others, whether or not it has all
+    of these; otherwise its own ones: first those in `CAMERAS`, in that order, then the others by name.
+
+    Args:
+        root: dataroot.
+        version: of its tables.
+        records: see `distill.nuscenes.tables.read_tables`.
+        lidar_columns: float32 per point in its scans.
+        cache: the file that holds the records, beside which sweeps and lidarseg are kept; None: the tables are
+            read for them.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        version: str,
+        records: np.ndarray,
+        lidar_columns: int = LIDAR_COLUMNS,
+        cache: Path | None = None,
+    ):
+        super().__init__(root, root / version, records, nuscenes_scans(lidar_columns), "splits.json")
+        self.version = version
+        self._cache = cache
+
+    def keyframes(self, split: str) -> Keyframes:
+        """The keyframes of a split that are present here; "all" is every keyframe.
+
+        Args:
+            split: a name from `<version>/splits.json` if the dataroot has one, otherwise a nuscenes-devkit split of
+                this version (train, val, train_detect, train_track; mini_train, mini_val; test), or "all".
+                v1.0-mini's own "train" and "val" are mini_train and mini_val.
+
+        Raises:
+            InputError: there is no such split, or none of its scenes is here.
+        """
+        known = split in self.splits  # a splits.json may have some of these names itself
+        return super().keyframes(split if known else SHORT_NAMES.get((self.version, split), split))
+
+    def lidarseg(self) -> PointClasses:
+        """See `KeyframeIndex.lidarseg`."""
+        tables = Tables(self.root, self.version)
+        check_lidarseg(tables)
+        notice = f"reading the lidarseg tables of {self.source}, once (minutes for v1.0-trainval)"
+        paths = self._beside("lidarseg", lambda: read_lidarseg(tables, self.records), notice)
+        return PointClasses(self.root, dict(zip(self.tokens, paths.tolist(), strict=True)), class_of_category(tables))
+
+    def sweeps_before(self, row: int, channel: str, n: int) -> list[Sweep]:
+        """Up to n sweeps of a channel before the keyframe in a row; see `sweeps`."""
+        channels = (*self.channels, LIDAR)
+        if channel not in channels:
+            raise InputError(f"no channel {channel!r} in {self.source}: it has {', '.join(channels)}")
+        first = row - len(self.past(row, row))
+        found = rows_before(self._sweeps, channels.index(channel), first, row, n)
+        return [self._sweep(channel, self._sweeps[sweep]) for sweep in found]
+
+    def _sweep(self, channel: str, record: np.void) -> Sweep:
+        sensor2ego, ego2global = record["sensor2ego"], record["ego2global"]
+        return Sweep(
+            channel=channel,
+            timestamp=int(record["timestamp"]),
+            path=self.root / os.fsdecode(record["path"]),
+            sensor2ego=rigid.from_quaternion(sensor2ego[:4], sensor2ego[4:]),
+            ego2global=rigid.from_quaternion(ego2global[:4], ego2global[4:]),
+            width=int(record["width"]),
+            height=int(record["height"]),
+            intrinsics=None if channel == LIDAR else np.array(record["intrinsics"]),
+        )
+
+    @functools.cached_property
+    def _sweeps(self) -> np.ndarray:
+        """Records of all sweeps, mapped from disk (`distill.nuscenes.sweeps.read_sweeps`)."""
+        notice = f"reading the sweeps of {self.source}, once (minutes for v1.0-trainval)"
+        return self._beside("sweeps", lambda: read_sweeps(Tables(self.root, self.version), self.records), notice)
+
+    def _beside(self, name: str, read: Callable[[], np.ndarray], notice: str) -> np.ndarray:
+        """What is read of the tables besides the records, and kept beside them."""
+        if self._cache is None:
+            return read()
+        return cached(self._cache.with_name(f"{self._cache.stem}-{name}.npy"), read, notice)
+
+
+def load_index(root: Path, version: str, cache_dir: Path, lidar_columns: int = LIDAR_COLUMNS) -> NuScenesIndex:
+    """Open a nuScenes dataroot; the first time, its tables are read and the result is cached.
+
+    Args:
+        root: dataroot holding `<version>/*.json`, samples/ and, for labels, gts/.
+        version: "v1.0-trainval", "v1.0-test", "v1.0-mini", or another one with a splits.json among its tables.
+        cache_dir: folder for the index, made if absent.
+        lidar_columns: float32 per point in the scans of this dataroot.
+
+    Raises:
+        InputError: a missing dataroot or version, a table that is broken or holds what is no calibration or pose, a
+            keyframe without LIDAR_TOP or without any camera, or a cache_dir that cannot be used.
+    """
+    root, cache = Path(root), cache_file(Path(root), version, Path(cache_dir))
+    notice = f"reading the nuScenes tables of {root / version}, once (minutes for v1.0-trainval)"
+    records = cached(cache, lambda: read_tables(Tables(root, version)), notice)
+    return NuScenesIndex(root, version, records, lidar_columns, cache)

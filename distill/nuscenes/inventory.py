@@ -23,7 +23,8 @@ from tqdm import tqdm
 from distill import ranks
 from distill.errors import InputError
 from distill.grids import OCC3D
-from distill.nuscenes.index import Keyframe, Keyframes
+from distill.nuscenes.index import Keyframes
+from distill.nuscenes.keyframe import Keyframe
 from distill.nuscenes.labels import LabelSource
 from distill.nuscenes.layout import CAMERAS, LIDAR
 

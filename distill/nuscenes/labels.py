@@ -19,7 +19,7 @@ import numpy as np
 from distill.classes import OCC3D_CLASSES, SURROUNDOCC_CLASSES, ClassSet
 from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC, VoxelGrid
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.keyframe import Keyframe
 
 # the classes of OpenOcc v2 in its order (docs/formulas.md 2.5), and the ids of Occ3D's
 _OPENOCC = (

@@ -20,9 +20,9 @@ from pyquaternion import Quaternion
 from distill import rigid
 from distill.command import script
 from distill.errors import InputError
-from distill.nuscenes.devkit import NuScenesIndex
 from distill.nuscenes.frames import FrameDataset
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.index import NuScenesIndex
+from distill.nuscenes.keyframe import Keyframe
 from distill.nuscenes.points import project
 from distill.nuscenes.tables import Record, Tables, read_tables
 

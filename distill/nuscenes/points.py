@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from distill import rigid
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.keyframe import Keyframe
 from distill.nuscenes.scans import read_scan
 
 # Footprint of the recording car (Renault Zoe; origin on the ground below the rear axle) in the ego frame, metres.

@@ -20,8 +20,9 @@ from distill.command import command
 from distill.errors import InputError
 from distill.files import durable, write_durably
 from distill.nuscenes.dataroot import open_dataroot, open_labels
-from distill.nuscenes.index import Keyframe, KeyframeIndex
+from distill.nuscenes.index import KeyframeIndex
 from distill.nuscenes.inventory import Inventory, place_of_labels, settle_missing, summary, take_stock
+from distill.nuscenes.keyframe import Keyframe
 from distill.nuscenes.labels import LabelSource
 from kernels.pooled_labels import UNKNOWN, pooled_labels
 

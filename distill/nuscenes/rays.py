@@ -13,7 +13,7 @@ from distill import rigid
 from distill.classes import OCC3D_CLASSES, ClassSet
 from distill.errors import InputError
 from distill.grids import VoxelGrid
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.keyframe import Keyframe
 from distill.nuscenes.lidarseg import PointClasses
 from distill.nuscenes.points import on_car, project
 from distill.nuscenes.scans import read_scan

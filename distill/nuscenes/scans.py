@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.errors import InputError
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.keyframe import Keyframe
 from distill.nuscenes.layout import LIDAR, ScanFormat
 
 _WANTED = ("x", "y", "z", "intensity")

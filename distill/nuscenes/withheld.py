@@ -10,7 +10,7 @@ import numpy as np
 
 from distill.errors import InputError
 from distill.grids import VoxelGrid
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.keyframe import Keyframe
 from distill.nuscenes.labels import LabelSource
 
 

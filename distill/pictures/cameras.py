@@ -15,7 +15,7 @@ import torch
 
 from distill.classes import ClassSet
 from distill.grids import VoxelGrid
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.keyframe import Keyframe
 from kernels.ray_cast import ray_cast
 
 OPACITY = 0.55

@@ -9,7 +9,7 @@ import numpy as np
 from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.grids import VoxelGrid
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.keyframe import Keyframe
 from distill.store import NOT_COVERED, TeacherStore
 
 

@@ -24,7 +24,8 @@ from distill.loader import frame_loader
 from distill.memory import keep_freed_memory
 from distill.metrics import OccupancyScore
 from distill.metrics.bootstrap import Counts
-from distill.nuscenes.index import Keyframe, Keyframes
+from distill.nuscenes.index import Keyframes
+from distill.nuscenes.keyframe import Keyframe
 from distill.nuscenes.labels import LabelSource
 from distill.pictures.voxels import Painter
 from distill.teaching.labels import TeacherLabels

@@ -15,7 +15,8 @@ from PIL import Image
 
 from distill.errors import InputError
 from distill.nuscenes.images import open_image
-from distill.nuscenes.index import Camera, Keyframe, Keyframes
+from distill.nuscenes.index import Keyframes
+from distill.nuscenes.keyframe import Camera, Keyframe
 from distill.pictures.cameras import keyframe_overlays
 from distill.pictures.panel import draw_panel
 from distill.pictures.voxels import Painter

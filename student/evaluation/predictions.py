@@ -19,7 +19,7 @@ from tqdm import tqdm
 from distill.classes import ClassSet
 from distill.errors import InputError
 from distill.files import durable
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.keyframe import Keyframe
 from distill.nuscenes.labels import LabelSource
 from distill.predictions import NAMES, files_by_token, read_arrays
 from student.evaluation.folder import begin

@@ -31,7 +31,8 @@ from distill.metrics import (
 )
 from distill.metrics.bootstrap import Counts
 from distill.metrics.rays import THRESHOLDS
-from distill.nuscenes.index import Keyframe, KeyframeIndex
+from distill.nuscenes.index import KeyframeIndex
+from distill.nuscenes.keyframe import Keyframe
 from student.evaluation.sources import Prediction
 
 _TOLERANCE = 1e-4  # percent, of the self-check: the F-score's epsilon keeps it from 100 exactly

@@ -24,7 +24,7 @@ from distill.grids import VoxelGrid
 from distill.networks.network import streamed
 from distill.networks.published import Published
 from distill.nuscenes.frames import FrameDataset, with_labels
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.keyframe import Keyframe
 from distill.nuscenes.labels import LabelSource
 from distill.store import NOT_COVERED, StoreIdentity, TeacherStore
 from distill.teaching.stored import Stored

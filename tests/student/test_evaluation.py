@@ -21,7 +21,7 @@ from distill.frame import stack
 from distill.gaussians import Gaussians
 from distill.grids import SURROUNDOCC, VoxelGrid
 from distill.metrics import RayIoU
-from distill.nuscenes.index import Keyframe
+from distill.nuscenes.keyframe import Keyframe
 from distill.signals import GaussianKind, described
 from distill.signals.gaussians import GaussianSet, render
 from distill.signals.voxels import Voxels

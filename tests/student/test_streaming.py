@@ -27,8 +27,8 @@ from distill.frame import stack
 from distill.grids import OCC3D
 from distill.metrics import Confusion
 from distill.networks.temporal import warped
-from distill.nuscenes.devkit import load_index
 from distill.nuscenes.frames import FrameDataset
+from distill.nuscenes.index import load_index
 from distill.nuscenes.labels import Occ3DLabels
 from student.evaluation.scorecard import ScenePoses, Scorecard
 from student.evaluation.sources import CheckpointSource

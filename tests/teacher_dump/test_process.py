@@ -21,8 +21,8 @@ from workshop import Workshop
 
 from distill.checkpoint import sha256_of
 from distill.errors import InputError
-from distill.nuscenes.devkit import load_index
 from distill.nuscenes.frames import FrameDataset
+from distill.nuscenes.index import load_index
 from distill.store import TeacherStore
 from teacher_dump.asked import AskedFrame, AskedFrames
 from teacher_dump.bridge.occ_bridge import PROTOCOL

@@ -13,7 +13,8 @@ from torch import Tensor
 from distill import ranks
 from distill.errors import InputError
 from distill.frame import Frame
-from distill.nuscenes.index import Keyframe, Keyframes
+from distill.nuscenes.index import Keyframes
+from distill.nuscenes.keyframe import Keyframe
 from distill.predictions import files_by_token, read_arrays
 from distill.signals import TeacherPrediction
 from teacher_dump.declared import KINDS, Declared, joined

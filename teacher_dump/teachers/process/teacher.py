@@ -17,7 +17,8 @@ import torch
 from distill import ranks
 from distill.errors import InputError
 from distill.frame import Frame
-from distill.nuscenes.index import Keyframe, Keyframes
+from distill.nuscenes.index import Keyframes
+from distill.nuscenes.keyframe import Keyframe
 from distill.signals import TeacherPrediction
 from teacher_dump.bridge.occ_bridge import PROTOCOL
 from teacher_dump.declared import KINDS, Declared, joined

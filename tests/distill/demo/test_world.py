@@ -21,7 +21,7 @@ from distill.demo.keyframe import SceneId
 from distill.demo.scene import PERIOD, Scene
 from distill.errors import InputError
 from distill.grids import OCC3D, SURROUNDOCC
-from distill.nuscenes.devkit import load_index
+from distill.nuscenes.index import load_index
 
 CONFIG = WorldConfig(
     seed=3, train_scenes=1, val_scenes=1, keyframes_per_scene=2, image_size=(320, 180), jpeg_quality=85

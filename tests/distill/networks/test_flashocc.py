@@ -37,7 +37,7 @@ from distill.networks.network import streamed
 from distill.networks.prediction import DepthBins, depth_bin
 from distill.networks.published import open_network, recognised
 from distill.nuscenes.images import read_images
-from distill.nuscenes.index import Camera, Keyframe
+from distill.nuscenes.keyframe import Camera, Keyframe
 from distill.rigid import from_quaternion
 from student.evaluation.sources import NetworkSource
 from student.train import load_initial, take_convention

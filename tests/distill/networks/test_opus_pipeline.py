@@ -13,7 +13,8 @@ from PIL import Image
 from distill import rigid
 from distill.frame import stack
 from distill.nuscenes.frames import FrameDataset
-from distill.nuscenes.index import Camera, Keyframe, Keyframes
+from distill.nuscenes.index import Keyframes
+from distill.nuscenes.keyframe import Camera, Keyframe
 
 SIZE = (256, 704)
 

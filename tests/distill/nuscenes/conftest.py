@@ -33,7 +33,7 @@ def edit(dataroot):
 @pytest.fixture
 def labelled(dataroot, tmp_path):
     """The tiny dataroot with labels of all keyframes: "alone" in scene-0001, "early" and "late" in scene-0002."""
-    from distill.nuscenes.devkit import load_index
+    from distill.nuscenes.index import load_index
     from distill.nuscenes.labels import Occ3DLabels
 
     index = load_index(dataroot, VERSION, tmp_path)
@@ -48,7 +48,7 @@ def labelled(dataroot, tmp_path):
 @pytest.fixture(scope="session")
 def index(tmp_path_factory):
     """The index of a tiny dataroot that no test changes."""
-    from distill.nuscenes.devkit import load_index
+    from distill.nuscenes.index import load_index
 
     folder = tmp_path_factory.mktemp("tiny")
     return load_index(write_dataroot(folder / "nuscenes"), VERSION, folder / "cache")

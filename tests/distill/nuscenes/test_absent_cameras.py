@@ -11,8 +11,8 @@ from distill.frame import stack
 from distill.grids import OCC3D, SURROUNDOCC
 from distill.networks.fusion import paint
 from distill.networks.lift import LiftSplat, frustum
-from distill.nuscenes.devkit import load_index
 from distill.nuscenes.frames import FrameDataset
+from distill.nuscenes.index import load_index
 from distill.nuscenes.labels import SurroundOccLabels
 from distill.nuscenes.layout import CAMERAS
 from distill.nuscenes.overlay import draw_overlay

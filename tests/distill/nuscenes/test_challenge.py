@@ -11,9 +11,8 @@ from workshop import SMALL_STUDENT, Workshop
 
 from distill.errors import InputError
 from distill.nuscenes.challenge import load_challenge
-from distill.nuscenes.devkit import load_index
 from distill.nuscenes.frames import FrameDataset
-from distill.nuscenes.index import KeyframeIndex
+from distill.nuscenes.index import KeyframeIndex, load_index
 from distill.nuscenes.inventory import take_stock
 from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
 

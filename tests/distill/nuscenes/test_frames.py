@@ -12,8 +12,8 @@ from same import assert_same, held
 from distill.augment import Augmentation
 from distill.errors import InputError
 from distill.frame import stack
-from distill.nuscenes.devkit import load_index
 from distill.nuscenes.frames import Draw, FrameDataset
+from distill.nuscenes.index import load_index
 from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
 from distill.nuscenes.layout import CAMERAS
 from distill.nuscenes.points import depth_maps, project

@@ -13,8 +13,8 @@ from distill.classes import OCC3D_CLASSES
 from distill.demo import WorldConfig, ensure_world
 from distill.frame import Mirror, stack
 from distill.grids import OCC3D
-from distill.nuscenes.devkit import load_index
 from distill.nuscenes.frames import Draw, FrameDataset
+from distill.nuscenes.index import load_index
 from distill.nuscenes.labels import Occ3DLabels, SurroundOccLabels
 
 SIZE, UNKNOWN = (48, 112), 255

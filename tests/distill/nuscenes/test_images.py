@@ -104,7 +104,7 @@ def cut(path):
     ],
 )
 def test_damaged_image_is_named(dataroot, tmp_path, damage, message):
-    from distill.nuscenes.devkit import load_index
+    from distill.nuscenes.index import load_index
 
     keyframe = load_index(dataroot, "v1.0-tiny", tmp_path).keyframe("late")
     damage(keyframe.cameras[3].path)
@@ -124,7 +124,7 @@ def read_front_left(index, write):
 
 @pytest.fixture
 def tiny(dataroot, tmp_path):
-    from distill.nuscenes.devkit import load_index
+    from distill.nuscenes.index import load_index
 
     return load_index(dataroot, "v1.0-tiny", tmp_path / "cache")
 
@@ -245,7 +245,7 @@ def test_covering_is_the_test_pipeline_of_gaussianformer(index, tmp_path, size):
 
 def test_full_size_images_are_cropped_and_nothing_else(real_data, tmp_path):
     """1600x900 to 1600x864: the decoded pixels without the top 36 rows, the test pipeline of docs/formulas.md 8.1."""
-    from distill.nuscenes.devkit import load_index
+    from distill.nuscenes.index import load_index
 
     size = (864, 1600)
     for keyframe in load_index(real_data / "nuscenes", "v1.0-mini", tmp_path).keyframes("all"):

@@ -6,7 +6,7 @@ import pytest
 from pyquaternion import Quaternion
 
 from distill.errors import InputError
-from distill.nuscenes.devkit import load_index
+from distill.nuscenes.index import load_index
 from distill.nuscenes.layout import CAMERAS, nuscenes_scans
 
 VERSION = "v1.0-tiny"

@@ -14,7 +14,7 @@ from PIL import Image
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.grids import OCC3D
-from distill.nuscenes.devkit import load_index
+from distill.nuscenes.index import load_index
 from distill.nuscenes.inventory import SOURCES, Inventory, settle_missing, summary, take_stock
 from distill.nuscenes.labels import Occ3DLabels
 

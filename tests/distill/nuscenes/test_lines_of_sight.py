@@ -13,8 +13,8 @@ from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 from distill.frame import stack
 from distill.grids import OCC3D, SURROUNDOCC
-from distill.nuscenes.devkit import load_index
 from distill.nuscenes.frames import Draw, FrameDataset
+from distill.nuscenes.index import load_index
 from distill.nuscenes.rays import MOVING, RayDraw, camera_rays, ray_weights, sample, seen_rays
 
 CAR, ROAD = (OCC3D_CLASSES.names.index(name) for name in ("car", "driveable_surface"))

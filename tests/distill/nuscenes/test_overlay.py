@@ -3,7 +3,7 @@ import pytest
 from nuscenes import NuScenes
 from PIL import Image
 
-from distill.nuscenes.devkit import load_index
+from distill.nuscenes.index import load_index
 from distill.nuscenes.overlay import IMAGE_SIZE, boxes_of, draw_overlay, main
 from distill.nuscenes.points import project
 from distill.nuscenes.tables import Tables

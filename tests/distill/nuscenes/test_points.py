@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import InputError
-from distill.nuscenes.devkit import load_index
+from distill.nuscenes.index import load_index
 from distill.nuscenes.layout import nuscenes_scans
 from distill.nuscenes.points import depth_maps, project, read_points
 

@@ -17,8 +17,8 @@ from tiny import VERSION, write_dataroot
 from distill.errors import InputError
 from distill.grids import SURROUNDOCC
 from distill.nuscenes import rig as rig_module
-from distill.nuscenes.devkit import load_index
 from distill.nuscenes.frames import FrameDataset
+from distill.nuscenes.index import load_index
 from distill.nuscenes.inventory import settle_missing, take_stock
 from distill.nuscenes.labels import Occ3DLabels
 from distill.nuscenes.layout import CAMERAS

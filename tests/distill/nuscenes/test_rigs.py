@@ -9,8 +9,8 @@ from tiny import FOCAL, HEIGHT, VERSION, WIDTH, write_dataroot
 from distill.augment import Transform
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
-from distill.nuscenes.devkit import load_index
 from distill.nuscenes.images import read_images
+from distill.nuscenes.index import load_index
 from distill.nuscenes.inventory import SOURCES, sources_of, summary, take_stock
 from distill.nuscenes.labels import Occ3DLabels
 from distill.nuscenes.layout import CAMERAS

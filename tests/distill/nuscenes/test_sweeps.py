@@ -7,7 +7,7 @@ import pytest
 from tiny import HEIGHT, VERSION, WIDTH, ego_pose
 
 from distill.errors import InputError
-from distill.nuscenes.devkit import NuScenesIndex, load_index
+from distill.nuscenes.index import NuScenesIndex, load_index
 from distill.nuscenes.layout import CAMERAS, LIDAR
 from distill.nuscenes.tables import Tables, read_tables
 

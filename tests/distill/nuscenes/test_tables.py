@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distill.errors import InputError
-from distill.nuscenes.devkit import load_index
+from distill.nuscenes.index import load_index
 
 VERSION = "v1.0-tiny"
 READ = {"calibrated_sensor", "ego_pose", "sample", "sample_data", "scene", "sensor"}
@@ -67,7 +67,7 @@ import sys
 from pathlib import Path
 from distill.augment import Transform
 from distill.nuscenes.images import read_images
-from distill.nuscenes.devkit import load_index
+from distill.nuscenes.index import load_index
 from distill.nuscenes.labels import Occ3DLabels
 root, cache = map(Path, sys.argv[1:])
 keyframe = load_index(root, "v1.0-tiny", cache).keyframes("val")[0]

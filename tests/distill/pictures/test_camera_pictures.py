@@ -9,7 +9,7 @@ from pyquaternion import Quaternion
 
 from distill.classes import OCC3D_CLASSES
 from distill.grids import VoxelGrid
-from distill.nuscenes.index import Camera, Keyframe
+from distill.nuscenes.keyframe import Camera, Keyframe
 from distill.nuscenes.layout import CAMERAS
 from distill.pictures.cameras import LINE, OPACITY, SHADES, draw_voxels, keyframe_overlays
 
