@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -83,9 +84,20 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
             message = user_mistake(error)
             if message is None:
                 raise
+            if _launched():
+                _say(message)
+                raise  # to whoever waits for this task, and ends with this line
             _leave(message, USER_ERROR)
 
     return guarded
+
+
+def _launched() -> bool:
+    """Whether this is a task of a sweep that a launcher such as SLURM's has started in a process of its own."""
+    if not HydraConfig.initialized():
+        return False
+    sweep = HydraConfig.get()
+    return sweep.mode == RunMode.MULTIRUN and not sweep.launcher._target_.endswith("BasicLauncher")
 
 
 def script(program: Callable[[], None]) -> Callable[[], None]:
@@ -199,9 +211,13 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).rpartition(name)[2].split())
 
 
-def _leave(message: str, code: int) -> None:
+def _say(message: str) -> None:
     program = os.path.basename(sys.argv[0]).removesuffix(".py")
     print(f"{program}: error: {message}", file=sys.stderr, flush=True)
+
+
+def _leave(message: str, code: int) -> None:
+    _say(message)
     sys.exit(code)
 
 

@@ -30,7 +30,6 @@ from distill.weights import load_strictly
 from student.calibrating import calibrate
 from student.identity import check_same_run, run_facts
 from student.learner import Learner, make_objective
-from student.preemption import leave_signals_to_the_trainer
 from student.sampler import MixedSampler, ResumableSampler
 from student.scoring import score_network
 from student.stream import TeacherStream
@@ -54,7 +53,7 @@ def main(config: DictConfig) -> None:
             trainer.fit()
         except SystemExit:
             if ranks.rank() == 0:
-                told = f"SIGTERM: step {trainer.step} is in {output / LAST}; run the same command again to go on"
+                told = f"told to end: step {trainer.step} is in {output / LAST}; run the same command again to go on"
                 print(told, file=sys.stderr, flush=True)
             raise
         if ranks.rank() == 0:
@@ -211,7 +210,6 @@ def training_loader(plan: Plan, stock: Inventory) -> DataLoader:
         TeacherStream(frames, plan.teachers),
         config.trainer.workers,
         batch_sampler=make_sampler(config, [token in stock.labelled for token in keyframes.tokens]),
-        worker_init_fn=leave_signals_to_the_trainer,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global random state belongs to the network: a resumed run restores it
     )
@@ -252,8 +250,7 @@ def validation(config: DictConfig, stock: Inventory, device: torch.device) -> Ca
             frames,
             min(1, config.trainer.workers),
             batch_size=1,
-            worker_init_fn=leave_signals_to_the_trainer,
-            generator=torch.Generator(),
+                generator=torch.Generator(),
         )
         return score_network(network, loader, classes, device)
 

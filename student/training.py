@@ -25,7 +25,7 @@ from distill.errors import InputError
 from distill.frame import Frame
 from distill.metrics import Confusion
 from student.learner import Learner
-from student.preemption import PREEMPTED, Preemption
+from student.preemption import Preemption
 from student.sampler import ResumableSampler
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
@@ -134,11 +134,9 @@ class Trainer:
                 progress.update()
                 share = waited / (time.perf_counter() - began)
                 progress.set_postfix_str(f"loss {values['loss']:.3f}, {share:.0%} waiting for data")
-                asked = self.preemption.asked()
-                if asked or self.step % self.config.checkpoint_every == 0:
+                if self.preemption.asked() or self.step % self.config.checkpoint_every == 0:
                     self.save("last.pt")
-                if asked == PREEMPTED:
-                    raise SystemExit(PREEMPTED)
+                self.preemption.obey()
                 waited_from = time.perf_counter()
 
     def _train_step(self, frame: Frame) -> dict[str, float]:

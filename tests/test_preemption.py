@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_a_run_that_is_told_to_save_and_then_to_end_goes_on_bit_for_bit(workshop
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(120) == PREEMPTED
         state = loaded(last)
-        assert f"SIGTERM: step {state['step']} is in {last}; run the same command again to go on" in said.read_text()
+        assert f"told to end: step {state['step']} is in {last}; run the same command again to go on" in said.read_text()
         assert b"Traceback" not in said.read_bytes()
     assert state["step"] < 4
     assert "going on from" in workshop.ok("occ-train-student", *run)
@@ -88,7 +89,7 @@ def test_two_nodes_train_as_one_does_though_they_are_taken_away(workshop):
         assert all(process.wait(120) for process in nodes)
         told = said.read_text()
     step = loaded(last)["step"]
-    assert (step, f"SIGTERM: step {step} is in {last}" in told) == (1, True)
+    assert (step, f"told to end: step {step} is in {last}" in told) == (1, True)
     ended = workshop.launch(2, "occ-train-student", *run, "output=runs/two_nodes")
     assert ended.returncode == 0, ended.stderr
     assert "going on from" in ended.stdout
@@ -98,14 +99,40 @@ def test_two_nodes_train_as_one_does_though_they_are_taken_away(workshop):
 def test_signals_are_noted_once_and_left_alone_afterwards():
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
-        assert preemption.asked() == 0
+        assert not preemption.asked()
+        preemption.obey()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert [preemption.asked(), preemption.asked()] == [True, False]
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert [preemption.asked(), preemption.asked()] == [PREEMPTED, 0]
+        assert preemption.asked()
+        with pytest.raises(SystemExit, match="143"):
+            preemption.obey()
+        assert not preemption.asked()
         with preemption.saved():
             os.kill(os.getpid(), signal.SIGUSR1)
         with pytest.raises(SystemExit, match="143"), preemption.saved():
             os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(SystemExit, match="143"), preemption.saved():  # it came before the block
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(SystemExit, match="143"), preemption.saved():
             raise AssertionError("the block is not entered")
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_whoever_listened_before_is_told_when_all_is_saved():
+    """As submitit, which has the job queued again at SIGUSR2."""
+    told = Mock()
+    before = signal.signal(signal.SIGUSR2, told)
+    try:
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert preemption.asked() and not told.called
+            preemption.obey()
+            preemption.obey()
+            told.assert_called_once_with(signal.SIGUSR2, None)
+            with preemption.saved():
+                os.kill(os.getpid(), signal.SIGUSR2)
+                assert told.call_count == 2
+        assert signal.getsignal(signal.SIGUSR2) is told
+    finally:
+        signal.signal(signal.SIGUSR2, before)

@@ -186,6 +186,7 @@ class DumpSettings(Node):
 
     splits: Splits
     max_samples: Count | None
+    task: int
     overwrite: bool
     signals: Annotated[list[Signal], Field(min_length=1), AfterValidator(distinct)]
     estimate: bool

@@ -1,0 +1,146 @@
+"""Sweeps as arrays of a real SLURM, which these tests start: tasks that are taken away are queued again, and go on."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from workshop import SMALL_STUDENT, STORE, Workshop
+
+from distill.store import TeacherStore
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
+WHERE = f"{os.environ['PATH']}:/usr/sbin"
+LAUNCHED = ("-m", "hydra/launcher=slurm", "hydra.launcher.timeout_min=20")
+
+
+def wait_for(true: Callable[[], bool], seconds: float = 180) -> None:
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, "it takes too long"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cluster of this machine alone, which pretends to have eight cores; commands find it by the environment."""
+    pytest.importorskip("submitit", reason="nothing that submits to SLURM: pip install hydra-submitit-launcher")
+    if os.geteuid() or not all(shutil.which(program, path=WHERE) for program in PROGRAMS):
+        pytest.skip("no SLURM to test with: apt-get install slurm-wlm munge, and be root")
+    folder = tmp_path_factory.mktemp("slurm")
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    (folder / "key").write_bytes(os.urandom(1024))
+    (folder / "key").chmod(0o400)
+    (folder / "slurm.conf").write_text(configuration(folder))
+    files = {"key-file": "key", "socket": "munge", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    munge = [f"--{option}={folder / file}" for option, file in files.items()]
+    with pytest.MonkeyPatch.context() as environment, ExitStack() as running:
+        environment.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        environment.setenv("PATH", WHERE)
+        for command in (["munged", "--foreground", "--force", *munge], ["slurmctld", "-D"], ["slurmd", "-D"]):
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            running.callback(process.wait)
+            running.callback(process.terminate)
+        wait_for(lambda: "idle" in said("sinfo"))
+        running.callback(wait_for, lambda: not said("squeue", "--noheader"))
+        running.callback(said, "scancel", "--user=root")
+        yield
+
+
+def configuration(folder: Path) -> str:
+    """Of the cluster; what is queued again starts at once, not after two minutes."""
+    host = socket.gethostname().partition(".")[0]
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("localhost", 0))
+        other.bind(("localhost", 0))
+        ports = [each.getsockname()[1] for each in (one, other)]
+    return f"""
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge,cred_expire=2
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=sched_interval=1,batch_sched_delay=0
+KillWait=1
+MailProg=/bin/true
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1
+PartitionName=all Nodes=ALL Default=YES
+"""
+
+
+def said(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def started(shop: Workshop, program: str, *overrides: str) -> subprocess.Popen:
+    command = shop.command(program, *overrides, *LAUNCHED)
+    return subprocess.Popen(command, cwd=shop.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def running() -> list[str]:
+    """Tasks, as array_task."""
+    return said("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i").split()
+
+
+def test_an_array_shares_a_dump_though_a_task_is_taken_away(slurm, workshop):
+    array = started(workshop, "occ-dump", "gate.min_miou=1", "store.path=stores/array.zarr", "dump.task=0,1,2,3")
+    store = workshop.folder / "stores/array.zarr"
+    wait_for(lambda: len(running()) == 4)
+    wait_for(lambda: store.exists())
+    taken = running()[1]
+    said("scontrol", "requeue", taken)
+    assert array.wait(240) == 0
+    shared, alone = TeacherStore(store), TeacherStore(workshop.folder / STORE)
+    assert shared.tokens == alone.tokens
+    for token in alone.tokens:
+        np.testing.assert_array_equal(shared.semantics(token), alone.semantics(token))
+    job = workshop.folder / "runs/.slurm" / taken.partition("_")[0]
+    told = [log.read_text() for log in job.parent.glob(f"{job.name}_*/*.out")]
+    assert len(told) == 4 and sum(text.count("Starting with JobEnvironment") for text in told) == 5
+    dumped = [int(line.split()[1]) for text in told for line in text.splitlines() if line.startswith("dumped")]
+    assert len(dumped) > 1 and sum(dumped) <= len(alone.tokens)  # of what it had dumped, the taken task said nothing
+
+
+def test_a_training_whose_time_is_up_goes_on_bit_for_bit(slurm, workshop, trained):
+    """SLURM's signal reaches all processes of the job in the first epoch: saved at once, queued again, the same run."""
+    run = (*SMALL_STUDENT, "output=runs/queued", "trainer.checkpoint_every=1000", "trainer.workers=1")
+    last = workshop.folder / "runs/queued/last.pt"
+    training = started(workshop, "occ-train-student", *run)
+    wait_for(lambda: bool(running()))
+    (task,) = running()
+    folder = workshop.folder / "runs/.slurm" / task
+    wait_for(lambda: any(b"epoch 1/2" in log.read_bytes() for log in folder.glob("*.err")))
+    said("scancel", "--signal=USR2", task)
+    wait_for(last.exists)
+    assert torch.load(last, weights_only=True)["step"] in (1, 2)
+    assert training.wait(240) == 0
+    assert "going on from" in "".join(log.read_text() for log in folder.glob("*.out"))
+    one, other = (torch.load(path, weights_only=True) for path in (last, trained.parent / "last.pt"))
+    assert one["history"] == other["history"]
+    assert all(torch.equal(value, other["network"][name]) for name, value in one["network"].items())
+
+
+def test_a_mistake_in_a_task_ends_the_sweep_with_its_line(slurm, workshop):
+    line = workshop.refused(
+        "occ-dump", "gate.min_miou=99", "gate.after=1", "store.path=stores/gated.zarr", "dump.task=0", *LAUNCHED
+    )
+    assert "less than gate.min_miou=99" in line
