@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -169,6 +169,8 @@ def user_mistake(error: BaseException | None) -> str | None:
         if isinstance(error, InterpolationToMissingValueError):
             value = str(error).partition("value: ")[2].split()[0]
             return f"configuration: {value} must be given: {value}=... ({error.full_key} needs it)"
+        if isinstance(error, MissingConfigException) and "/submitit_" in str(error.missing_cfg_file):
+            return f"configuration: {error.missing_cfg_file} is of another package: pip install 'occ-distill[slurm]'"
         if isinstance(error, HydraException | OmegaConfBaseException):
             # Hydra's advice to append what we would refuse, and where it looked, help nobody
             said = re.split(r"\s*(?:To append to your|Config search path:)", str(error))[0]

@@ -1,7 +1,7 @@
 """What a scheduler says before it takes the machine away, and when a run has to listen.
 
-SIGUSR1, or SIGUSR2, which is what a scheduler sends some minutes before a time limit (`sbatch --signal=USR1@300`), asks for
-a checkpoint at once; SIGTERM for a checkpoint and the end. Signals are noted, and obeyed between two steps, where a
+SIGUSR1 or SIGUSR2, which is what a scheduler sends some minutes before a time limit (`sbatch --signal=USR1@300`), asks
+for a checkpoint at once; SIGTERM for a checkpoint and the end. Signals are noted, and obeyed between two steps, where a
 checkpoint holds everything; to a run that has just saved and computes nothing new they are obeyed at once.
 """
 

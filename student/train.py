@@ -250,7 +250,7 @@ def validation(config: DictConfig, stock: Inventory, device: torch.device) -> Ca
             frames,
             min(1, config.trainer.workers),
             batch_size=1,
-                generator=torch.Generator(),
+            generator=torch.Generator(),
         )
         return score_network(network, loader, classes, device)
 

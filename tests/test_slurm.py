@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
+from hydra.errors import MissingConfigException
 from workshop import SMALL_STUDENT, STORE, Workshop
 
+from distill.command import user_mistake
 from distill.store import TeacherStore
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
@@ -50,7 +53,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             running.callback(process.wait)
             running.callback(process.terminate)
         wait_for(lambda: "idle" in said("sinfo"))
-        running.callback(wait_for, lambda: not said("squeue", "--noheader"))
+        running.callback(wait_for, ended)
         running.callback(said, "scancel", "--user=root")
         yield
 
@@ -101,6 +104,11 @@ def running() -> list[str]:
     return said("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i").split()
 
 
+def ended() -> bool:
+    """Whether nothing runs and nothing is queued."""
+    return not said("squeue", "--noheader")
+
+
 def test_an_array_shares_a_dump_though_a_task_is_taken_away(slurm, workshop):
     array = started(workshop, "occ-dump", "gate.min_miou=1", "store.path=stores/array.zarr", "dump.task=0,1,2,3")
     store = workshop.folder / "stores/array.zarr"
@@ -108,7 +116,8 @@ def test_an_array_shares_a_dump_though_a_task_is_taken_away(slurm, workshop):
     wait_for(lambda: store.exists())
     taken = running()[1]
     said("scontrol", "requeue", taken)
-    assert array.wait(240) == 0
+    wait_for(ended, 240)
+    array.kill()  # it looks after its tasks ever more rarely
     shared, alone = TeacherStore(store), TeacherStore(workshop.folder / STORE)
     assert shared.tokens == alone.tokens
     for token in alone.tokens:
@@ -132,11 +141,26 @@ def test_a_training_whose_time_is_up_goes_on_bit_for_bit(slurm, workshop, traine
     said("scancel", "--signal=USR2", task)
     wait_for(last.exists)
     assert torch.load(last, weights_only=True)["step"] in (1, 2)
-    assert training.wait(240) == 0
+    wait_for(ended, 240)
+    training.kill()
     assert "going on from" in "".join(log.read_text() for log in folder.glob("*.out"))
     one, other = (torch.load(path, weights_only=True) for path in (last, trained.parent / "last.pt"))
     assert one["history"] == other["history"]
     assert all(torch.equal(value, other["network"][name]) for name, value in one["network"].items())
+
+
+@pytest.mark.parametrize("program", ["dump", "train", "eval"])
+def test_the_launcher_composes(program):
+    pytest.importorskip("submitit", reason="nothing that submits to SLURM: pip install hydra-submitit-launcher")
+    with initialize_config_module("conf", version_base="1.3"):
+        launcher = compose(program, ["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher") and launcher.name == program
+    assert str(launcher.submitit_folder) == "runs/.slurm/%j"
+
+
+def test_whoever_has_no_launcher_is_told_what_to_install():
+    missing = MissingConfigException("Could not load it", "hydra/launcher/submitit_slurm")
+    assert user_mistake(missing).endswith("is of another package: pip install 'occ-distill[slurm]'")
 
 
 def test_a_mistake_in_a_task_ends_the_sweep_with_its_line(slurm, workshop):
