@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ RUNTIMES = ("eager", "compiled", "onnxruntime", "table", "int8", "openvino")  # 
 FILES = {"onnxruntime": [], "table": ["onnx.pool=table"], "int8": ["onnx=int8"]}
 WARMUP = 2
 Call = Callable[[], object]
+Key = TypeVar("Key")
 
 
 def eager(name: str, threads: int, compiled: bool = False) -> Call:
@@ -91,6 +92,7 @@ def export(name: str, overrides: list[str], file: Path) -> None:
     from omegaconf import OmegaConf
 
     from distill.checkpoint import Checkpoint
+    from student.export.int8 import TrainingFrames
     from student.export.onnx_file import write_onnx
 
     with initialize_config_module("conf", version_base="1.3"):
@@ -98,7 +100,7 @@ def export(name: str, overrides: list[str], file: Path) -> None:
         settings = compose("export", overrides).onnx
     torch.manual_seed(0)
     state = instantiate(config["student"]["network"]).state_dict()
-    frames = None if settings.int8 is None else [keyframe(load(name)[1], torch.device("cpu"))]
+    frames = None if settings.int8 is None else TrainingFrames([keyframe(load(name)[1], torch.device("cpu"))], [])
     write_onnx(Checkpoint(file, "", config, "ema", state, {}), settings, file, frames)
     np.savez(file.with_suffix(".npz"), **feeds(name, file))
 
@@ -139,9 +141,9 @@ def alone(name: str, runtime: str, threads: int, folder: str) -> None:
     print(int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6)
 
 
-def measured(calls: dict[tuple[str, int], Call], rounds: int) -> dict[tuple[str, int], list[float]]:
+def in_turns(calls: dict[Key, Call], rounds: int) -> dict[Key, list[float]]:
     """Milliseconds of each call in each round."""
-    times: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
+    times: dict[Key, list[float]] = {key: [] for key in calls}
     for turn in range(WARMUP + rounds):
         for key, call in calls.items():
             start = time.perf_counter()
@@ -158,7 +160,7 @@ def rows_of(name: str, options: argparse.Namespace, folder: Path) -> list[str]:
     runtimes = [each for each in RUNTIMES if each != "compiled" or options.compile]
     runtimes = [each for each in runtimes if each != "openvino" or find_spec("openvino")]
     calls = {(each, n): call_of(name, each, n, folder) for each in runtimes for n in options.threads}
-    times = measured(calls, options.rounds)
+    times = in_turns(calls, options.rounds)
     lines = []
     for (runtime, threads), found in times.items():
         median, p95 = np.percentile(found, (50, 95))

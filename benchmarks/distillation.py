@@ -6,7 +6,8 @@
 FILE (default: distillation.yaml beside this script) says what is trained. What is done already in FOLDER is not done
 again, so that a study may be interrupted at any time and go on over several sittings; --arms and --budgets name what
 this sitting trains, and the tables show all that there is (`distillation_report`). --cost trains nothing: it times a
-step of each arm that has run, one arm after another, and wants a machine with nothing else to do.
+step of each arm that has run, one arm after another, and in turns the ONNX files of arms whose mIoU is drawn over
+latency; it wants a machine with nothing else to do.
 
 A teacher is trained on the labels that its arms see, and dumped for all keyframes. An arm's number is that of its EMA
 weights after the last step, on all validation keyframes: no arm picks its best epoch. What is compared has the same
@@ -32,15 +33,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from deploy import in_turns
 from distillation_page import page
-from distillation_report import Results, Run, planned, report, run_folder, tables
+from distillation_report import Results, Run, over_latency, planned, report, run_folder, tables
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from distill import ranks
-from distill.checkpoint import load_checkpoint
+from distill.checkpoint import Checkpoint, load_checkpoint
 from distill.command import script
 from distill.errors import InputError
 from distill.files import durable
@@ -50,7 +52,9 @@ from distill.networks.network import streamed
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset
 from distill.store import TeacherStore
+from student.evaluation.deployed import Deployed
 from student.evaluation.scorecard import ScenePoses
+from student.export.runtime import OnnxFile
 from student.train import prepare
 from student.training import Trainer
 
@@ -141,20 +145,18 @@ class Study:
         """Count what the EMA weights of a run predict, keyframe by keyframe, into `<run>/counts.npz`."""
         checkpoint = load_checkpoint(str(run / "last.pt"), "ema")
         answer = streamed(checkpoint.network(), calls=1)
-        frames = FrameDataset(
-            self.keyframes,
-            labels=self.labels,
-            augmentation=None,
-            seed=0,
-            depth_stride=None,
-            **checkpoint.config["student"]["inputs"],
-        )
+        frames = self._frames(checkpoint)
 
         @torch.inference_mode()
         def predict(position: int) -> np.ndarray:
             return answer(stack([frames[position]])).voxel_logits_BXYZC[0].argmax(-1).to(torch.uint8).numpy()
 
         self._save(run / "counts.npz", predict)
+
+    def _frames(self, checkpoint: Checkpoint) -> FrameDataset:
+        """The validation keyframes, as a network wants them."""
+        inputs = checkpoint.config["student"]["inputs"]
+        return FrameDataset(self.keyframes, labels=self.labels, augmentation=None, seed=0, depth_stride=None, **inputs)
 
     def _save(self, path: Path, predict: Callable[[int], np.ndarray]) -> None:
         found: dict[str, list[np.ndarray]] = {"confusion": [], "rays": [], "hits": []}
@@ -170,6 +172,18 @@ class Study:
                 found[name].append(counts.numpy())
         with durable(path) as file:
             np.savez_compressed(file, **{name: np.stack(counts) for name, counts in found.items()})
+
+    def deployed(self, budget: str, arm: str) -> Callable[[], object]:
+        """A call that answers one keyframe by the ONNX file of an arm's first seed, on one thread."""
+        from student.export.onnx_file import write_onnx  # wants the extra `onnx`
+
+        run = run_folder(self.folder, budget, arm, self.plan.seeds[0])
+        checkpoint = load_checkpoint(str(run / "last.pt"), "ema")
+        with initialize_config_module("conf", version_base="1.3"):
+            write_onnx(checkpoint, compose("export").onnx, run / "last.onnx")
+        file, frame = OnnxFile(run / "last.onnx"), stack([self._frames(checkpoint)[0]])
+        feeds = Deployed(file).feeds(frame)
+        return lambda: file.run(feeds)
 
     def cost(self, budget: str, arm: str) -> float:
         """Median seconds from the end of a training step to the end of the next, its data included."""
@@ -256,12 +270,16 @@ def train(study: Study, arms: Collection[str], budgets: Collection[str], jobs: i
             pass
 
 
-def time_steps(study: Study, results: Results) -> None:
-    """Write `<folder>/cost.json`: arm -> seconds a step, of all arms that have run."""
+def time_arms(study: Study, results: Results) -> None:
+    """Write `<folder>/cost.json`: arm -> seconds a step, of all arms that have run; and `latency.json`: arm ->
+    milliseconds of a keyframe, of those that are drawn over it."""
     ran = {arm: budget for budget, arm, _ in reversed(results.done)}
     seconds = {arm: study.cost(budget, arm) for arm, budget in tqdm(ran.items(), desc="cost", unit="arm")}
-    with durable(study.folder / "cost.json") as file:
-        file.write(json.dumps(seconds, indent=1).encode())
+    drawn = {arm: study.deployed(ran[arm], arm) for arm in over_latency(study.plan) if arm in ran}
+    latency = {arm: statistics.median(times) for arm, times in in_turns(drawn, TIMED).items()}
+    for name, told in (("cost", seconds), ("latency", latency)):
+        with durable(study.folder / f"{name}.json") as file:
+            file.write(json.dumps(told, indent=1).encode())
 
 
 def write(results: Results, threads: int) -> None:
@@ -288,7 +306,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--arms", nargs="*", help="which to train now (all)")
     parser.add_argument("--budgets", nargs="*", help="which to train now (all)")
-    parser.add_argument("--cost", action="store_true", help="train nothing, time a step of each arm that has run")
+    parser.add_argument("--cost", action="store_true", help="train nothing, time each arm that has run")
     parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()  # overrides may stand behind options
@@ -307,7 +325,7 @@ def main() -> None:
     OmegaConf.save(OmegaConf.merge(plan, {"common": study.common}), folder / "plan.yaml")
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     if options.cost:
-        time_steps(study, Results(folder, plan, study.classes))
+        time_arms(study, Results(folder, plan, study.classes))
     else:
         train(study, arms, budgets, options.jobs, threads)
     write(Results(folder, plan, study.classes), threads)

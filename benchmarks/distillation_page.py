@@ -38,7 +38,8 @@ def page(told: dict[str, Any]) -> str:
         made=told["made"],
         leads=[lead(each, budget, found) for each in comparisons for budget, found in each["budgets"].items()],
         comparisons=[_comparison(each, told) for each in comparisons if each["budgets"]],
-        by_labels={budget: _by_labels(kinds) for budget, kinds in told["by labels"].items() if kinds},
+        by_labels=_by_kind(told["by labels"], "labelled keyframes"),
+        by_latency=_by_kind(told["by latency"], "ms a keyframe, ONNX Runtime, one thread"),
         foot=foot(told),
     )
 
@@ -126,9 +127,13 @@ def _order(comparison: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(arm for found in comparison["budgets"].values() for arm in found["arms"]))
 
 
-def _by_labels(kinds: dict[str, list[list[float]]]) -> str:
-    lines = {kind: [Point(*point) for point in points] for kind, points in kinds.items()}
-    return chart(lines, list(lines), "labelled keyframes", "mIoU, %")
+def _by_kind(found: dict[str, dict[str, list[list[float]]]], across: str) -> dict[str, str]:
+    """Drawings of mIoU, a line a kind, of the budgets that have any."""
+    drawings = {}
+    for budget, kinds in found.items():
+        lines = {kind: [Point(*point) for point in points] for kind, points in kinds.items()}
+        drawings[budget] = chart(lines, list(lines), across, "mIoU, %")
+    return {budget: drawing for budget, drawing in drawings.items() if drawing}
 
 
 def ticks(low: float, high: float) -> list[float]:

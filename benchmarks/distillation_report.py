@@ -13,7 +13,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,22 +229,28 @@ def curve(results: Results, budget: str, arm: str) -> list[list[float]]:
     return np.mean(runs, 0).tolist()
 
 
-def by_labels(results: Results, budget: str) -> dict[str, list[list[float]]]:
-    """Kind of arm -> [labelled keyframes, mean mIoU], of the comparisons that say how many are labelled."""
+def by_kind(results: Results, budget: str, across: Callable[[DictConfig, str], float | None]) -> dict[str, list]:
+    """Kind of arm -> [x, mean mIoU], of comparisons that have kinds; `across` says x of an arm there, if it has one."""
     found: dict[str, list[list[float]]] = {}
     for told in results.plan.comparisons.values():
-        for kind, arm in (told.get("kinds") or {}).items() if "labelled" in told else ():
-            counts = results.counts(budget, arm, results.seeds(budget, arm))
-            if counts:
+        for kind, arm in (told.get("kinds") or {}).items():
+            counts, x = results.counts(budget, arm, results.seeds(budget, arm)), across(told, arm)
+            if counts and x is not None:
                 values = [float(score_all(each, results.score)[0]) for each in counts]
-                found.setdefault(kind, []).append([told.labelled, float(np.mean(values))])
+                found.setdefault(kind, []).append([x, float(np.mean(values))])
     return {kind: sorted(points) for kind, points in found.items()}
+
+
+def over_latency(plan: DictConfig) -> list[str]:
+    """The arms whose latency is drawn: of comparisons that have kinds, and are not about numbers of labels."""
+    kinds = [told.get("kinds") or {} for told in plan.comparisons.values() if "labelled" not in told]
+    return [arm for each in kinds for arm in each.values()]
 
 
 def report(results: Results, threads: int) -> dict[str, Any]:
     """All that `study.json` holds: what was compared, what is missing, and how it was made."""
     plan = results.plan
-    cost = results.folder / "cost.json"
+    cost, latency = (_json(results.folder / f"{name}.json") for name in ("cost", "latency"))
     ran = {budget: [arm for arm in plan.arms if results.seeds(budget, arm)] for budget in plan.budgets}
     comparisons = {}
     for name, told in plan.comparisons.items():
@@ -265,11 +271,16 @@ def report(results: Results, threads: int) -> dict[str, Any]:
         "planned": len(planned(plan)),
         "missing": [list(run) for run in planned(plan) if run not in results.done],
         "missing teachers": [name for name in plan.teachers if name not in results.teachers],
-        "cost": json.loads(cost.read_text()) if cost.exists() else {},
+        "cost": cost,
         "comparisons": comparisons,
         "curves": {budget: {arm: curve(results, budget, arm) for arm in arms} for budget, arms in ran.items()},
-        "by labels": {budget: by_labels(results, budget) for budget in plan.budgets},
+        "by labels": {each: by_kind(results, each, lambda told, _: told.get("labelled")) for each in plan.budgets},
+        "by latency": {each: by_kind(results, each, lambda _, arm: latency.get(arm)) for each in plan.budgets},
     }
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def tables(told: dict[str, Any], markdown: bool) -> str:

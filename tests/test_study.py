@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_module
 from hypothesis import given
 from hypothesis import strategies as some
 from omegaconf import OmegaConf
 from workshop import ROOT, SMALL_STUDENT, STORE, Workshop
 
+from conf.schema import checked
 from distill.classes import OCC3D_CLASSES
 from distill.errors import InputError
 
@@ -148,6 +150,34 @@ def test_the_page_needs_no_network_and_leads_with_what_pays(tmp_path: Path):
     assert "How many labels it takes" in text
 
 
+def test_without_numbers_of_labels_kinds_are_drawn_over_latency(tmp_path: Path):
+    (tmp_path / "latency.json").write_text(json.dumps({"control": 20.0, "arm": 50.0}))
+    told = told_of(tmp_path, {"control": 0.5, "arm": 0.6}, kinds={"labels": "control", "teacher": "arm"})
+    by_latency = told["by latency"]["short"]
+    assert by_latency == {"labels": [[20, pytest.approx(50, abs=1)]], "teacher": [[50, pytest.approx(60, abs=1)]]}
+    assert told["by labels"]["short"] == {}
+    text = page_of.page(told)
+    assert "What a keyframe takes" in text and "How many labels it takes" not in text
+
+
+PLANS = [file.name for file in (ROOT / "benchmarks").glob("*.yaml")]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_run_of_a_plan_composes(name: str):
+    """And names all that it compares; a teacher's dump is composed without its checkpoint."""
+    told = OmegaConf.load(ROOT / "benchmarks" / name)
+    study.check(told, list(told.arms), list(told.budgets))
+    given = {arm: study.flat([*told.common, *each.given]) for arm, each in told.arms.items()}
+    given |= {budget: study.flat([*told.common, *each]) for budget, each in told.budgets.items()}
+    given |= {teacher: study.flat(each.train) for teacher, each in told.teachers.items() if "train" in each}
+    with initialize_config_module("conf", version_base="1.3"):
+        for overrides in given.values():
+            config = compose("train", overrides)
+            assert checked("train", OmegaConf.to_container(config, resolve=True))[1] == []
+            assert config.student.network.encoder is not None
+
+
 @given(some.floats(-50, 50), some.floats(0.01, 100))
 def test_ticks_hold_what_is_drawn(low: float, span: float):
     marks = page_of.ticks(low, low + span)
@@ -209,6 +239,7 @@ def test_a_study_goes_on_where_it_stopped(workshop: Workshop, tmp_path: Path, mo
     world = [f"data.world.{key}" for key in ("train_scenes=1", "val_scenes=2", "keyframes_per_scene=2")]
     given = {"labels": (None, "kd=none"), "voxel": ("shipped", "kd=voxel")}
     told = {"title": "tiny", "control": "labels", "ceiling": None, "teacher": "shipped", "arms": ["voxel"]}
+    told["kinds"] = {"with a teacher": "voxel"}
     tiny = {
         "seeds": [0],
         "common": [*world, "data.world.image_size=[320,180]", "data.cache_dir=cache", *SMALL_STUDENT],
@@ -248,3 +279,5 @@ def test_a_study_goes_on_where_it_stopped(workshop: Workshop, tmp_path: Path, mo
     assert min(seconds.values()) > 0
     step = f"{seconds['voxel'] / seconds['labels']:.2f} x"
     assert step in (out / "study").with_suffix(".md").read_text()
+    assert json.loads((out / "latency.json").read_text()).keys() == {"voxel"}
+    assert "What a keyframe takes" in (out / "study.html").read_text()

@@ -286,7 +286,9 @@ class Int8(Node):
     """How a network is brought to 8 bits."""
 
     frames: Count
-    keep: list[Text]
+    keep: list[Text] | None
+    judged: Count
+    changed: Probability
 
 
 class OnnxSettings(Node):

@@ -1,15 +1,25 @@
-"""An ONNX file in 8 bits: ONNX Runtime's static quantisation (QDQ), by ranges that training frames show."""
+"""An ONNX file in 8 bits: ONNX Runtime's static quantisation (QDQ), by ranges that training frames show.
+
+Which layers stay in float32 is told by name, or found out on other training frames (`most_sensitive`).
+"""
 
 from __future__ import annotations
 
+import ast
+import json
 import logging
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from omegaconf import DictConfig
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import create_calibrator
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import tqdm
 
@@ -19,10 +29,40 @@ from student.export.runtime import OnnxFile
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # a node's metadata: the module that it was exported from
 _KINDS = ["Conv", "MatMul"]
+_ROOT = "network."  # of the names in a `student.export.graph.Graph`
 
 
-def quantised(model: onnx.ModelProto, frames: Iterable[Frame], keep: Sequence[str]) -> onnx.ModelProto:
-    """The same graph with 8-bit convolutions and products of matrices.
+class TrainingFrames(NamedTuple):
+    """Training frames, no frame in both.
+
+    Attributes:
+        ranges: on which ranges are measured.
+        judged: on which layers are chosen.
+    """
+
+    ranges: Iterable[Frame]
+    judged: Iterable[Frame]
+
+
+def quantised(model: onnx.ModelProto, frames: TrainingFrames, settings: DictConfig) -> onnx.ModelProto:
+    """The same graph in 8 bits.
+
+    Args:
+        model: in float32, with our metadata.
+        frames: batches.
+        settings: `onnx.int8` of conf/onnx/int8.yaml.
+    """
+    graph = Int8(model, frames.ranges)
+    if settings.keep is None:
+        keep = most_sensitive(graph, model, list(frames.judged), settings.changed)
+        print(f"of {len(graph.layers)} layers {len(keep)} stay in float32: onnx.int8.keep=[{','.join(keep)}]")
+    else:
+        keep = graph.named(settings.keep)
+    return graph.written(keep)
+
+
+class Int8:
+    """A graph to be written with 8-bit convolutions and products of matrices, all of them or some.
 
     Activations are uint8 between the least and the largest value that any frame shows, weights int8, symmetric, channel
     by channel.
@@ -30,52 +70,105 @@ def quantised(model: onnx.ModelProto, frames: Iterable[Frame], keep: Sequence[st
     Args:
         model: in float32, with our metadata.
         frames: batches, on which ranges are measured.
-        keep: layers below whose names a weight lies stay as they are.
+
+    Attributes:
+        layers: what can be quantised, name of the module -> its nodes.
     """
-    logging.getLogger().setLevel(logging.ERROR)  # the quantiser recommends what was done already
-    with tempfile.TemporaryDirectory() as folder:
-        source, prepared, result = (Path(folder, f"{name}.onnx") for name in ("source", "prepared", "result"))
-        onnx.save(model, source)
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(result),
-            _Frames(OnnxFile(source), frames),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_KINDS,
+
+    def __init__(self, model: onnx.ModelProto, frames: Iterable[Frame]) -> None:
+        logging.getLogger().setLevel(logging.ERROR)  # the quantiser recommends what was done already
+        self.facts = model.metadata_props
+        with TemporaryDirectory() as folder:
+            source, prepared, observed = (Path(folder, f"{name}.onnx") for name in ("source", "prepared", "observed"))
+            onnx.save(model, source)
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            self.model = onnx.load(prepared)
+            calibrator = create_calibrator(prepared, _KINDS, str(observed), CalibrationMethod.MinMax)
+            calibrator.collect_data(_Frames(OnnxFile(source), frames))
+            self.ranges = calibrator.compute_data()
+        self.layers: dict[str, list[str]] = {}
+        weights = {tensor.name for tensor in self.model.graph.initializer}
+        for node in self.model.graph.node:
+            if node.op_type in _KINDS and (name := _layer(node, weights)) is not None:
+                self.layers.setdefault(name, []).append(node.name)
+
+    def named(self, parts: Collection[str]) -> list[str]:
+        """The layers in whose names one of these parts occurs, whole words between dots."""
+        return [name for name in self.layers if any(f".{part}." in f".{name}." for part in parts)]
+
+    def written(self, keep: Collection[str]) -> onnx.ModelProto:
+        """The graph, with these layers in float32."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        in_float = [node for layer in keep for node in self.layers[layer]]
+        quantizer = QDQQuantizer(
+            model,
             per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=_kept(onnx.load(prepared), keep),
-            calibrate_method=CalibrationMethod.MinMax,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=self.ranges,
+            nodes_to_quantize=[],
+            nodes_to_exclude=in_float,
+            op_types_to_quantize=_KINDS,
+            extra_options={},
         )
-        found = onnx.load(result)
-    del found.metadata_props[:]
-    found.metadata_props.extend(model.metadata_props)
-    return found
+        quantizer.quantize_model()
+        found = quantizer.model.model
+        del found.metadata_props[:]
+        found.metadata_props.extend(self.facts)
+        return found
+
+
+def most_sensitive(graph: Int8, model: onnx.ModelProto, frames: Sequence[Frame], changed: float) -> list[str]:
+    """The layers to keep, so that answers stay: the most sensitive first, as few of them as that takes.
+
+    A layer is as sensitive as answers change where it alone is in 8 bits.
+
+    Args:
+        graph: of `model`.
+        model: in float32, with our metadata.
+        frames: batches, others than those of the ranges.
+        changed: share of the voxels which either answer calls occupied, that may be of another class.
+    """
+    expected = _answers(model, frames)
+    free = json.loads(next(entry.value for entry in model.metadata_props if entry.key == "classes"))["free"]
+
+    def share(keep: Collection[str]) -> float:
+        found = _answers(graph.written(keep), frames)
+        return float((found != expected).sum() / ((found != free) | (expected != free)).sum().clip(1))
+
+    alone = {each: share(graph.layers.keys() - {each}) for each in tqdm(graph.layers, desc="sensitivity", unit="layer")}
+    order = sorted(alone, key=lambda layer: -alone[layer])
+    enough = bisect_left(range(len(order)), True, key=lambda count: share(order[:count]) <= changed)
+    return order[:enough]
+
+
+def _answers(model: onnx.ModelProto, frames: Sequence[Frame]) -> np.ndarray:
+    """The classes of all voxels of all frames."""
+    with TemporaryDirectory() as folder:
+        onnx.save(model, Path(folder, "asked.onnx"))
+        network = Deployed(OnnxFile(Path(folder, "asked.onnx")))
+        return np.concatenate([network(frame).voxel_logits_BXYZC.argmax(-1).numpy() for frame in frames])
+
+
+def _layer(node: onnx.NodeProto, weights: Collection[str]) -> str | None:
+    """The module whose weights a node multiplies by; None: it has none."""
+    if not any(name in weights for name in node.input):
+        return None
+    named = [name for name in node.input if name in weights and name.endswith(".weight")]
+    if named:
+        return named[0].removeprefix(_ROOT).removesuffix(".weight")
+    scopes = next(entry.value for entry in node.metadata_props if entry.key == NAME_SCOPES)
+    return [name for name in ast.literal_eval(scopes) if name.startswith(_ROOT)][-1].removeprefix(_ROOT)
 
 
 class _Frames(CalibrationDataReader):
     """The inputs of the graph, frame by frame."""
 
     def __init__(self, file: OnnxFile, frames: Iterable[Frame]) -> None:
-        self.feeds = self._feeds(Deployed(file), frames)
-
-    def _feeds(self, network: Deployed, frames: Iterable[Frame]) -> Iterator[dict[str, np.ndarray]]:
-        for frame in tqdm(frames, desc="ranges", unit="frame"):
-            yield network.feeds(frame)
+        network, shown = Deployed(file), tqdm(frames, desc="ranges", unit="frame")
+        self.feeds = (network.feeds(frame) for frame in shown)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self.feeds, None)
-
-
-def _kept(model: onnx.ModelProto, keep: Sequence[str]) -> list[str]:
-    """The nodes that stay in float32: by their weights' names, and by the module that a node was exported from."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    found = []
-    for node in model.graph.node:
-        names = [name for name in node.input if name in weights]
-        names += [entry.value for entry in node.metadata_props if entry.key == NAME_SCOPES]
-        if node.op_type in _KINDS and any(part in name for part in keep for name in names):
-            found.append(node.name)
-    return found

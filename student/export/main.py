@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from hydra.utils import instantiate
@@ -14,13 +14,16 @@ from torch.utils.data import DataLoader, Subset
 from distill.checkpoint import PACKAGE_PREFIX, Checkpoint, export, load_checkpoint
 from distill.command import command
 from distill.errors import InputError
-from distill.frame import Frame, stack
+from distill.frame import stack
 from distill.networks.published import Published, open_network
 from distill.nuscenes.dataroot import open_dataroot, open_labels
 from distill.nuscenes.frames import FrameDataset
 from student.evaluation.request import data_in_force
 from student.export import table
 from student.export.runtime import OnnxFile, import_or_say
+
+if TYPE_CHECKING:
+    from student.export.int8 import TrainingFrames
 
 
 @command("export")
@@ -35,7 +38,7 @@ def main(config: DictConfig) -> None:
     from student.export.onnx_file import write_onnx  # needs what was just asked for
 
     origin = open_network(config.checkpoint, "ema")
-    frames = None if config.onnx.int8 is None else training_frames(origin, config.data, config.onnx.int8.frames)
+    frames = None if config.onnx.int8 is None else training_frames(origin, config.data, config.onnx.int8)
     write_onnx(origin, config.onnx, output, frames)
     print(OnnxFile(output).summary())
     if config.onnx.pool == "table":
@@ -44,19 +47,40 @@ def main(config: DictConfig) -> None:
         print(f"{beside}: geometry(intrinsics, cam2ego, lift) makes its inputs of the cameras")
 
 
-def training_frames(origin: Checkpoint | Published, given: DictConfig, count: int) -> Iterable[Frame]:
-    """So many keyframes of the training split, as far apart as they can be: over all scenes.
+def training_frames(origin: Checkpoint | Published, given: DictConfig, settings: DictConfig) -> TrainingFrames:
+    """Keyframes of the training split, as far apart as they can be: over all scenes.
+
+    Args:
+        origin: the network that they are for.
+        given: `data` of the command line.
+        settings: `onnx.int8` of conf/onnx/int8.yaml.
 
     Raises:
-        InputError: nothing says where the data are, or there are none.
+        InputError: nothing says where the data are, or there are too few.
     """
+    from student.export.int8 import TrainingFrames  # needs the extra `onnx`
+
     data = data_in_force(given, origin if isinstance(origin, Checkpoint) else None)
     keyframes = open_dataroot(data).keyframes(data.train_split)
-    labels = open_labels(data, instantiate(origin.config["grid"]))
-    inputs = origin.config["student"]["inputs"]
+    judged = settings.judged if settings.keep is None else 0
+    wanted = settings.frames + judged
+    if not len(keyframes) or (judged and len(keyframes) < wanted):
+        raise InputError(
+            f"split {data.train_split} has {len(keyframes)} keyframes here, and {wanted} are wanted: lower "
+            "onnx.int8.frames and onnx.int8.judged, or give other data="
+        )
+    inputs, labels = origin.config["student"]["inputs"], open_labels(data, instantiate(origin.config["grid"]))
     dataset = FrameDataset(keyframes, labels=labels, augmentation=None, seed=0, depth_stride=None, **inputs)
-    places = np.linspace(0, len(keyframes) - 1, min(count, len(keyframes))).round().astype(int)
-    return DataLoader(Subset(dataset, places.tolist()), collate_fn=stack)
+    places = _spread(len(keyframes), wanted)
+    apart = _spread(len(places), judged)
+    chosen = (np.delete(places, apart), places[apart])
+    return TrainingFrames(*(DataLoader(Subset(dataset, each.tolist()), collate_fn=stack) for each in chosen))
+
+
+def _spread(size: int, count: int) -> np.ndarray:
+    """So many places of a sequence, the middles of equal parts; all of them where there are fewer."""
+    count = min(count, size)
+    return ((np.arange(count) + 0.5) * size / max(count, 1)).astype(int)
 
 
 def _output(config: DictConfig) -> Path:

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,10 @@ from torch import nn
 from distill.checkpoint import Checkpoint, code_version
 from distill.errors import InputError
 from distill.files import write_durably
-from distill.frame import Frame
 from distill.networks.flashocc.network import FlashOcc
 from distill.networks.published import Published
 from student.export.graph import Graph
-from student.export.int8 import NAME_SCOPES, quantised
+from student.export.int8 import NAME_SCOPES, TrainingFrames, quantised
 from student.export.runtime import FORMAT
 
 OPSET = 18  # the first that reduces by operators' inputs, which PyTorch's exporter writes
@@ -34,7 +33,7 @@ _LICENCE = "Apache-2.0"  # of the code
 
 
 def write_onnx(
-    origin: Checkpoint | Published, settings: DictConfig, file: Path, frames: Iterable[Frame] | None = None
+    origin: Checkpoint | Published, settings: DictConfig, file: Path, frames: TrainingFrames | None = None
 ) -> None:
     """Write the network with its averaged weights.
 
@@ -42,7 +41,7 @@ def write_onnx(
         origin: the network.
         settings: `onnx` of conf/export.yaml.
         file: is there whole or not at all.
-        frames: batches to measure ranges on, for 8 bits.
+        frames: batches, for 8 bits.
 
     Raises:
         InputError: no graph of this network is known, or the file cannot be written.
@@ -55,7 +54,7 @@ def write_onnx(
     facts = _facts(origin, network, graph, settings)
     onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in facts.items()})
     if frames is not None:
-        model = quantised(model, frames, settings.int8.keep)
+        model = quantised(model, frames, settings.int8)
     onnx.checker.check_model(model, full_check=True)
     try:
         write_durably(file, model.SerializeToString())
