@@ -58,7 +58,9 @@ def quantised(model: onnx.ModelProto, frames: TrainingFrames, settings: DictConf
         print(f"of {len(graph.layers)} layers {len(keep)} stay in float32: onnx.int8.keep=[{','.join(keep)}]")
     else:
         keep = graph.named(settings.keep)
-    return graph.written(keep)
+    found = graph.written(keep)
+    found.metadata_props.add(key="float32_layers", value=json.dumps(keep))
+    return found
 
 
 class Int8:
@@ -114,6 +116,7 @@ class Int8:
             extra_options={},
         )
         quantizer.quantize_model()
+        quantizer.model.topological_sort()
         found = quantizer.model.model
         del found.metadata_props[:]
         found.metadata_props.extend(self.facts)
