@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-NAMES = ("effnet_lite0", "effnet_lite0_2f", "demo", "demo_2f", "flashocc_m0", "flashocc_m1")
+NAMES = ("effnet_lite0", "effnet_lite0_small", "effnet_lite0_2f", "demo", "demo_2f", "flashocc_m0", "flashocc_m1")
 RUNTIMES = ("eager", "compiled", "onnxruntime", "table", "int8", "openvino")  # the middle three: ONNX Runtime
 FILES = {"onnxruntime": [], "table": ["onnx.pool=table"], "int8": ["onnx=int8"]}
 WARMUP = 2

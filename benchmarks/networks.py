@@ -26,7 +26,10 @@ from student.evaluation.cost import device_name, milliseconds, network_cost, pre
 
 POINTS = 30_000
 WARMUP = 2
-NAMES = ("effnet_lite0", "effnet_lite0_2f", "resnet50", "demo", "fusion", "flashocc_m0", "flashocc_m1", "flashocc_m2")
+NAMES = (
+    *("effnet_lite0", "effnet_lite0_small", "effnet_lite0_2f", "resnet50", "demo", "fusion"),
+    *("flashocc_m0", "flashocc_m1", "flashocc_m2"),
+)
 
 
 def load(name: str) -> tuple[nn.Module, DictConfig]:

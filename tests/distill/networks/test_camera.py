@@ -264,8 +264,13 @@ def millions(network):
 
 @pytest.mark.parametrize(
     ("name", "most_millions", "most_gflop", "stride"),
-    [("effnet_lite0", 10, 60, 16), ("demo", 2, 12, 8)],
-    ids=["default", "demo"],
+    [
+        ("effnet_lite0", 10, 60, 16),
+        ("effnet_lite0_small", 4, 20, 16),
+        ("demo", 2, 12, 8),
+        ("demo_small", 1, 5, 8),
+        ("demo_large", 3, 17, 8),
+    ],
 )
 def test_budget_and_shapes(name, most_millions, most_gflop, stride):
     network, inputs = student(name)
@@ -279,7 +284,7 @@ def test_budget_and_shapes(name, most_millions, most_gflop, stride):
     height, width = inputs.image_size
     cells = (height // stride, width // stride)
     # the depth bins are counted on their own, not by the 16 heights of the grid
-    assert prediction.depth.logits_BNDHW.shape == (1, 6, 88 if name == "effnet_lite0" else 44, *cells)
+    assert prediction.depth.logits_BNDHW.shape == (1, 6, 44 if name.startswith("demo") else 88, *cells)
     assert prediction.depth.stride == stride
     assert (prediction.depth.lower, prediction.depth.upper) == (1.0, 45.0)
     assert prediction.voxel_logits_BXYZC.isfinite().all()
