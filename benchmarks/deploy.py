@@ -167,7 +167,7 @@ def rows_of(name: str, options: argparse.Namespace, folder: Path) -> list[str]:
         gain = np.median(times["eager", threads]) / median
         memory, file = peak_megabytes(name, runtime, threads, folder), folder / f"{name}-{runtime}.onnx"
         size = f"{file.stat().st_size / 1e6:10.1f}" if runtime in FILES else ""
-        lines.append(f"{name:16}{runtime:20}{threads:8}{median:10.0f}{p95:10.0f}{gain:8.2f}{memory:10.0f}{size}")
+        lines.append(f"{name:20}{runtime:20}{threads:8}{median:10.0f}{p95:10.0f}{gain:8.2f}{memory:10.0f}{size}")
     return lines
 
 
@@ -184,7 +184,7 @@ def main() -> None:
         alone(*json.loads(options.alone))
         return
     numbers = f"{'threads':>8}{'ms':>10}{'p95 ms':>10}{'x eager':>8}{'peak MB':>10}{'file MB':>10}"
-    print(f"{'network':16}{'runtime':20}{numbers}")
+    print(f"{'network':20}{'runtime':20}{numbers}")
     with tempfile.TemporaryDirectory() as folder:
         for name in options.names:
             print(*rows_of(name, options, Path(folder)), sep="\n", flush=True)

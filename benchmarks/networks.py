@@ -120,7 +120,7 @@ class Subject:
         median, p95 = np.percentile(self.times["keyframe"], (50, 95))
         numbers = f"{self.cost['parameters'] / 1e6:14.2f}{self.cost['gflop']:10.1f}{median:10.0f}{p95:10.0f}"
         training = f"{np.median(self.times['training']):13.0f}" if self.times["training"] else ""
-        return f"{self.name:16}{numbers}{self.cost['peak_memory_mb']:>10.0f}{training}"
+        return f"{self.name:20}{numbers}{self.cost['peak_memory_mb']:>10.0f}{training}"
 
 
 def main() -> None:
@@ -136,7 +136,7 @@ def main() -> None:
     hardware = f"{device_name(options.device)}, {precision_name(torch.float32, options.device)}"
     print(f"{hardware}, torch {torch.__version__}, {options.repeats} runs")
     training = f"{'training ms':>13}" if options.train else ""
-    print(f"{'network':16}{'M parameters':>14}{'GFLOP':>10}{'ms':>10}{'p95 ms':>10}{'MB':>10}{training}")
+    print(f"{'network':20}{'M parameters':>14}{'GFLOP':>10}{'ms':>10}{'p95 ms':>10}{'MB':>10}{training}")
     subjects = [Subject(name, options.device) for name in options.names]
     for run in range(options.repeats):
         for subject in subjects:

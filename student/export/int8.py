@@ -91,8 +91,8 @@ class Int8:
         self.layers: dict[str, list[str]] = {}
         weights = {tensor.name for tensor in self.model.graph.initializer}
         for node in self.model.graph.node:
-            if node.op_type in _KINDS and (name := _layer(node, weights)) is not None:
-                self.layers.setdefault(name, []).append(node.name)
+            if node.op_type in _KINDS:
+                self.layers.setdefault(_layer(node, weights), []).append(node.name)
 
     def named(self, parts: Collection[str]) -> list[str]:
         """The layers in whose names one of these parts occurs, whole words between dots."""
@@ -155,13 +155,11 @@ def _answers(model: onnx.ModelProto, frames: Sequence[Frame]) -> np.ndarray:
         return np.concatenate([network(frame).voxel_logits_BXYZC.argmax(-1).numpy() for frame in frames])
 
 
-def _layer(node: onnx.NodeProto, weights: Collection[str]) -> str | None:
-    """The module whose weights a node multiplies by; None: it has none."""
-    if not any(name in weights for name in node.input):
-        return None
-    named = [name for name in node.input if name in weights and name.endswith(".weight")]
-    if named:
-        return named[0].removeprefix(_ROOT).removesuffix(".weight")
+def _layer(node: onnx.NodeProto, weights: Collection[str]) -> str:
+    """The module whose weights a node multiplies by, or that it was exported from."""
+    for name in node.input:
+        if name in weights and name.endswith(".weight"):
+            return name.removeprefix(_ROOT).removesuffix(".weight")
     scopes = next(entry.value for entry in node.metadata_props if entry.key == NAME_SCOPES)
     return [name for name in ast.literal_eval(scopes) if name.startswith(_ROOT)][-1].removeprefix(_ROOT)
 
