@@ -64,10 +64,11 @@ def training_frames(origin: Checkpoint | Published, given: DictConfig, settings:
     keyframes = open_dataroot(data).keyframes(data.train_split)
     judged = settings.judged if settings.keep is None else 0
     wanted = settings.frames + judged
-    if not len(keyframes) or (judged and len(keyframes) < wanted):
+    if len(keyframes) < wanted:
         raise InputError(
-            f"split {data.train_split} has {len(keyframes)} keyframes here, and {wanted} are wanted: lower "
-            "onnx.int8.frames and onnx.int8.judged, or give other data="
+            f"split {data.train_split} has {len(keyframes)} keyframes here, and ranges want {settings.frames}"
+            + (f", the choice of layers {judged}" if judged else "")
+            + ": lower onnx.int8.frames, or give other data="
         )
     inputs, labels = origin.config["student"]["inputs"], open_labels(data, instantiate(origin.config["grid"]))
     dataset = FrameDataset(keyframes, labels=labels, augmentation=None, seed=0, depth_stride=None, **inputs)
@@ -78,9 +79,8 @@ def training_frames(origin: Checkpoint | Published, given: DictConfig, settings:
 
 
 def _spread(size: int, count: int) -> np.ndarray:
-    """So many places of a sequence, the middles of equal parts; all of them where there are fewer."""
-    count = min(count, size)
-    return ((np.arange(count) + 0.5) * size / max(count, 1)).astype(int)
+    """So many places of a sequence, the middles of equal parts."""
+    return ((np.arange(count) + 0.5) * size / count).astype(int)
 
 
 def _output(config: DictConfig) -> Path:

@@ -24,7 +24,7 @@ from student.export.main import training_frames
 from student.export.onnx_file import write_onnx
 from student.export.runtime import OnnxFile
 
-DATA = ("data.root=data/demo", "data.version=v1.0-demo", "data.cache_dir=cache")
+DATA = ("data=nuscenes", "data.root=data/demo", "data.version=v1.0-demo", "data.cache_dir=cache")
 
 
 def composed(*overrides: str):
@@ -38,10 +38,12 @@ def changed(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def test_the_shipped_student_answers_alike_in_8_bits(workshop: Workshop):
-    printed = workshop.ok("occ-export", f"checkpoint={SHIPPED}", "output=int8.onnx", "onnx=int8", *DATA)
+    printed = workshop.ok(
+        "occ-export", f"checkpoint={SHIPPED}", "output=int8.onnx", "onnx=int8", *DATA, "onnx.int8.frames=2"
+    )
     assert "int8.onnx: demo, 2." in printed  # megabytes, of 6.7
     file, checkpoint = OnnxFile(workshop.folder / "int8.onnx"), load_checkpoint(SHIPPED, "ema")
-    assert file.facts["precision"] == "int8, ranges of 32 frames"
+    assert file.facts["precision"] == "int8, ranges of 2 frames"
     assert "encoder.backbone.conv_stem" in file.facts["float32_layers"]
     index = load_index(workshop.folder / "data/demo", "v1.0-demo", workshop.folder / "cache")
     inputs = checkpoint.config["student"]["inputs"]
@@ -81,10 +83,10 @@ def test_frames_are_of_all_training_scenes_and_none_is_judged_that_gave_ranges(m
     assert (len(ranges), len(judged)) == (20, 5)
     assert len({scene for scene, _ in judged}) == 5 and {scene for scene, _ in ranges} == set(range(10))
     assert not set(ranges) & set(judged)
-    with pytest.raises(InputError, match="split train has 40 keyframes here, and 45 are wanted: lower"):
+    with pytest.raises(InputError, match="has 40 keyframes here, and ranges want 40, the choice of layers 5: lower"):
         chosen("onnx.int8.frames=40", "onnx.int8.keep=null", "onnx.int8.judged=5")
     monkeypatch.setattr(Towns, "keyframes", lambda towns, split: [])
-    with pytest.raises(InputError, match="split train has 0 keyframes here"):
+    with pytest.raises(InputError, match="split train has 0 keyframes here, and ranges want 32: lower"):
         chosen()
 
 
