@@ -9,7 +9,7 @@ import ast
 import json
 import logging
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -89,10 +89,10 @@ class Int8:
             calibrator.collect_data(_Frames(OnnxFile(source), frames))
             self.ranges = calibrator.compute_data()
         self.layers: dict[str, list[str]] = {}
-        weights = {tensor.name for tensor in self.model.graph.initializer}
+        modules = {node.name: _module(node) for node in model.graph.node if node.op_type in _KINDS}
         for node in self.model.graph.node:
             if node.op_type in _KINDS:
-                self.layers.setdefault(_layer(node, weights), []).append(node.name)
+                self.layers.setdefault(_layer(node, modules), []).append(node.name)
 
     def named(self, parts: Collection[str]) -> list[str]:
         """The layers in whose names one of these parts occurs, whole words between dots."""
@@ -155,11 +155,14 @@ def _answers(model: onnx.ModelProto, frames: Sequence[Frame]) -> np.ndarray:
         return np.concatenate([network(frame).voxel_logits_BXYZC.argmax(-1).numpy() for frame in frames])
 
 
-def _layer(node: onnx.NodeProto, weights: Collection[str]) -> str:
-    """The module whose weights a node multiplies by, or that it was exported from."""
-    for name in node.input:
-        if name in weights and name.endswith(".weight"):
-            return name.removeprefix(_ROOT).removesuffix(".weight")
+def _layer(node: onnx.NodeProto, modules: Mapping[str, str]) -> str:
+    """The module whose weights a prepared node multiplies by: by their name or, where they were turned, by its own."""
+    named = [name for name in node.input if name.startswith(_ROOT) and name.endswith(".weight")]
+    return named[0].removeprefix(_ROOT).removesuffix(".weight") if named else modules[node.name]
+
+
+def _module(node: onnx.NodeProto) -> str:
+    """The module that a node was exported from; preparing a graph may lose what is told of its nodes."""
     scopes = next(entry.value for entry in node.metadata_props if entry.key == NAME_SCOPES)
     return [name for name in ast.literal_eval(scopes) if name.startswith(_ROOT)][-1].removeprefix(_ROOT)
 
