@@ -1,7 +1,8 @@
-"""Sweeps as arrays of a real SLURM, which these tests start: tasks that are taken away are queued again, and go on."""
+"""A real SLURM, which these tests start: tasks of arrays and batch jobs that it takes away are queued again, and go on."""
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -14,13 +15,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.errors import MissingConfigException
-from workshop import SMALL_STUDENT, STORE, Workshop
+from workshop import BIN, ROOT, SMALL_STUDENT, SMALL_WORLD, STORE, Workshop
 
 from distill.command import user_mistake
 from distill.store import TeacherStore
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
 WHERE = f"{os.environ['PATH']}:/usr/sbin"
+SCRIPT = ROOT / "examples/slurm/train.sbatch"
 LAUNCHED = ("-m", "hydra/launcher=slurm", "hydra.launcher.timeout_min=20")
 
 
@@ -59,7 +61,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def configuration(folder: Path) -> str:
-    """Of the cluster; what is queued again starts at once, not after two minutes."""
+    """Of the cluster; what is queued again starts after 5 s (SLURM takes no less), not after two minutes."""
     host = socket.gethostname().partition(".")[0]
     with socket.socket() as one, socket.socket() as other:
         one.bind(("localhost", 0))
@@ -72,7 +74,7 @@ SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge,cred_expire=2
+AuthInfo=socket={folder}/munge,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -144,9 +146,51 @@ def test_a_training_whose_time_is_up_goes_on_bit_for_bit(slurm, workshop, traine
     wait_for(ended, 240)
     training.kill()
     assert "going on from" in "".join(log.read_text() for log in folder.glob("*.out"))
-    one, other = (torch.load(path, weights_only=True) for path in (last, trained.parent / "last.pt"))
+    assert_same(last, trained.parent / "last.pt")
+
+
+def assert_same(*runs: Path) -> None:
+    one, other = (torch.load(path, weights_only=True) for path in runs)
     assert one["history"] == other["history"]
     assert all(torch.equal(value, other["network"][name]) for name, value in one["network"].items())
+
+
+def test_a_batch_job_of_torchrun_that_is_told_of_its_end_goes_on_bit_for_bit(slurm, workshop, trained, monkeypatch):
+    """SIGUSR1 to the script, which is what SLURM sends it before the time limit."""
+    monkeypatch.setenv("PATH", f"{BIN}:{WHERE}")
+    run = (*SMALL_WORLD, *SMALL_STUDENT, "output=runs/batch", "trainer.checkpoint_every=1000")
+    options = ("--gpus-per-node=0", "--cpus-per-task=1", "--time=20", f"--chdir={workshop.folder}")
+    job = said("sbatch", "--parsable", *options, str(SCRIPT), *run).strip()
+    log, last = workshop.folder / f"occ-train-student-{job}.out", workshop.folder / "runs/batch/last.pt"
+    wait_for(lambda: log.exists() and "epoch 1/2" in log.read_text())
+    said("scancel", "--signal=USR1", "--batch", job)
+    wait_for(last.exists)
+    wait_for(ended)
+    told = log.read_text()
+    assert "SIGTERM: step" in told and "going on from" in told
+    assert_same(last, trained.parent / "last.pt")
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "asked"),
+    [(True, 143, ["scancel --signal=TERM 9.0", "scontrol requeue 9"]), (False, 2, []), (False, 0, [])],
+)
+def test_the_batch_script_asks_to_be_queued_again_only_where_time_is_up(tmp_path, told, code, asked):
+    """Without SLURM: its commands write down what they are asked; the program ends when it is told to."""
+    until = f"until [ -s {tmp_path}/asked ]; do sleep 0.02; done" if told else ":"
+    program = f"touch {tmp_path}/begun; {until}; exit {code}"
+    tell = f'[ "$1" = show ] && echo node0 || echo "${{0##*/}} $@" >> {tmp_path}/asked'
+    for name, does in (("srun", program), ("scontrol", tell), ("scancel", tell)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"SLURM_JOB_ID": "9", "SLURM_NNODES": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.Popen(["bash", SCRIPT], env=environment)
+    wait_for((tmp_path / "begun").exists)
+    if told:
+        process.send_signal(signal.SIGUSR1)
+    assert process.wait(20) == code
+    assert (tmp_path / "asked").exists() == told
+    assert not told or (tmp_path / "asked").read_text().splitlines() == asked
 
 
 @pytest.mark.parametrize("program", ["dump", "train", "eval"])
