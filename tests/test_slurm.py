@@ -1,4 +1,4 @@
-"""A real SLURM, which these tests start: tasks of arrays and batch jobs that it takes away are queued again, and go on."""
+"""A real SLURM, which these tests start: what it takes away, task or batch job, is queued again, and goes on."""
 
 import os
 import shutil
