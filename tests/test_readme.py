@@ -221,7 +221,7 @@ def ticked(text: str) -> list[str]:
 @cache
 def known_values() -> frozenset[str]:
     """Every group, and every value in any of the YAML files."""
-    found = set(GROUPS)
+    found = GROUPS | {f"hydra/{folder.name}" for folder in (CONF / "hydra").iterdir()}
     for file in CONF.rglob("*.yaml"):
         group = "" if file.parent == CONF or "@package _global_" in file.read_text() else file.parent.name
         found |= set(below(OmegaConf.load(file), group))
