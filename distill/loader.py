@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.frame import stack
 
-SCHEDULERS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)  # what they send, to all processes of a job
+SAVE = (signal.SIGUSR1, signal.SIGUSR2)  # what schedulers send to all processes of a job before its end
 
 
 def frame_loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
@@ -26,10 +26,10 @@ def frame_loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", type(dataset).__module__])
         options["multiprocessing_context"] = context
-    return DataLoader(dataset, num_workers=workers, collate_fn=stack, worker_init_fn=_leave_signals, **options)
+    return DataLoader(dataset, num_workers=workers, collate_fn=stack, **{"worker_init_fn": ignore_save} | options)
 
 
-def _leave_signals(worker: int) -> None:
-    """To the process whose worker it is: it ends with that one."""
-    for number in SCHEDULERS:
+def ignore_save(worker: int) -> None:
+    """Leave `SAVE` to the process whose worker this is."""
+    for number in SAVE:
         signal.signal(number, signal.SIG_IGN)

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from distill import ranks
-from distill.loader import SCHEDULERS
+from distill.loader import SAVE, ignore_save
 
 PREEMPTED = 128 + signal.SIGTERM  # exit code, as a shell tells a process that SIGTERM has ended
 
@@ -33,7 +33,7 @@ class Preemption:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Preemption:
-        self._before = {number: signal.signal(number, self._note) for number in SCHEDULERS}
+        self._before = {number: signal.signal(number, self._note) for number in (*SAVE, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,3 +83,13 @@ class Preemption:
         self._noted.add(signal.Signals(number))
         if self._saved:
             self._obey_alone()
+
+
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """Let a loader's worker ignore what a scheduler sends to all processes of a job: it ends with its trainer.
+
+    Args:
+        worker: its number, which PyTorch gives.
+    """
+    ignore_save(worker)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

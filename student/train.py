@@ -30,6 +30,7 @@ from distill.weights import load_strictly
 from student.calibrating import calibrate
 from student.identity import check_same_run, run_facts
 from student.learner import Learner, make_objective
+from student.preemption import leave_signals_to_the_trainer
 from student.sampler import MixedSampler, ResumableSampler
 from student.scoring import score_network
 from student.stream import TeacherStream
@@ -210,6 +211,7 @@ def training_loader(plan: Plan, stock: Inventory) -> DataLoader:
         TeacherStream(frames, plan.teachers),
         config.trainer.workers,
         batch_sampler=make_sampler(config, [token in stock.labelled for token in keyframes.tokens]),
+        worker_init_fn=leave_signals_to_the_trainer,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global random state belongs to the network: a resumed run restores it
     )
@@ -250,6 +252,7 @@ def validation(config: DictConfig, stock: Inventory, device: torch.device) -> Ca
             frames,
             min(1, config.trainer.workers),
             batch_size=1,
+            worker_init_fn=leave_signals_to_the_trainer,
             generator=torch.Generator(),
         )
         return score_network(network, loader, classes, device)
