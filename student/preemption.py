@@ -7,9 +7,11 @@ checkpoint holds everything; to a run that has just saved and computes nothing n
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any
 
@@ -34,6 +36,7 @@ class Preemption:
 
     def __enter__(self) -> Preemption:
         self._before = {number: signal.signal(number, self._note) for number in (*SAVE, signal.SIGTERM)}
+        Finalize(None, _end_workers, exitpriority=0)  # before multiprocessing asks them by SIGTERM, and waits
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,10 +89,15 @@ class Preemption:
 
 
 def leave_signals_to_the_trainer(worker: int) -> None:
-    """Let a loader's worker ignore what a scheduler sends to all processes of a job: it ends with its trainer.
+    """Let a loader's worker ignore what a scheduler sends to all processes of a job: `Preemption` ends it at the exit.
 
     Args:
         worker: its number, which PyTorch gives.
     """
     ignore_save(worker)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
