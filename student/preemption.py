@@ -99,5 +99,6 @@ def leave_signals_to_the_trainer(worker: int) -> None:
 
 
 def _end_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # at which PyTorch would raise an error of its own
     for worker in multiprocessing.active_children():
         worker.kill()
