@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from distill.losses.regions import found_classes
 from distill.teaching import Provider, Pupil
 from distill.teaching.taught import Taught
 from kernels.pooled_labels import UNKNOWN, pooled_labels
+from student.quantisation import FakeQuantisation
 
 
 class Learner(nn.Module):
@@ -28,19 +30,29 @@ class Learner(nn.Module):
         objective: may own weights, too.
         teachers: to whom the objective listens; may own weights, too.
         precision: of the networks under autocast; None: float32. The objective always computes in float32.
+        int8: simulates 8 bits in the network; None: it computes as it is.
     """
 
     def __init__(
-        self, network: nn.Module, objective: Objective, teachers: Sequence[Provider], precision: torch.dtype | None
+        self,
+        network: nn.Module,
+        objective: Objective,
+        teachers: Sequence[Provider],
+        precision: torch.dtype | None,
+        int8: FakeQuantisation | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.objective = network, objective
+        self.network, self.objective, self.int8 = network, objective, int8
         self.teachers, self.precision = nn.ModuleDict({each.name: each for each in teachers}), precision
 
     def trained(self) -> list[nn.Parameter]:
         """What is optimised: all that network and objective own, and what teachers learn by gradients."""
         of_teachers = [parameter for parameter in self.teachers.parameters() if parameter.requires_grad]
         return [*self.network.parameters(), *self.objective.parameters(), *of_teachers]
+
+    def simulating(self, network: nn.Module) -> AbstractContextManager[None]:
+        """A context in which the network, or its average, computes in 8 bits where it is trained for them."""
+        return nullcontext() if self.int8 is None else self.int8.of(network)
 
     def forward(self, frame: Any, step: int) -> dict[str, tuple[Tensor, Tensor]]:
         """The terms of a batch by name, each as it is, and weighted; `step` is how many steps came before."""
@@ -50,7 +62,8 @@ class Learner(nn.Module):
             if each.name == proposing(self.network):
                 frame = replace(frame, proposals=proposals_of(each.taught(frame), frame))
         with torch.autocast(frame.images.device.type, dtype=self.precision, enabled=self.precision is not None):
-            prediction = self.network(frame)
+            with self.simulating(self.network):
+                prediction = self.network(frame)
             teachers = {each.name: each.taught(frame, prediction) for each in providers}
         return self.objective(Lesson(frame, prediction, teachers, step))
 

@@ -28,9 +28,11 @@ from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.inventory import Inventory
 from distill.weights import load_strictly
 from student.calibrating import calibrate
+from student.export.graph import parts_of
 from student.identity import check_same_run, run_facts
 from student.learner import Learner, make_objective
 from student.preemption import leave_signals_to_the_trainer
+from student.quantisation import FakeQuantisation
 from student.sampler import MixedSampler, ResumableSampler
 from student.scoring import score_network
 from student.stream import TeacherStream
@@ -79,7 +81,8 @@ def prepare(config: DictConfig, output: Path, device: torch.device) -> Trainer:
         if emulated(config.trainer.precision, device):
             print(f"this {device.type} has no instructions for bf16: trainer.precision=fp32 is many times faster")
         (output / "summary.txt").write_text(f"{told}\n")
-    learner = Learner(network, objective, plan.teachers, PRECISIONS[config.trainer.precision])
+    int8 = simulated_int8(config, network)
+    learner = Learner(network, objective, plan.teachers, PRECISIONS[config.trainer.precision], int8)
     loader = training_loader(plan, splits["train"])
     scorer = validation(config, splits["val"], device) if splits["val"].labelled else None
     trainer = Trainer(config.trainer, learner, loader, scorer, output, facts, device)
@@ -138,6 +141,22 @@ def load_initial(network: nn.Module, path: str) -> None:
         return
     initial = load_checkpoint(path, "ema")
     load_strictly(network, initial.state, str(initial.path))
+
+
+def simulated_int8(config: DictConfig, network: nn.Module) -> FakeQuantisation | None:
+    """What makes a network compute as if it were in 8 bits, where `trainer.int8` asks for it.
+
+    Raises:
+        InputError: no ONNX file can be made of it.
+    """
+    if config.trainer.int8 is None:
+        return None
+    height, width = config.student.inputs.image_size
+    parts_of(network, (height, width))
+    int8 = FakeQuantisation(network, config.trainer.int8.keep)
+    if ranks.rank() == 0:
+        print(f"trained for 8 bits: {len(int8.layers)} layers, the others stay in float32", flush=True)
+    return int8
 
 
 def outcome(trainer: Trainer) -> str:

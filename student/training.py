@@ -197,7 +197,8 @@ class Trainer:
         """
         if self.validate is None:
             return {}
-        score = self.validate(self.ema.module).score()
+        with self.learner.simulating(self.ema.module):
+            score = self.validate(self.ema.module).score()
         found = {"val_miou": float(score.miou), "val_geometric_iou": float(score.geometric_iou)}
         if not math.isfinite(found["val_miou"]):
             raise InputError(
@@ -248,6 +249,7 @@ class Trainer:
             "network": self.network.state_dict(),
             "objective": self.objective.state_dict(),
             "providers": self.learner.teachers.state_dict(),
+            "int8": None if self.learner.int8 is None else self.learner.int8.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -267,6 +269,8 @@ class Trainer:
         self.objective.load_state_dict(state["objective"])
         # teachers of earlier versions had no weights
         self.learner.teachers.load_state_dict(state.get("providers", {}))
+        if self.learner.int8 is not None:
+            self.learner.int8.load_state_dict(state["int8"])
         self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -135,6 +135,12 @@ class Withheld(Node):
     seed: Seed
 
 
+class SimulatedInt8(Node):
+    """How a network computes that is trained for 8 bits."""
+
+    keep: list[Text]
+
+
 class Trainer(Node):
     """How a network is trained."""
 
@@ -154,6 +160,7 @@ class Trainer(Node):
     withheld: Annotated[Withheld | None, BeforeValidator(_share_and_seed)]
     labelled_share: Annotated[Number, Field(gt=0, le=1)] | None
     gradient_norms_every: Count | None
+    int8: SimulatedInt8 | None
     augmentation: Built | None
 
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from distill.frame import Frame
 from student.evaluation.deployed import Deployed
 from student.export.runtime import OnnxFile
+from student.quantisation import named
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # a node's metadata: the module that it was exported from
 _KINDS = ["Conv", "MatMul"]
@@ -57,7 +58,7 @@ def quantised(model: onnx.ModelProto, frames: TrainingFrames, settings: DictConf
         keep = most_sensitive(graph, model, list(frames.judged), settings.changed)
         print(f"of {len(graph.layers)} layers {len(keep)} stay in float32: onnx.int8.keep=[{','.join(keep)}]")
     else:
-        keep = graph.named(settings.keep)
+        keep = named(graph.layers, settings.keep)
     found = graph.written(keep)
     found.metadata_props.add(key="float32_layers", value=json.dumps(keep))
     return found
@@ -93,10 +94,6 @@ class Int8:
         for node in self.model.graph.node:
             if node.op_type in _KINDS:
                 self.layers.setdefault(_layer(node, modules), []).append(node.name)
-
-    def named(self, parts: Collection[str]) -> list[str]:
-        """The layers in whose names one of these parts occurs, whole words between dots."""
-        return [name for name in self.layers if any(f".{part}." in f".{name}." for part in parts)]
 
     def written(self, keep: Collection[str]) -> onnx.ModelProto:
         """The graph, with these layers in float32."""

@@ -1,0 +1,137 @@
+"""Quantisation-aware training: a network computes as its ONNX file in 8 bits will, while its weights stay in float32.
+
+After Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, CVPR
+2018. What is trained is an ordinary checkpoint; `occ-export onnx=int8` brings it to 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_ACTIVATION = (0, 255)
+_WEIGHT = (-127, 127)
+_ABSORBED = (
+    F.batch_norm,
+    F.relu,
+    F.hardtanh,
+)  # behind a convolution; the second and third round to less than they read
+_READ, _WRITTEN = 0, 1
+
+
+class FakeQuantisation(nn.Module):
+    """Rounds what convolutions and products of matrices read and write to what 8 bits hold (docs/formulas.md 14).
+
+    Activations become uint8 between the least and the largest value that was met in training, weights int8, symmetric,
+    channel by channel. Gradients pass as if nothing was rounded, but none where a value lies outside its range.
+
+    Args:
+        network: has convolutions and linear layers; nothing is added to it.
+        keep: parts of the names of layers that stay in float32.
+
+    Attributes:
+        layers: names of the modules that are rounded.
+        lowest_2L, highest_2L: the ranges of what they read, and of what they write.
+    """
+
+    lowest_2L: Tensor
+    highest_2L: Tensor
+
+    def __init__(self, network: nn.Module, keep: Collection[str]) -> None:
+        super().__init__()
+        multiply = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        kept = named(multiply, keep)
+        self.layers = [name for name in multiply if name not in kept]
+        self.register_buffer("lowest_2L", torch.zeros(2, len(self.layers)))
+        self.register_buffer("highest_2L", torch.zeros(2, len(self.layers)))
+
+    @contextmanager
+    def of(self, network: nn.Module) -> Iterator[None]:
+        """In this context a network computes in simulated 8 bits; ranges grow while it is in training mode.
+
+        Args:
+            network: the one that this was made for, or a copy of it.
+        """
+        with _Rounding(self, network):
+            yield
+
+    def rounded(self, values: Tensor, place: tuple[int, int], grow: bool) -> Tensor:
+        """Values that only 256 numbers can have.
+
+        Args:
+            values: of any shape.
+            place: of their range.
+            grow: the range, first, so that they fit.
+        """
+        if grow:
+            with torch.no_grad():
+                lowest, highest = values.aminmax()
+                self.lowest_2L[place] = torch.minimum(self.lowest_2L[place], lowest.float())
+                self.highest_2L[place] = torch.maximum(self.highest_2L[place], highest.float())
+        least, largest = _ACTIVATION
+        lowest, highest = self.lowest_2L[place], self.highest_2L[place]
+        scale = ((highest - lowest) / (largest - least)).clamp_min(torch.finfo(torch.float32).tiny)
+        zero = (least - lowest / scale).round().int()
+        return torch.fake_quantize_per_tensor_affine(values.float(), scale, zero, least, largest).to(values.dtype)
+
+
+def named(layers: Iterable[str], parts: Collection[str]) -> list[str]:
+    """The layers in whose names one of these parts occurs, whole words between dots."""
+    return [name for name in layers if any(f".{part}." in f".{name}." for part in parts)]
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    """Each output channel to multiples of 1/127 of its largest magnitude."""
+    least, largest = _WEIGHT
+    scale_C = weight.detach().flatten(1).abs().amax(1).float() / largest
+    scale_C = scale_C.clamp_min(torch.finfo(torch.float32).tiny)
+    zero_C = torch.zeros_like(scale_C, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale_C, zero_C, 0, least, largest)
+
+
+class _Rounding(TorchFunctionMode):
+    """Sees every function of PyTorch that a network calls, and rounds where the file does.
+
+    A file keeps a batch norm and a ReLU in the convolution before them, so that what these write is rounded, whoever
+    reads it; a bias of a product of matrices is added to what was rounded.
+    """
+
+    def __init__(self, int8: FakeQuantisation, network: nn.Module) -> None:
+        super().__init__()
+        self.int8, self.network = int8, network
+        self.layers = {id(network.get_submodule(name).weight): layer for layer, name in enumerate(int8.layers)}
+        self.written = WeakTensorKeyDictionary()  # what layers wrote -> the layer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _ABSORBED and args[0] in self.written:
+            found = func(*args, **kwargs)
+            self.written[found] = self.written[args[0]]
+            return found
+        if getattr(func, "__name__", None) != "__get__":  # of a property, such as its shape
+            args, kwargs = tree_map_only(Tensor, self._as_read, (args, kwargs))
+        layer = self.layers.get(id(args[1])) if func in (F.conv2d, F.linear) else None
+        return func(*args, **kwargs) if layer is None else self._multiplied(func, layer, *args)
+
+    def _multiplied(
+        self, func: Any, layer: int, values: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
+    ) -> Any:
+        values, weight = self.int8.rounded(values, (_READ, layer), self.network.training), _rounded(weight)
+        if func is F.linear:
+            found = self.int8.rounded(func(values, weight), (_WRITTEN, layer), self.network.training)
+            return found if bias is None else found + bias
+        found = func(values, weight, bias, *rest)
+        self.written[found] = layer
+        return found
+
+    def _as_read(self, values: Tensor) -> Tensor:
+        layer = self.written.get(values)
+        return values if layer is None else self.int8.rounded(values, (_WRITTEN, layer), self.network.training)
