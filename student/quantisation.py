@@ -28,7 +28,7 @@ _READ, _WRITTEN = 0, 1
 
 
 class FakeQuantisation(nn.Module):
-    """Rounds what convolutions and products of matrices read and write to what 8 bits hold (docs/formulas.md 14).
+    """Rounds what convolutions and products of matrices read and write to what 8 bits hold (docs/formulas.md 14.2).
 
     Activations become uint8 between the least and the largest value that was met in training, weights int8, symmetric,
     channel by channel. Gradients pass as if nothing was rounded, but none where a value lies outside its range.
