@@ -1,6 +1,6 @@
 """What a student costs on this processor, by PyTorch and as an ONNX file: latency, memory, size, one run side by side.
 
-python benchmarks/deploy.py [--threads 1 2] [--rounds 10] [--compile] [NAME ...]
+python benchmarks/deploy.py [NAME ...] [--threads 1 2] [--rounds 10] [--compile]
 
 Networks of conf/student with random weights, batch 1, six cameras, and a past that is remembered. All take turns, call
 by call, so that a machine that is busy for a while is so for all of them. Memory is that of a process of its own.
