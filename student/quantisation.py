@@ -100,38 +100,40 @@ def _rounded(weight: Tensor) -> Tensor:
 class _Rounding(TorchFunctionMode):
     """Sees every function of PyTorch that a network calls, and rounds where the file does.
 
-    A file keeps a batch norm and a ReLU in the convolution before them, so that what these write is rounded, whoever
-    reads it; a bias of a product of matrices is added to what was rounded.
+    What a layer reads is rounded for whoever else reads it, and so is what one writes. A file keeps a batch norm and a
+    ReLU in the convolution before them; a bias of a product of matrices is added to what was rounded.
     """
 
     def __init__(self, int8: FakeQuantisation, network: nn.Module) -> None:
         super().__init__()
         self.int8, self.network = int8, network
         self.layers = {id(network.get_submodule(name).weight): layer for layer, name in enumerate(int8.layers)}
-        self.written = WeakTensorKeyDictionary()  # what layers wrote -> the layer
+        self.places = WeakTensorKeyDictionary()  # activations that are rounded when they are read -> of their range
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _ABSORBED and args[0] in self.written:
+        if func in _ABSORBED and args[0] in self.places:
             found = func(*args, **kwargs)
-            self.written[found] = self.written[args[0]]
+            self.places[found] = self.places[args[0]]
             return found
+        layer = self.layers.get(id(args[1])) if func in (F.conv2d, F.linear) else None
+        if layer is not None:
+            self.places.setdefault(args[0], (_READ, layer))
         if getattr(func, "__name__", None) != "__get__":  # of a property, such as its shape
             args, kwargs = tree_map_only(Tensor, self._as_read, (args, kwargs))
-        layer = self.layers.get(id(args[1])) if func in (F.conv2d, F.linear) else None
         return func(*args, **kwargs) if layer is None else self._multiplied(func, layer, *args)
 
-    def _multiplied(
-        self, func: Any, layer: int, values: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
-    ) -> Any:
-        values, weight = self.int8.rounded(values, (_READ, layer), self.network.training), _rounded(weight)
+    def _multiplied(self, func: Any, layer: int, values: Tensor, weight: Tensor, bias: Any = None, *rest: Any) -> Any:
         if func is F.linear:
-            found = self.int8.rounded(func(values, weight), (_WRITTEN, layer), self.network.training)
+            found = self._rounded(func(values, _rounded(weight)), (_WRITTEN, layer))
             return found if bias is None else found + bias
-        found = func(values, weight, bias, *rest)
-        self.written[found] = layer
+        found = func(values, _rounded(weight), bias, *rest)
+        self.places[found] = (_WRITTEN, layer)
         return found
 
     def _as_read(self, values: Tensor) -> Tensor:
-        layer = self.written.get(values)
-        return values if layer is None else self.int8.rounded(values, (_WRITTEN, layer), self.network.training)
+        place = self.places.get(values)
+        return values if place is None else self._rounded(values, place)
+
+    def _rounded(self, values: Tensor, place: tuple[int, int]) -> Tensor:
+        return self.int8.rounded(values, place, grow=self.network.training)

@@ -225,9 +225,6 @@ def known_values() -> frozenset[str]:
     for file in CONF.rglob("*.yaml"):
         group = "" if file.parent == CONF or "@package _global_" in file.read_text() else file.parent.name
         found |= set(below(OmegaConf.load(file), group))
-        for source, package, option in re.findall(r"([\w/]+)@(\w+): (\w+)", file.read_text()):  # put below this one
-            other = (CONF / source[1:] if source[0] == "/" else file.parent / source) / f"{option}.yaml"
-            found |= set(below(OmegaConf.load(other), f"{group}.{package}"))
     return frozenset(found)
 
 

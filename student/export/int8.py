@@ -30,6 +30,7 @@ from student.quantisation import named
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # a node's metadata: the module that it was exported from
 _KINDS = ["Conv", "MatMul"]
+_ABSORBED = ["Relu", "Clip"]  # behind one of these, whose output then is rounded within a smaller range
 _ROOT = "network."  # of the names in a `student.export.graph.Graph`
 
 
@@ -86,7 +87,7 @@ class Int8:
             onnx.save(model, source)
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             self.model = onnx.load(prepared)
-            calibrator = create_calibrator(prepared, _KINDS, str(observed), CalibrationMethod.MinMax)
+            calibrator = create_calibrator(prepared, _KINDS + _ABSORBED, str(observed), CalibrationMethod.MinMax)
             calibrator.collect_data(_Frames(OnnxFile(source), frames))
             self.ranges = calibrator.compute_data()
         self.layers: dict[str, list[str]] = {}
@@ -109,7 +110,7 @@ class Int8:
             tensors_range=self.ranges,
             nodes_to_quantize=[],
             nodes_to_exclude=in_float,
-            op_types_to_quantize=_KINDS,
+            op_types_to_quantize=_KINDS + _ABSORBED,
             extra_options={},
         )
         quantizer.quantize_model()
