@@ -50,7 +50,7 @@ class Learner(nn.Module):
         of_teachers = [parameter for parameter in self.teachers.parameters() if parameter.requires_grad]
         return [*self.network.parameters(), *self.objective.parameters(), *of_teachers]
 
-    def simulating(self, network: nn.Module) -> AbstractContextManager[None]:
+    def simulating(self, network: nn.Module) -> AbstractContextManager[Any]:
         """A context in which the network, or its average, computes in 8 bits where it is trained for them."""
         return nullcontext() if self.int8 is None else self.int8.of(network)
 

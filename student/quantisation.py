@@ -6,8 +6,8 @@ After Jacob et al., Quantization and Training of Neural Networks for Efficient I
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,11 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 _ACTIVATION = (0, 255)
 _WEIGHT = (-127, 127)
-_ABSORBED = (
-    F.batch_norm,
-    F.relu,
-    F.hardtanh,
-)  # behind a convolution; the second and third round to less than they read
+_ABSORBED = (F.batch_norm, F.relu, Tensor.relu, F.hardtanh)  # by the convolution before them
 _READ, _WRITTEN = 0, 1
 
 
@@ -53,15 +49,13 @@ class FakeQuantisation(nn.Module):
         self.register_buffer("lowest_2L", torch.zeros(2, len(self.layers)))
         self.register_buffer("highest_2L", torch.zeros(2, len(self.layers)))
 
-    @contextmanager
-    def of(self, network: nn.Module) -> Iterator[None]:
-        """In this context a network computes in simulated 8 bits; ranges grow while it is in training mode.
+    def of(self, network: nn.Module) -> AbstractContextManager[Any]:
+        """A context in which a network computes in simulated 8 bits; ranges grow while it is in training mode.
 
         Args:
             network: the one that this was made for, or a copy of it.
         """
-        with _Rounding(self, network):
-            yield
+        return _Rounding(self, network)
 
     def rounded(self, values: Tensor, place: tuple[int, int], grow: bool) -> Tensor:
         """Values that only 256 numbers can have.
