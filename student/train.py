@@ -28,7 +28,6 @@ from distill.nuscenes.frames import FrameDataset
 from distill.nuscenes.inventory import Inventory
 from distill.weights import load_strictly
 from student.calibrating import calibrate
-from student.export.graph import parts_of
 from student.identity import check_same_run, run_facts
 from student.learner import Learner, make_objective
 from student.preemption import leave_signals_to_the_trainer
@@ -151,6 +150,8 @@ def simulated_int8(config: DictConfig, network: nn.Module) -> FakeQuantisation |
     """
     if config.trainer.int8 is None:
         return None
+    from student.export.graph import parts_of  # knows all networks, and timm with them, which takes seconds
+
     height, width = config.student.inputs.image_size
     parts_of(network, (height, width))
     int8 = FakeQuantisation(network, config.trainer.int8.keep)

@@ -108,6 +108,7 @@ def on_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     learner = make_learner()
     torch.save(gradients(DistributedDataParallel(learner), learner, rank), f"{folder}/{rank}.pt")
+    dist.barrier()  # gloo aborts a rank whose peer is gone before it
     dist.destroy_process_group()
 
 
