@@ -6,7 +6,7 @@ After Jacob et al., Quantization and Training of Neural Networks for Efficient I
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from distill.errors import InputError
 
 _ACTIVATION = (0, 255)
 _WEIGHT = (-127, 127)
@@ -36,6 +38,9 @@ class FakeQuantisation(nn.Module):
     Attributes:
         layers: names of the modules that are rounded.
         lowest_2L, highest_2L: the ranges of what they read, and of what they write.
+
+    Raises:
+        InputError: there is no such layer to keep.
     """
 
     lowest_2L: Tensor
@@ -77,9 +82,17 @@ class FakeQuantisation(nn.Module):
         return torch.fake_quantize_per_tensor_affine(values.float(), scale, zero, least, largest).to(values.dtype)
 
 
-def named(layers: Iterable[str], parts: Collection[str]) -> list[str]:
-    """The layers in whose names one of these parts occurs, whole words between dots."""
-    return [name for name in layers if any(f".{part}." in f".{name}." for part in parts)]
+def named(layers: Collection[str], parts: Collection[str]) -> list[str]:
+    """The layers in whose names one of these parts occurs, whole words between dots.
+
+    Raises:
+        InputError: one occurs in none.
+    """
+    found = {part: [name for name in layers if f".{part}." in f".{name}."] for part in parts}
+    for part, names in found.items():
+        if not names:
+            raise InputError(f"int8.keep names {part}, which is in no layer's name: there are {', '.join(layers)}")
+    return [name for name in layers if any(name in names for names in found.values())]
 
 
 def _rounded(weight: Tensor) -> Tensor:

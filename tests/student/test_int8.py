@@ -108,7 +108,9 @@ def test_layers_that_8_bits_would_ruin_are_found(fragile: Checkpoint, tmp_path: 
     graph = Int8(model, [frame(seed, 1, 2) for seed in range(2)])
     assert {"lift.depth_and_context", "head.column", "encoder.backbone.conv_stem"} <= graph.layers.keys()
     assert named(graph.layers, ["head"]) == ["head.conv.0", "head.column", "head.logits"]
-    assert named(graph.layers, ["conv_p", "column.weight"]) == []
+    for part in ("conv_p", "column.weight"):
+        with pytest.raises(InputError, match=f"int8.keep names {part}, which is in no layer's name"):
+            named(graph.layers, ["head", part])
     # one writes these values, the other reads them
     assert set(most_sensitive(graph, model, [frame(9, 1, 2)], changed=0.05)) == {"head.conv.0", "head.column"}
 
